@@ -1,0 +1,319 @@
+"""Causal softmax, dropout and the product with V as one differentiable op, with a plain-torch twin of the kernel.
+
+Shapes: b micro-batch, a heads, q query and k key positions (q = k = s without context parallelism), d head size.
+
+    probs   = softmax(scores, causal)         [b, a, q, k], fp32 arithmetic, rounded to the compute dtype
+    dropped = probs where kept, else 0        [b, a, q, k]
+    context = keep_scale * (dropped @ value)  [q, b, a*d], the layout that the projection reads without a copy
+
+The keep scale sits in the matrix product, which applies it in fp32 and for nothing. One op spans all three because a
+separate product with V would make autograd keep the dropped probs. What it keeps instead is set by two flags:
+
+    store_probs  store_mask    kept for backward (besides value and context)   bytes a score, 16 bit
+    True         True          probs, mask, dropped                            5     `none`
+    True         False         probs                                           2     `dropout`
+    False        True          scores, row max, 1/row sum, mask                3     `softmax`
+    False        False         scores, row max, 1/row sum                      2     `softmax` and `dropout`
+
+All four give the same bits: rebuilt probs come from the same function, the same scores and the same row statistics.
+Backward (flash-attention's identity, Dao et al. 2022): with delta = rowsum(grad_context * context),
+grad_scores = probs * (keep * keep_scale * (grad_context @ valueᵀ) - delta), so it is elementwise but for the products.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from megaselect.kernels.backend import resolve_backend
+from megaselect.kernels.dropout_mask import Plane, keep_planes, keep_scale, signed_seed, unsigned_seed
+
+BITS_OF = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+LOG2_E = math.log2(math.e)
+
+
+def softmax_dropout_value(
+    scores: Tensor,
+    value: Tensor,
+    sample_index: Tensor,
+    plane: Plane,
+    *,
+    store_probs: bool,
+    store_mask: bool,
+    backend: str = "auto",
+) -> Tensor:
+    """Context [q, b, a*d] from scores [b, a, q, k] (already scaled) and value [b, a, k, d]; sample_index int64 [b].
+
+    plane.site is the site of head 0; offsets are the global positions of row and column 0 of the scores.
+    Raises ValueError for a backend that cannot run here.
+    """
+    return torch.ops.megaselect.softmax_dropout_value(
+        scores, value, sample_index, signed_seed(plane.seed), *plane[1:], store_probs, store_mask, backend
+    )[0]
+
+
+@torch.library.custom_op("megaselect::softmax_dropout_value", mutates_args=())
+def _forward(
+    scores: Tensor,
+    value: Tensor,
+    sample_index: Tensor,
+    seed: int,
+    site: int,
+    threshold: int,
+    row_offset: int,
+    column_offset: int,
+    store_probs: bool,
+    store_mask: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(context, row_max, inverse_sum, probs, mask, dropped); what the flags do not keep is returned empty."""
+    plane = Plane(unsigned_seed(seed), site, threshold, row_offset, column_offset)
+    scores = scores.contiguous()
+    arguments = (scores, sample_index, plane, store_probs and threshold > 0, store_mask and threshold > 0)
+    dropped, row_max, inverse_sum, probs, mask = _kernels(backend, scores).forward(*arguments)
+    context = _context(dropped, value, threshold)
+    if store_probs:
+        row_max, inverse_sum = scores.new_empty(0), scores.new_empty(0)
+    if not store_probs or (threshold > 0 and not store_mask):
+        dropped = scores.new_empty(0)
+    return context, row_max, inverse_sum, probs, mask, dropped
+
+
+@_forward.register_fake
+def _(scores, value, sample_index, seed, site, threshold, row_offset, column_offset, store_probs, store_mask, backend):  # noqa: ANN001, ANN202
+    batch, heads, rows, _ = scores.shape
+    empty = scores.new_empty(0)
+    statistics = [empty, empty] if store_probs else [scores.new_empty(batch, heads, rows, dtype=torch.float32) for _ in "ml"]
+    probs = torch.empty_like(scores) if store_probs and threshold > 0 else empty
+    mask_shape = scores.shape if store_mask and threshold > 0 else (0,)
+    mask = scores.new_empty(mask_shape, dtype=torch.int8)
+    dropped = torch.empty_like(scores) if store_probs and (store_mask or threshold == 0) else scores.new_empty(0)
+    return value.new_empty(rows, batch, heads * value.shape[-1]), *statistics, probs, mask, dropped
+
+
+@torch.library.custom_op("megaselect::softmax_dropout_value_backward", mutates_args=())
+def _backward(
+    grad_context: Tensor,
+    context: Tensor,
+    value: Tensor,
+    sample_index: Tensor,
+    scores: Tensor,
+    row_max: Tensor,
+    inverse_sum: Tensor,
+    probs: Tensor,
+    mask: Tensor,
+    dropped: Tensor,
+    seed: int,
+    site: int,
+    threshold: int,
+    row_offset: int,
+    column_offset: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """(grad_scores [b, a, q, k], grad_value [b, a, k, d]) from whichever tensors were kept; the others are empty."""
+    plane = Plane(unsigned_seed(seed), site, threshold, row_offset, column_offset)
+    batch, heads, keys, head_size = value.shape
+    rows = grad_context.shape[0]
+    by_head = _by_head(grad_context, batch * heads)  # [b*a, q, d]
+    flat_value = value.reshape(batch * heads, keys, head_size)
+    grad_dropped = _scaled_product(by_head, flat_value.transpose(1, 2), keep_scale(threshold))
+    grad_scores, rebuilt = _kernels(backend, value).backward(
+        grad_dropped.view(batch, heads, rows, keys),
+        _row_dots(grad_context, context, batch, heads),
+        sample_index,
+        plane,
+        scores=scores,
+        row_max=row_max,
+        inverse_sum=inverse_sum,
+        probs=probs if probs.numel() else dropped,  # without dropout, dropped probs are the probs
+        mask=mask,
+        write_dropped=dropped.numel() == 0,
+    )
+    dropped = rebuilt if dropped.numel() == 0 else dropped
+    by_key = dropped.view(batch * heads, rows, keys).transpose(1, 2)
+    grad_value = _scaled_product(by_key, by_head, keep_scale(threshold))
+    return grad_scores, grad_value.view(batch, heads, keys, head_size)
+
+
+@_backward.register_fake
+def _(grad_context, context, value, *arguments):  # noqa: ANN001, ANN002, ANN202
+    batch, heads, keys, head_size = value.shape
+    return value.new_empty(batch, heads, grad_context.shape[0], keys), value.new_empty(batch, heads, keys, head_size)
+
+
+def _setup_context(ctx, inputs, output) -> None:  # noqa: ANN001
+    scores, value, sample_index, *scalars, store_probs, _, backend = inputs
+    context, *kept = output
+    ctx.set_materialize_grads(False)  # else backward is handed zeros for every output that is kept
+    ctx.mark_non_differentiable(*kept)
+    ctx.save_for_backward(context, value, sample_index, scores.new_empty(0) if store_probs else scores, *kept)
+    ctx.scalars = (*scalars, backend)
+
+
+def _autograd_backward(ctx, grad_context, *_):  # noqa: ANN001, ANN002, ANN202
+    if grad_context is None:
+        return (None,) * 11
+    saved = ctx.saved_tensors  # read once: a second read fails under checkpoint
+    grads = torch.ops.megaselect.softmax_dropout_value_backward(grad_context.contiguous(), *saved, *ctx.scalars)
+    return (*grads, *(None,) * 9)
+
+
+_forward.register_autograd(_autograd_backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.megaselect.softmax_dropout_value)
+def _forward_flops(scores_shape: torch.Size, value_shape: torch.Size, *_: object, **__: object) -> int:
+    batch, heads, rows, keys = scores_shape
+    return 2 * batch * heads * rows * keys * value_shape[-1]
+
+
+@register_flop_formula(torch.ops.megaselect.softmax_dropout_value_backward)
+def _backward_flops(grad_shape: torch.Size, _: object, value_shape: torch.Size, *__: object, **___: object) -> int:
+    batch, heads, keys, head_size = value_shape
+    return 2 * (2 * batch * heads * grad_shape[0] * keys * head_size)
+
+
+def _kernels(backend: str, tensor: Tensor):  # noqa: ANN202
+    if resolve_backend(backend, tensor.device) == "torch":
+        return TorchTwin
+    from megaselect.kernels import softmax_dropout_triton
+
+    return softmax_dropout_triton
+
+
+def _context(dropped: Tensor, value: Tensor, threshold: int) -> Tensor:
+    """keep_scale * (dropped @ value), written as [q, b, a*d]."""
+    batch, heads, rows, keys = dropped.shape
+    context = value.new_empty(rows, batch, heads * value.shape[-1])
+    flat_value = value.reshape(batch * heads, keys, -1)
+    out = _by_head(context, batch * heads)
+    torch.baddbmm(out, dropped.view(-1, rows, keys), flat_value, beta=0, alpha=keep_scale(threshold), out=out)
+    return context
+
+
+def _by_head(hidden: Tensor, planes: int) -> Tensor:
+    """[s, b, a*d] seen as [b*a, s, d]: a view that the matrix products take as it is."""
+    return hidden.view(hidden.shape[0], planes, -1).transpose(0, 1)
+
+
+def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    out = left.new_empty(left.shape[0], left.shape[1], right.shape[2])
+    return torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
+
+
+def _row_dots(grad_context: Tensor, context: Tensor, batch: int, heads: int) -> Tensor:
+    """delta [b, a, q] in fp32 (fp64 for fp64): the dot product of each head's gradient with its output."""
+    products = grad_context.to(_wide(context.dtype)) * context
+    return products.view(context.shape[0], batch, heads, -1).sum(-1).permute(1, 2, 0).contiguous()
+
+
+class TorchTwin:
+    """The kernel's maths, stored tensors and rounding points in plain torch: for the CPU, and as a reference.
+
+    Works through the planes in chunks that fit a core's cache, into buffers that are allocated once.
+    """
+
+    @staticmethod
+    def forward(
+        scores: Tensor, sample_index: Tensor, plane: Plane, store_probs: bool, store_mask: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(dropped, row_max, inverse_sum, probs, mask) as the Triton kernel returns them."""
+        wide = _wide(scores.dtype)
+        dropped, row_max = torch.empty_like(scores), scores.new_empty(scores.shape[:-1], dtype=wide)
+        inverse_sum = torch.empty_like(row_max)
+        probs = torch.empty_like(scores) if store_probs else dropped
+        keep = _keep(scores, sample_index, plane) if plane.threshold else scores.new_empty(0, dtype=torch.int8)
+        dead = _dead(scores, plane)
+        for chunk in _chunks(scores):
+            masked = torch.add(_flat(scores)[chunk], dead)
+            highest = torch.amax(masked, -1, out=_flat(row_max)[chunk])
+            highest.masked_fill_(highest == -torch.inf, 0)  # a row without a live column gives zeros, not NaN
+            exponentials = _exponentials_(masked, highest)
+            inverse = torch.sum(exponentials, -1, out=_flat(inverse_sum)[chunk]).reciprocal_()
+            inverse.masked_fill_(inverse == torch.inf, 0)
+            torch.mul(exponentials, inverse.unsqueeze(-1), out=exponentials)
+            _flat(probs)[chunk].copy_(exponentials)
+            if plane.threshold:
+                _and(_flat(probs)[chunk], _flat(keep)[chunk], out=_flat(dropped)[chunk])
+        empty, no_mask = scores.new_empty(0), scores.new_empty(0, dtype=torch.int8)
+        return dropped, row_max, inverse_sum, probs if store_probs else empty, keep if store_mask else no_mask
+
+    @staticmethod
+    def backward(
+        grad_dropped: Tensor,
+        delta: Tensor,
+        sample_index: Tensor,
+        plane: Plane,
+        *,
+        scores: Tensor,
+        row_max: Tensor,
+        inverse_sum: Tensor,
+        probs: Tensor,
+        mask: Tensor,
+        write_dropped: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """(grad_scores, dropped or empty). grad_dropped is overwritten with grad_scores."""
+        write_dropped &= plane.threshold > 0 or not probs.numel()
+        dropped = torch.empty_like(grad_dropped) if write_dropped else probs
+        keep = mask if mask.numel() or not plane.threshold else _keep(grad_dropped, sample_index, plane)
+        dead = _dead(grad_dropped, plane)
+        for chunk in _chunks(grad_dropped):
+            if probs.numel():
+                rounded = _flat(probs)[chunk]
+            else:
+                rebuilt = _exponentials_(torch.add(_flat(scores)[chunk], dead), _flat(row_max)[chunk])
+                rounded = rebuilt.mul_(_flat(inverse_sum)[chunk].unsqueeze(-1)).to(scores.dtype)
+            grad = _flat(grad_dropped)[chunk]
+            if plane.threshold:
+                _and(grad, _flat(keep)[chunk], out=grad)
+                if write_dropped:
+                    _and(rounded, _flat(keep)[chunk], out=_flat(dropped)[chunk])
+            else:
+                grad.tril_(plane.row_offset - plane.column_offset)  # 0 * inf above the diagonal would be NaN
+                if write_dropped:
+                    _flat(dropped)[chunk].copy_(rounded)
+            difference = torch.sub(grad, _flat(delta)[chunk].unsqueeze(-1))  # fp32: delta is
+            grad.copy_(difference.mul_(rounded))
+        return grad_dropped, dropped
+
+
+ELEMENTS_PER_CHUNK = 1 << 17
+
+
+def _chunks(scores: Tensor) -> list[slice]:
+    planes = scores.shape[0] * scores.shape[1]
+    step = max(ELEMENTS_PER_CHUNK // max(scores.shape[2] * scores.shape[3], 1), 1)
+    return [slice(start, min(start + step, planes)) for start in range(0, planes, step)]
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.flatten(0, 1)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _dead(scores: Tensor, plane: Plane) -> Tensor:
+    """[q, k], 0 where column_offset + column <= row_offset + row, else -inf; fp32 (fp64 for fp64)."""
+    dead = torch.full(scores.shape[-2:], -torch.inf, dtype=_wide(scores.dtype), device=scores.device)
+    return dead.triu_(plane.row_offset - plane.column_offset + 1)
+
+
+def _exponentials_(masked: Tensor, row_max: Tensor) -> Tensor:
+    """exp(masked - row_max) in place: subtract, multiply, exp2, as the kernel does, which a CPU also does fastest."""
+    return masked.sub_(row_max.unsqueeze(-1)).mul_(LOG2_E).exp2_()
+
+
+def _keep(like: Tensor, sample_index: Tensor, plane: Plane) -> Tensor:
+    _, planes, rows, columns = like.shape
+    return keep_planes(sample_index.cpu(), plane, planes, rows, columns, causal=True).to(like.device)
+
+
+def _and(tensor: Tensor, keep: Tensor, out: Tensor) -> Tensor:
+    """The tensor where `keep` is -1, else 0, by a bitwise and: four times as fast as a select on a CPU, and exact."""
+    integer = BITS_OF[tensor.element_size()]
+    return torch.bitwise_and(tensor.view(integer), keep, out=out.view(integer)).view(tensor.dtype)

@@ -1,0 +1,28 @@
+"""Megaselect trains GPT models with activation recomputation as a switch: memory and time change, nothing else.
+
+    from megaselect import Config, build_model
+
+Names load on first use, so that the kernels and `--help` need neither pydantic nor torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megaselect.config import Config
+    from megaselect.model import build_model
+
+__version__ = "0.1.0"
+__all__ = ["Config", "__version__", "build_model"]
+
+_HOMES = {"Config": "megaselect.config", "build_model": "megaselect.model"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,248 @@
+"""The schema. Each field's description is also its line in `--help`; `off` is what YAML's `off` means for it."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from megaselect.config import checks
+from megaselect.config.layers import parse_layers
+from megaselect.config.loading import Origins, merge, read_yaml
+from megaselect.config.messages import explain
+
+
+class Section(BaseModel):
+    """Base of the sections: frozen, unknown keys refused, and no number read from a YAML switch word."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_switch_words(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads off, no, on and yes as bool, which pydantic would go on to read as the numbers 0 and 1."""
+        field = cls.model_fields[info.field_name or ""]
+        if not isinstance(value, bool) or field.annotation is bool:
+            return value
+        meaning = field.json_schema_extra
+        if value is False and isinstance(meaning, dict):
+            return meaning["off"]
+        raise PydanticCustomError("switch_word", "switch word")
+
+
+class ModelConfig(Section):
+    """Shape of the GPT model."""
+
+    num_layers: int = Field(ge=1, description="transformer layers")
+    hidden_size: int = Field(ge=1, description="width of the residual stream")
+    num_attention_heads: int = Field(ge=1, le=checks.MAX_HEADS, description="heads; must divide the hidden size")
+    ffn_hidden_size: int | None = Field(None, ge=1, description="width inside the MLP; none: 4 x hidden size")
+    seq_length: int = Field(ge=1, description="tokens per training sample")
+    vocab_size: int = Field(ge=1, description="rows of the embedding table")
+    dropout_p: float = Field(0.1, description="dropout probability, in steps of 1/256")
+    attention_dropout_p: float | None = Field(None, description="dropout after softmax; none: the same as dropout-p")
+    hidden_dropout_p: float | None = Field(None, description="dropout elsewhere; none: the same as dropout-p")
+    attention: Literal["unfused"] = Field("unfused", description="how core attention is computed")
+    init_std: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+    layernorm_epsilon: float = Field(1e-5, gt=0, description="added to the variance in layernorm")
+    kernel_backend: Literal["auto", "triton", "torch"] = Field(
+        "auto", description="who runs the fused ops; auto: triton on a GPU, torch on a CPU"
+    )
+
+    @model_validator(mode="after")
+    def _fill_and_check(self) -> Self:
+        checks.check_model(self)
+        filled = {
+            "ffn_hidden_size": 4 * self.hidden_size,
+            "attention_dropout_p": self.dropout_p,
+            "hidden_dropout_p": self.dropout_p,
+        }
+        for name, value in filled.items():
+            if getattr(self, name) is None:
+                # Filled in but not counted as set: to_dict gives None again, so a later override of hidden_size or
+                # dropout_p still reaches the fields that follow them.
+                self.__dict__[name] = value
+                self.model_fields_set.discard(name)
+        return self
+
+
+class DataConfig(Section):
+    """Where the tokens come from."""
+
+    prefix: str | None = Field(None, description="indexed dataset to train on; none: the default corpus")
+    valid_prefix: str | None = Field(None, description="indexed dataset to evaluate on; none: split off")
+    tokenizer: str | None = Field(None, description="tokenizer model file; none: the dataset's own")
+    valid_fraction: float = Field(0.05, ge=0, lt=1, description="share that is split off for evaluation")
+    cache_dir: str | None = Field(None, description="none: $MEGASELECT_CACHE or ~/.cache/megaselect")
+    vocab_size: int = Field(4096, ge=1, description="size of the default corpus's tokenizer")
+
+
+class TrainingConfig(Section):
+    """Batches, optimizer, schedule and checkpoints."""
+
+    micro_batch_size: int = Field(8, ge=1, description="samples per forward pass")
+    global_batch_size: int = Field(8, ge=1, description="samples per step; a multiple of the micro batch")
+    max_steps: int = Field(500, ge=1, description="optimizer steps in the whole run")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="compute dtype; auto: bf16 on a GPU, fp32 on a CPU"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
+    lr: float = Field(3e-4, gt=0, description="highest learning rate")
+    min_lr: float = Field(0.0, ge=0, description="learning rate after the decay")
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        "cosine", description="shape of the decay; wsd: warm-up, stable, decay"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    decay_steps: int | None = Field(None, ge=1, description="steps of decay; none: chosen by the schedule")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW's decay of weight matrices")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the second moment")
+    epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    clip_grad: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
+    seed: int = Field(1234, ge=0, lt=2**64, description="seed of weights, data order and dropout masks")
+    deterministic: bool = Field(True, description="refuse operations whose bits vary from run to run")
+    eval_interval: int = Field(100, ge=0, description="steps between evaluations; 0: never")
+    eval_batches: int = Field(8, ge=1, description="micro batches per evaluation")
+    save_interval: int = Field(100, ge=0, description="steps between checkpoints; 0: never")
+    resume: str = Field(
+        "auto",
+        min_length=1,
+        json_schema_extra={"off": "none"},
+        description="checkpoint to continue from; auto: the newest in the run directory; none: start anew",
+    )
+    run_dir: str = Field("runs/default", min_length=1, description="directory of checkpoints, metrics and config")
+    sample_tokens: int = Field(64, ge=0, description="tokens of sample text at the end; 0: none")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        checks.check_training(self)
+        return self
+
+
+class RecomputeConfig(Section):
+    """What is kept for backward and what is computed again. The losses do not change."""
+
+    mode: Literal["none", "selective", "full"] = Field(
+        "none",
+        json_schema_extra={"off": "none"},
+        description="none keeps all; selective rebuilds softmax and dropout; full rebuilds whole layers",
+    )
+    modules: tuple[Literal["softmax", "dropout", "core_attn"], ...] = Field(
+        ("softmax", "dropout"), description="what selective rebuilds: any of softmax, dropout, core_attn"
+    )
+    method: Literal["uniform", "block", "sqrt"] = Field(
+        "uniform",
+        description="where full puts checkpoints: one per chunk of N layers (uniform), one per layer for the first N "
+        "layers (block), or one per chunk of about sqrt(layers) (sqrt)",
+    )
+    num_layers: int | None = Field(None, ge=1, description="the N of method uniform (none: 1) or block")
+    layers: str | None = Field(
+        None, description="only these layers, such as 0-11, 0,3,5-7, even, odd or skip-first-last; none: all"
+    )
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _read_single_layer(cls, value: Any) -> Any:
+        """`layers: 3` in YAML is a number."""
+        return str(value) if type(value) is int else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        checks.check_recompute(self)
+        return self
+
+    def selected_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Numbers of the layers that the mode applies to, ascending, in a model of `num_layers` layers.
+
+        Raises ConfigError where `layers` names a layer that the model does not have, or none at all.
+        """
+        return tuple(range(num_layers)) if self.layers is None else parse_layers(self.layers, num_layers)
+
+
+class LoggingConfig(Section):
+    """What is reported, and where."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto",
+        json_schema_extra={"off": "disabled"},
+        description="Weights & Biases; auto: online where a key is set, offline otherwise",
+    )
+    wandb_project: str = Field("megaselect", min_length=1, description="project that the runs go to")
+    wandb_group: str | None = Field(None, description="group of the run; none: no group")
+    log_interval: int = Field(10, ge=1, description="steps between lines on the console")
+
+
+class Config(BaseModel):
+    """A whole run, frozen and validated. Build it with from_yaml or from_dict: their errors name file and flag."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelConfig
+    data: DataConfig = Field(default_factory=DataConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    recompute: RecomputeConfig = Field(default_factory=RecomputeConfig)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        checks.check_across_sections(self)
+        return self
+
+    @classmethod
+    def from_yaml(
+        cls, path: str | Path, overrides: Mapping[str, Any] | None = None, flags: Mapping[str, str] | None = None
+    ) -> Self:
+        """Read the YAML file at `path`; `overrides` (dotted names) win over it. Raises ConfigError.
+
+        flags: dotted name -> the command-line flag that set it, for error messages.
+        """
+        return cls.from_dict(read_yaml(path), str(path), overrides, flags)
+
+    @classmethod
+    def from_dict(
+        cls,
+        mapping: Mapping[str, Any],
+        source: str = "config",
+        overrides: Mapping[str, Any] | None = None,
+        flags: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Validate a nested mapping; `overrides` (dotted names) win over it, `source` names it in a ConfigError.
+
+        An overridden recompute.mode drops the mapping's settings that belong to another mode.
+        """
+        overrides = overrides or {}
+        origins = Origins(source, {name: (flags or {}).get(name, f"override {name}") for name in overrides})
+        names = [name for name, _ in iter_settings(cls)]
+        try:
+            return cls.model_validate(merge(mapping, overrides, origins))
+        except ValidationError as error:
+            raise explain(error, names, origins) from None
+        except checks.SettingError as error:
+            raise origins.locate(error) from None
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain nested values from which from_dict builds an equal config. Filled-in values are None again."""
+        sections = self.model_dump(mode="json")
+        for name in ("ffn_hidden_size", "attention_dropout_p", "hidden_dropout_p"):
+            if name not in self.model.model_fields_set:
+                sections["model"][name] = None
+        recompute = sections["recompute"]
+        kept = ("mode", *checks.SETTINGS_OF_MODE[self.recompute.mode])
+        sections["recompute"] = {name: recompute[name] for name in kept}
+        return sections
+
+    def to_yaml(self) -> str:
+        """The same as to_dict, as a YAML document that from_yaml reads."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def iter_settings(schema: type[Config] = Config) -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting in the order of the schema: dotted name and pydantic field."""
+    for section, section_field in schema.model_fields.items():
+        section_class = section_field.annotation
+        assert section_class is not None
+        for name, field in section_class.model_fields.items():
+            yield f"{section}.{name}", field

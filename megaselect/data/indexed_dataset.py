@@ -1,0 +1,271 @@
+"""Megatron-LM's indexed dataset: PREFIX.bin holds token ids back to back, PREFIX.idx says where each sequence lies.
+
+Layout of the index, little-endian throughout (megatron/core/datasets/indexed_dataset.py):
+
+    9 bytes  magic b"MMIDIDX\\0\\0"
+    u64      version, 1
+    u8       code of the token dtype
+    u64 u64  N sequences, D document bounds
+    N x i32  length of each sequence, in tokens
+    N x i64  offset of each sequence in PREFIX.bin, in bytes
+    D x i64  document bounds: document i is sequences [bounds[i], bounds[i + 1]); first 0, last N
+    N x i8   modes; multimodal datasets only, ignored here
+"""
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, NamedTuple, Self
+
+import numpy as np
+
+from megaselect.data.files import partial_path, publish, write_atomically
+from megaselect.errors import DataError
+
+_MAGIC = b"MMIDIDX\0\0"
+_VERSION = 1
+_HEADER = struct.Struct("<9sQBQQ")
+_TOKEN_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+_FLOAT_DTYPES = {6: "float64", 7: "float32"}
+_CODE_OF_DTYPE = {np.dtype(name): code for code, name in _TOKEN_DTYPES.items()}
+
+# Megatron-LM's own threshold, below 2**16 to leave room for ids that are added to a vocabulary later.
+_UINT16_VOCAB_LIMIT = 65_500
+_MAX_SEQUENCE_TOKENS = 2**31 - 1
+
+
+class _Index(NamedTuple):
+    dtype: np.dtype
+    lengths: np.ndarray  # [N] i32, tokens
+    offsets: np.ndarray  # [N] i64, bytes
+    bounds: np.ndarray  # [D] i64, sequences
+
+
+class IndexedDataset:
+    """Read-only view of PREFIX.bin and PREFIX.idx; nothing but the index's arrays is read before tokens are asked for.
+
+    `len()` is the number of sequences, `[i]` the tokens of one (1-D array of the file's dtype).
+
+    Raises DataError, naming the file and the value, when either file is missing, damaged or does not hold tokens.
+    """
+
+    def __init__(self, prefix: str | Path) -> None:
+        self.bin_path, self.idx_path = _bin_path(prefix), _idx_path(prefix)
+        for path in (self.idx_path, self.bin_path):
+            if not path.is_file():
+                raise DataError(
+                    f"{path} does not exist; name the common prefix of a .bin and an .idx file, "
+                    "such as `megaselect data prepare` or Megatron-LM's preprocess_data.py writes"
+                )
+        index = _read_index(self.idx_path)
+        self.dtype = index.dtype
+        self.sequence_lengths = index.lengths
+        self.document_bounds = index.bounds
+        _check_offsets(index, self.idx_path, self.bin_path)
+        self._data = np.memmap(self.bin_path, index.dtype, mode="r", shape=_bin_items(self.bin_path, index.dtype))
+        self._starts = index.offsets // index.dtype.itemsize  # [N] tokens
+
+    def __len__(self) -> int:
+        return len(self.sequence_lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        start = int(self._starts[index])
+        return self._data[start : start + int(self.sequence_lengths[index])]
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.document_bounds) - 1
+
+    @property
+    def tokens(self) -> "np.ndarray | GatheredTokens":
+        """All tokens, sequence after sequence: one memmap, or a gathering view where the sequences are not adjacent."""
+        if np.array_equal(self._starts[1:], self._starts[:-1] + self.sequence_lengths[:-1]):
+            first = int(self._starts[0])
+            return self._data[first : first + int(self.sequence_lengths.sum(dtype=np.int64))]
+        return GatheredTokens(self._data, self._starts, self.sequence_lengths)
+
+
+class GatheredTokens:
+    """The token stream of an index that reorders, skips or repeats parts of its .bin (a shuffled or filtered subset).
+
+    Supports what a sampler needs: `len()` and `[start:stop]` with 0 <= start <= stop <= len().
+    """
+
+    def __init__(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
+        self._data, self._starts = data, starts
+        self._ends = np.cumsum(lengths, dtype=np.int64)  # of each sequence, in the stream
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, window: slice) -> np.ndarray:
+        position, stop = window.start, window.stop
+        parts = [self._data[:0]]
+        sequence = int(np.searchsorted(self._ends, position, side="right"))
+        while position < stop:
+            end = min(int(self._ends[sequence]), stop)
+            # Distance from the end of the sequence is the same in the stream and in the file.
+            shift = int(self._starts[sequence]) + self._length(sequence) - int(self._ends[sequence])
+            parts.append(self._data[position + shift : end + shift])
+            position = end
+            sequence += 1
+        return np.concatenate(parts)
+
+    def _length(self, sequence: int) -> int:
+        return int(self._ends[sequence] - (self._ends[sequence - 1] if sequence else 0))
+
+
+class IndexedDatasetWriter:
+    """Writes PREFIX.bin and PREFIX.idx, one sequence a document, in memory that grows by 8 bytes a document.
+
+    Token ids are stored as u16 for vocabularies below 65,500, else as i32. Nothing appears under the real names before
+    `finish`, and the .idx comes last: where there is an .idx, the dataset is whole. As a context manager it finishes
+    at the end of the block, and leaves nothing behind if the block raises.
+    """
+
+    def __init__(self, prefix: str | Path, vocab_size: int) -> None:
+        self._bin_path, self._idx_path = _bin_path(prefix), _idx_path(prefix)
+        self._vocab_size = vocab_size
+        self._dtype = np.dtype("<u2" if vocab_size < _UINT16_VOCAB_LIMIT else "<i4")
+        self._lengths: list[int] = []
+        self._open_length = 0
+        self._partial = partial_path(self._bin_path)
+        self._file: BinaryIO = self._partial.open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self._discard()
+
+    def add_document(self, ids: Sequence[int] | np.ndarray) -> None:
+        """Append one document of token ids in [0, vocab_size)."""
+        self.extend(ids)
+        self.end_document()
+
+    def extend(self, ids: Sequence[int] | np.ndarray) -> None:
+        """Append token ids to the document at the end, which `end_document` closes."""
+        tokens = np.asarray(ids, dtype=np.int64)
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self._vocab_size:
+            wrong = tokens.max() if tokens.min() >= 0 else tokens.min()
+            raise DataError(
+                f"token id {wrong} is outside the vocabulary of {self._vocab_size} that {self._bin_path} is written for"
+            )
+        self._open_length += tokens.size
+        if self._open_length > _MAX_SEQUENCE_TOKENS:
+            raise DataError(
+                f"a document has more than {_MAX_SEQUENCE_TOKENS:,} tokens, the most that the index of "
+                f"{self._bin_path} can express; split its file"
+            )
+        self._file.write(tokens.astype(self._dtype).tobytes())
+
+    def end_document(self) -> None:
+        self._lengths.append(self._open_length)
+        self._open_length = 0
+
+    def finish(self) -> None:
+        """Flush both files to disk and give them their real names, replacing an older dataset of that prefix."""
+        self._file.close()
+        try:
+            if not any(self._lengths):
+                raise DataError(f"nothing to write to {self._bin_path}: there is not one token")
+            # A reader must never pair the old index with the new tokens.
+            self._idx_path.unlink(missing_ok=True)
+            publish(self._partial, self._bin_path)
+            write_atomically(self._idx_path, self._index_bytes())
+        finally:
+            self._discard()
+
+    def _index_bytes(self) -> bytes:
+        lengths = np.asarray(self._lengths, dtype="<i4")
+        ends = np.cumsum(lengths, dtype="<i8") * self._dtype.itemsize
+        offsets = np.concatenate((np.zeros(1, "<i8"), ends[:-1])).astype("<i8")
+        bounds = np.arange(len(lengths) + 1, dtype="<i8")
+        header = _HEADER.pack(_MAGIC, _VERSION, _CODE_OF_DTYPE[self._dtype], len(lengths), len(bounds))
+        return header + lengths.tobytes() + offsets.tobytes() + bounds.tobytes()
+
+    def _discard(self) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def _bin_path(prefix: str | Path) -> Path:
+    return Path(f"{prefix}.bin")
+
+
+def _idx_path(prefix: str | Path) -> Path:
+    return Path(f"{prefix}.idx")
+
+
+def _bin_items(bin_path: Path, dtype: np.dtype) -> int:
+    return bin_path.stat().st_size // dtype.itemsize
+
+
+def _read_index(path: Path) -> _Index:
+    size = path.stat().st_size
+    if size < _HEADER.size:
+        raise DataError(f"{path} has {size} bytes, less than the header of an index; it was cut short: write it again")
+    with path.open("rb") as file:
+        magic, version, code, num_sequences, num_bounds = _HEADER.unpack(file.read(_HEADER.size))
+    _check_header(path, magic, version, code)
+    expected = _HEADER.size + 12 * num_sequences + 8 * num_bounds
+    if size not in (expected, expected + num_sequences):
+        raise DataError(
+            f"{path} has {size} bytes, but an index of {num_sequences} sequences and {num_bounds} document bounds "
+            f"has {expected}; it is damaged: write it again"
+        )
+    raw = np.memmap(path, np.uint8, mode="r")
+    at = _HEADER.size
+    lengths = np.frombuffer(raw, "<i4", num_sequences, at)
+    offsets = np.frombuffer(raw, "<i8", num_sequences, at + 4 * num_sequences)
+    bounds = np.frombuffer(raw, "<i8", num_bounds, at + 12 * num_sequences)
+    _check_bounds(path, bounds, num_sequences)
+    if not lengths.any():
+        raise DataError(f"{path} lists not one token; write it again from text that is not empty")
+    return _Index(np.dtype(_TOKEN_DTYPES[code]), lengths, offsets, bounds)
+
+
+def _check_header(path: Path, magic: bytes, version: int, code: int) -> None:
+    if magic != _MAGIC:
+        raise DataError(
+            f"{path} starts with {magic!r}, not with {_MAGIC!r}: it is no index of Megatron-LM's indexed dataset; "
+            "write one with `megaselect data prepare`"
+        )
+    if version != _VERSION:
+        raise DataError(f"{path} has version {version}, but only version {_VERSION} can be read; convert it first")
+    if code in _FLOAT_DTYPES:
+        raise DataError(f"{path} holds {_FLOAT_DTYPES[code]} values (dtype code {code}), but token ids are integers")
+    if code not in _TOKEN_DTYPES:
+        known = ", ".join(str(known) for known in _TOKEN_DTYPES)
+        raise DataError(f"{path} has dtype code {code}, but token ids have one of {known}; it is damaged: write it again")
+
+
+def _check_bounds(path: Path, bounds: np.ndarray, num_sequences: int) -> None:
+    if len(bounds) == 0 or bounds[0] != 0 or bounds[-1] != num_sequences or (np.diff(bounds) < 0).any():
+        shown = f"from {bounds[0]} to {bounds[-1]}" if len(bounds) else "none"
+        raise DataError(
+            f"{path} has document bounds ({shown}) that do not rise from 0 to its {num_sequences} sequences; "
+            "it is damaged: write it again"
+        )
+
+
+def _check_offsets(index: _Index, idx_path: Path, bin_path: Path) -> None:
+    itemsize = index.dtype.itemsize
+    ends = index.offsets + index.lengths.astype(np.int64) * itemsize
+    wrong = (index.lengths < 0) | (index.offsets < 0) | (index.offsets % itemsize != 0)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise DataError(
+            f"{idx_path} puts sequence {first} at byte {index.offsets[first]} with {index.lengths[first]} tokens of "
+            f"{itemsize} bytes, which cannot be; it is damaged: write it again"
+        )
+    size = bin_path.stat().st_size
+    if ends.max() > size:
+        raise DataError(
+            f"{bin_path} has {size} bytes, but {idx_path} lists tokens up to byte {ends.max()}; "
+            "the two do not belong together or the .bin was cut short: write both again"
+        )

@@ -1,0 +1,32 @@
+"""Errors that a user can mend. The command line prints one as a single line and exits with code 2.
+
+Every message names the value that was refused, why, and what to do instead.
+"""
+
+
+class MegaselectError(Exception):
+    """Base of all errors that are the user's to mend."""
+
+
+class ConfigError(MegaselectError):
+    """A setting is unknown, out of range, or contradicts another one."""
+
+
+class DataError(MegaselectError):
+    """A corpus, tokenizer or indexed dataset is missing, damaged or too small."""
+
+
+class DeviceError(MegaselectError):
+    """The device or kernel backend that was asked for is not there."""
+
+
+class CheckpointError(MegaselectError):
+    """A checkpoint is missing, damaged, or belongs to another model."""
+
+
+class RecomputeError(MegaselectError):
+    """A recompute setting contradicts the model or would save nothing."""
+
+
+class SampleIndexError(MegaselectError):
+    """Dropout was asked for without the sample indices that its masks are a function of."""

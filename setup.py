@@ -1,0 +1,38 @@
+"""Packaging. `kernels/` and `configs/` stand at the root of the tree and install inside the package."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+VERSION = re.search(r'^__version__ = "(.+)"$', Path("megaselect/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+
+TEST = ["pytest>=8", "hypothesis>=6", "transformers>=4.50", "ruff>=0.9"]
+
+setup(
+    name="megaselect",
+    version=VERSION[1],
+    description="Trains GPT models with activation recomputation that changes memory and time and nothing else",
+    python_requires=">=3.11",
+    # kernels/ has no __init__.py (transformers would take it for its own `kernels` package when run from the root),
+    # so find_packages does not see it, nor the link megaselect/kernels that serves runs without an install.
+    packages=[*find_packages(include=["megaselect", "megaselect.*"]), "megaselect.kernels", "megaselect.configs"],
+    package_dir={"megaselect.kernels": "kernels", "megaselect.configs": "configs"},
+    package_data={"megaselect.configs": ["*.yaml"]},
+    include_package_data=False,
+    install_requires=[
+        "torch>=2.11",
+        # CPU builds of torch do not ask for triton; the kernels import it everywhere that it exists.
+        "triton>=3.6; sys_platform == 'linux'",
+        "einops>=0.8",
+        "sentencepiece>=0.2",
+        "wandb>=0.19",
+        "numpy>=2.0",
+        "pydantic>=2",
+        "rich>=13",
+        "safetensors>=0.4",
+        "PyYAML>=6",
+    ],
+    extras_require={"test": TEST, "dev": [*TEST, "build>=1.2"]},
+    entry_points={"console_scripts": ["megaselect = megaselect.cli.main:main"]},
+)
