@@ -11,7 +11,7 @@ BACKENDS = ("auto", "triton", "torch")
 
 
 def resolve_backend(requested: str, device: torch.device) -> str:
-    """"triton" or "torch". `auto` takes Triton on a GPU that has it and the torch twin elsewhere.
+    """ "triton" or "torch". `auto` takes Triton on a GPU that has it and the torch twin elsewhere.
 
     Raises ValueError where Triton is asked for and cannot run: the launch itself would only say "0 active drivers".
     """

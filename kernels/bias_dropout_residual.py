@@ -86,7 +86,8 @@ def _setup_context(ctx, inputs, output) -> None:  # noqa: ANN001
     _, mask = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(mask)
-    ctx.save_for_backward(mask, sample_index)
+    threshold = scalars[2]
+    ctx.save_for_backward(mask, sample_index if threshold else mask)  # without dropout nothing is a function of it
     ctx.scalars = (*scalars, backend)
     ctx.has_bias, ctx.has_residual = bias is not None, residual is not None
 

@@ -158,9 +158,7 @@ def _rectangles(shape: tuple[int, ...], plane: Plane, causal: bool) -> Iterator[
         column += width
 
 
-def _fill_rectangle(
-    keep: np.ndarray, samples: Sequence[int], plane: Plane, planes: int, rectangle: _Rectangle
-) -> None:
+def _fill_rectangle(keep: np.ndarray, samples: Sequence[int], plane: Plane, planes: int, rectangle: _Rectangle) -> None:
     import numpy as np
 
     index = range(rectangle.plane_start, rectangle.plane_stop)

@@ -86,7 +86,9 @@ def _forward(
 def _(scores, value, sample_index, seed, site, threshold, row_offset, column_offset, store_probs, store_mask, backend):  # noqa: ANN001, ANN202
     batch, heads, rows, _ = scores.shape
     empty = scores.new_empty(0)
-    statistics = [empty, empty] if store_probs else [scores.new_empty(batch, heads, rows, dtype=torch.float32) for _ in "ml"]
+    statistics = (
+        [empty, empty] if store_probs else [scores.new_empty(batch, heads, rows, dtype=torch.float32) for _ in "ml"]
+    )
     probs = torch.empty_like(scores) if store_probs and threshold > 0 else empty
     mask_shape = scores.shape if store_mask and threshold > 0 else (0,)
     mask = scores.new_empty(mask_shape, dtype=torch.int8)
@@ -147,9 +149,12 @@ def _(grad_context, context, value, *arguments):  # noqa: ANN001, ANN002, ANN202
 def _setup_context(ctx, inputs, output) -> None:  # noqa: ANN001
     scores, value, sample_index, *scalars, store_probs, _, backend = inputs
     context, *kept = output
+    empty = scores.new_empty(0)
+    if scalars[2] == 0:  # without dropout nothing is a function of the sample
+        sample_index = empty
     ctx.set_materialize_grads(False)  # else backward is handed zeros for every output that is kept
     ctx.mark_non_differentiable(*kept)
-    ctx.save_for_backward(context, value, sample_index, scores.new_empty(0) if store_probs else scores, *kept)
+    ctx.save_for_backward(context, value, sample_index, empty if store_probs else scores, *kept)
     ctx.scalars = (*scalars, backend)
 
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from megaselect.config import Config
-    from megaselect.model import build_model
+    from megaselect.build import build_model
 
 __version__ = "0.1.0"
 __all__ = ["Config", "__version__", "build_model"]
 
-_HOMES = {"Config": "megaselect.config", "build_model": "megaselect.model"}
+_HOMES = {"Config": "megaselect.config", "build_model": "megaselect.build"}
 
 
 def __getattr__(name: str) -> Any:

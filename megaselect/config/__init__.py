@@ -1,4 +1,4 @@
-"""What a run is: one schema for model, data, training, recompute and logging, read from YAML and flags. Needs no torch."""
+"""One schema for model, data, training, recompute and logging, read from YAML and flags. Needs no torch."""
 
 from megaselect.config.schema import (
     Config,

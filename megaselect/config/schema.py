@@ -1,4 +1,4 @@
-"""The schema. Each field's description is also its line in `--help`; `off` is what YAML's `off` means for it."""
+"""The schema. Each field's description is also its line in `--help`; `off` is what the word off means for it."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,8 +11,9 @@ from pydantic_core import PydanticCustomError
 
 from megaselect.config import checks
 from megaselect.config.layers import parse_layers
-from megaselect.config.loading import Origins, merge, read_yaml
 from megaselect.config.messages import explain
+from megaselect.config.origins import Origins, merge
+from megaselect.config.yaml_file import read_yaml
 
 
 class Section(BaseModel):
@@ -25,12 +26,11 @@ class Section(BaseModel):
     def _read_switch_words(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML reads off, no, on and yes as bool, which pydantic would go on to read as the numbers 0 and 1."""
         field = cls.model_fields[info.field_name or ""]
-        if not isinstance(value, bool) or field.annotation is bool:
-            return value
-        meaning = field.json_schema_extra
-        if value is False and isinstance(meaning, dict):
-            return meaning["off"]
-        raise PydanticCustomError("switch_word", "switch word")
+        if (value is False or value == "off") and isinstance(field.json_schema_extra, dict):
+            return field.json_schema_extra["off"]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise PydanticCustomError("switch_word", "switch word")
+        return value
 
 
 class ModelConfig(Section):
@@ -242,7 +242,6 @@ class Config(BaseModel):
 def iter_settings(schema: type[Config] = Config) -> Iterator[tuple[str, FieldInfo]]:
     """Every setting in the order of the schema: dotted name and pydantic field."""
     for section, section_field in schema.model_fields.items():
-        section_class = section_field.annotation
-        assert section_class is not None
+        section_class: Any = section_field.annotation
         for name, field in section_class.model_fields.items():
             yield f"{section}.{name}", field

@@ -58,7 +58,7 @@ def read_blocks(document: Document) -> Iterator[TextBlock]:
 
 
 def manifest_sha256(documents: Iterable[Document]) -> str:
-    """SHA-256 of the lines that `sha256sum FILE…` prints for the documents' whole files, so that anyone can check it."""
+    """SHA-256 of the lines that `sha256sum NAME…` prints for the documents' whole files: anyone can check it."""
     manifest = hashlib.sha256()
     for document in documents:
         with document.path.open("rb") as file:
@@ -86,7 +86,7 @@ def split_documents(documents: list[Document], valid_fraction: float) -> tuple[l
         largest = max(range(len(train)), key=lambda index: train[index].num_bytes)
         train[largest], tail = _cut(train[largest], left)
         valid.append(tail)
-    return train, valid
+    return [document for document in train if document.num_bytes], valid
 
 
 def _name_bytes(document: Document) -> bytes:
@@ -94,11 +94,12 @@ def _name_bytes(document: Document) -> bytes:
 
 
 def _cut(document: Document, tail_bytes: int) -> tuple[Document, Document]:
-    """Head and tail of a document, the tail at most `tail_bytes` long; no UTF-8 character is torn."""
+    """Head and tail of a document, the tail up to 3 bytes longer than asked for, lest a UTF-8 character be torn."""
     position = document.stop - tail_bytes
     with document.path.open("rb") as file:
-        file.seek(position)
-        head = file.read(4)
-    continuation = next((i for i, byte in enumerate(head) if byte & 0xC0 != 0x80), 0)
-    position += continuation
+        first = max(document.start, position - 3)
+        file.seek(first)
+        around = file.read(position - first + 1)
+    # UTF-8 marks the bytes inside a character by their two top bits; back to the nearest byte that begins one.
+    position -= next((back for back, byte in enumerate(reversed(around)) if byte & 0xC0 != 0x80), 0)
     return replace(document, stop=position), replace(document, start=position)

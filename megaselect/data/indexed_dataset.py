@@ -13,7 +13,9 @@ Layout of the index, little-endian throughout (megatron/core/datasets/indexed_da
 """
 
 import struct
+from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
@@ -93,8 +95,9 @@ class GatheredTokens:
     """
 
     def __init__(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
-        self._data, self._starts = data, starts
+        self._data = data
         self._ends = np.cumsum(lengths, dtype=np.int64)  # of each sequence, in the stream
+        self._shifts = starts - (self._ends - lengths)  # from the stream to the file
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -105,19 +108,15 @@ class GatheredTokens:
         sequence = int(np.searchsorted(self._ends, position, side="right"))
         while position < stop:
             end = min(int(self._ends[sequence]), stop)
-            # Distance from the end of the sequence is the same in the stream and in the file.
-            shift = int(self._starts[sequence]) + self._length(sequence) - int(self._ends[sequence])
+            shift = int(self._shifts[sequence])
             parts.append(self._data[position + shift : end + shift])
             position = end
             sequence += 1
         return np.concatenate(parts)
 
-    def _length(self, sequence: int) -> int:
-        return int(self._ends[sequence] - (self._ends[sequence - 1] if sequence else 0))
-
 
 class IndexedDatasetWriter:
-    """Writes PREFIX.bin and PREFIX.idx, one sequence a document, in memory that grows by 8 bytes a document.
+    """Writes PREFIX.bin and PREFIX.idx, one sequence a document, in memory that grows by the index alone.
 
     Token ids are stored as u16 for vocabularies below 65,500, else as i32. Nothing appears under the real names before
     `finish`, and the .idx comes last: where there is an .idx, the dataset is whole. As a context manager it finishes
@@ -128,7 +127,7 @@ class IndexedDatasetWriter:
         self._bin_path, self._idx_path = _bin_path(prefix), _idx_path(prefix)
         self._vocab_size = vocab_size
         self._dtype = np.dtype("<u2" if vocab_size < _UINT16_VOCAB_LIMIT else "<i4")
-        self._lengths: list[int] = []
+        self._lengths = array("i")
         self._open_length = 0
         self._partial = partial_path(self._bin_path)
         self._file: BinaryIO = self._partial.open("wb")
@@ -169,8 +168,10 @@ class IndexedDatasetWriter:
 
     def finish(self) -> None:
         """Flush both files to disk and give them their real names, replacing an older dataset of that prefix."""
-        self._file.close()
+        if self._open_length:
+            self.end_document()
         try:
+            self._file.close()
             if not any(self._lengths):
                 raise DataError(f"nothing to write to {self._bin_path}: there is not one token")
             # A reader must never pair the old index with the new tokens.
@@ -189,7 +190,9 @@ class IndexedDatasetWriter:
         return header + lengths.tobytes() + offsets.tobytes() + bounds.tobytes()
 
     def _discard(self) -> None:
-        self._file.close()
+        # On a full disk, closing fails once more, for what is still buffered.
+        with suppress(OSError):
+            self._file.close()
         self._partial.unlink(missing_ok=True)
 
 
@@ -241,7 +244,9 @@ def _check_header(path: Path, magic: bytes, version: int, code: int) -> None:
         raise DataError(f"{path} holds {_FLOAT_DTYPES[code]} values (dtype code {code}), but token ids are integers")
     if code not in _TOKEN_DTYPES:
         known = ", ".join(str(known) for known in _TOKEN_DTYPES)
-        raise DataError(f"{path} has dtype code {code}, but token ids have one of {known}; it is damaged: write it again")
+        raise DataError(
+            f"{path} has dtype code {code}, but token ids have one of {known}; it is damaged: write it again"
+        )
 
 
 def _check_bounds(path: Path, bounds: np.ndarray, num_sequences: int) -> None:
@@ -255,7 +260,6 @@ def _check_bounds(path: Path, bounds: np.ndarray, num_sequences: int) -> None:
 
 def _check_offsets(index: _Index, idx_path: Path, bin_path: Path) -> None:
     itemsize = index.dtype.itemsize
-    ends = index.offsets + index.lengths.astype(np.int64) * itemsize
     wrong = (index.lengths < 0) | (index.offsets < 0) | (index.offsets % itemsize != 0)
     if wrong.any():
         first = int(np.argmax(wrong))
@@ -264,8 +268,12 @@ def _check_offsets(index: _Index, idx_path: Path, bin_path: Path) -> None:
             f"{itemsize} bytes, which cannot be; it is damaged: write it again"
         )
     size = bin_path.stat().st_size
-    if ends.max() > size:
+    # Room is compared, not ends: an offset near 2**63 plus a length would wrap round to a small number.
+    beyond = size - index.offsets < index.lengths.astype(np.int64) * itemsize
+    if beyond.any():
+        first = int(np.argmax(beyond))
         raise DataError(
-            f"{bin_path} has {size} bytes, but {idx_path} lists tokens up to byte {ends.max()}; "
-            "the two do not belong together or the .bin was cut short: write both again"
+            f"{bin_path} has {size} bytes, but {idx_path} puts sequence {first} at byte {index.offsets[first]} with "
+            f"{index.lengths[first]} tokens of {itemsize} bytes; the two do not belong together or the .bin was cut "
+            "short: write both again"
         )

@@ -1,7 +1,7 @@
 """Batches as a function of the sample index: the same tokens for any batch size, rank layout, or point of resumption.
 
 The token stream is cut into windows of seq_length + 1 tokens, one every seq_length tokens, so that neighbours share one
-token and every token but the first is a target exactly once in an epoch.
+token and no token is a target twice in an epoch. A rest shorter than a window at the end is left out.
 """
 
 from dataclasses import dataclass
@@ -110,15 +110,11 @@ def open_splits(
     """
     if valid_prefix is None and Path(f"{prefix}_valid.idx").is_file():
         valid_prefix = f"{prefix}_valid"
-    cut = 1.0 if valid_prefix is not None else 1.0 - valid_fraction
-    train = TokenSource(prefix, seq_length, seed, part=(0.0, cut), vocab_size=vocab_size)
+    train_part = valid_part = (0.0, 1.0)
+    if valid_prefix is None:
+        valid_prefix, train_part, valid_part = prefix, (0.0, 1.0 - valid_fraction), (1.0 - valid_fraction, 1.0)
+    train = TokenSource(prefix, seq_length, seed, part=train_part, vocab_size=vocab_size)
     valid = TokenSource(
-        valid_prefix or prefix,
-        seq_length,
-        seed,
-        part=(0.0 if valid_prefix else cut, 1.0),
-        shuffle=False,
-        split="validation",
-        vocab_size=vocab_size,
+        valid_prefix, seq_length, seed, part=valid_part, shuffle=False, split="validation", vocab_size=vocab_size
     )
     return train, valid

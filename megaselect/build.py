@@ -1,0 +1,27 @@
+"""From a config to a model that is ready to train, in the order in which the parts compose."""
+
+from __future__ import annotations
+
+from megaselect.config import Config
+from megaselect.devices import check_backend, resolve_device, resolve_dtype
+from megaselect.model.gpt import GPT
+from megaselect.model.initialise import initialise
+from megaselect.recompute.apply import apply_recompute
+from megaselect.recompute.plan import make_plan
+from megaselect.recompute.theory import check_saves
+
+
+def build_model(config: Config) -> GPT:
+    """A GPT in training mode on the config's device and in its dtype; the weights depend on the seed alone.
+
+    Raises DeviceError where the device or kernel backend is absent, RecomputeError for recompute settings that would save
+    nothing.
+    """
+    device = resolve_device(config.training.device)
+    check_backend(config.model.kernel_backend, device)
+    check_saves(config)
+    model = GPT(config.model, config.training.seed)
+    initialise(model, config.model.init_std, config.training.seed)  # before the cast: every dtype rounds the same draw
+    model.to(device=device, dtype=resolve_dtype(config.training.dtype, device))
+    apply_recompute(model, make_plan(config.recompute, config.model.num_layers))
+    return model

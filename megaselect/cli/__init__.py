@@ -1,0 +1,1 @@
+"""The command line: `megaselect train`, `megaselect data`. Nothing here imports torch before the flags are parsed."""

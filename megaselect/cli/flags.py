@@ -1,0 +1,238 @@
+"""The flags of `megaselect train`, generated from the config schema, so that a setting and its flag cannot differ."""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+import megaselect
+from megaselect.config import Config, iter_settings
+from megaselect.config.messages import nearest_setting
+from megaselect.errors import ConfigError
+
+DEFAULT_CONFIG = "tiny"
+
+# The settings that people change daily have short flags; every other setting is --section.name.
+SHORT_FLAGS = {
+    "model.attention": "--attention",
+    "recompute.mode": "--recompute",
+    "recompute.modules": "--recompute-modules",
+    "recompute.method": "--recompute-method",
+    "recompute.num_layers": "--recompute-num-layers",
+    "recompute.layers": "--recompute-layers",
+    "training.max_steps": "--max-steps",
+    "training.run_dir": "--run-dir",
+    "training.resume": "--resume",
+    "training.seed": "--seed",
+    "training.device": "--device",
+    "training.dtype": "--dtype",
+    "training.deterministic": "--deterministic",
+    "model.kernel_backend": "--kernel-backend",
+    "logging.wandb": "--wandb",
+}
+
+_DESCRIPTION = """\
+Train a GPT model. What is kept for the backward pass is chosen by --recompute;
+the losses are the same, to the bit, with every choice."""
+
+_EPILOG = """\
+Flags win over the config file, which wins over the defaults shown here. Flags
+may be written with _ for -. Where a setting may be unset, `none` unsets it.
+
+Megatron-LM's --recompute-activations and --recompute-granularity selective
+mean --recompute selective --recompute-modules core_attn, and its
+--recompute-granularity full means --recompute full."""
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """A parsed `train` command line. notes: lines that the run prints before it starts."""
+
+    config: Config
+    config_path: Path
+    notes: list[str]
+    debug: bool
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are ConfigErrors, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message.removeprefix('argument ')}; --help lists the flags")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=min(shutil.get_terminal_size().columns, 100) - 2)
+
+
+def parse_train_args(argv: Sequence[str], prog: str = "megaselect train") -> TrainCommand:
+    """Flags to a validated config. Raises ConfigError; --help and --version print and raise SystemExit(0)."""
+    parser = _train_parser(prog)
+    namespace, unknown = parser.parse_known_args([_with_dashes(argument) for argument in argv])
+    given = vars(namespace)
+    if unknown:
+        raise ConfigError(_explain_unknown_flag(unknown[0]))
+    debug, config_name = given.pop("debug", False), given.pop("config", DEFAULT_CONFIG)
+    flags = {name: flag for name, flag in _flags_of_settings().items() if name in given}
+    notes = _map_megatron_flags(given, flags)
+    path = find_config(config_name)
+    overrides = {name: _unset(value, name) for name, value in given.items()}
+    config = Config.from_yaml(path, overrides, flags)
+    if config.training.warmup_steps >= config.training.max_steps:
+        notes.append(
+            f"note: the run ends at step {config.training.max_steps}, inside its warm-up of "
+            f"{config.training.warmup_steps} steps"
+        )
+    return TrainCommand(config, path, notes, debug)
+
+
+def find_config(name: str) -> Path:
+    """The file at a path, or the config that ships under a bare name. Raises ConfigError where there is neither."""
+    path, shipped = Path(name), _shipped_configs()
+    if name in shipped and not path.is_file():
+        return _relative_to_here(shipped[name])
+    if not path.exists():
+        raise ConfigError(f"--config {name}: no such file; the shipped configs are {', '.join(sorted(shipped))}")
+    return path
+
+
+def _shipped_configs() -> dict[str, Path]:
+    """Name -> file: inside the package where it was installed from a wheel, beside it in a source tree."""
+    package = Path(megaselect.__file__).parent
+    directory = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    return {path.stem: path for path in directory.glob("*.yaml")}
+
+
+def _relative_to_here(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _train_parser(prog: str) -> OneLineParser:
+    parser = OneLineParser(
+        prog=prog,
+        usage="%(prog)s [--config FILE] [--recompute {none,selective,full}] [flags]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    settings = dict(iter_settings())
+    top = parser.add_argument_group("flags")
+    top.add_argument(
+        "--config", metavar="FILE", help=f"YAML file, or the name of a shipped config (default: {DEFAULT_CONFIG})"
+    )
+    for name in SHORT_FLAGS:
+        _add_setting(top, name, settings[name])
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    version = f"megaselect {megaselect.__version__}"
+    top.add_argument("--version", action="version", version=version, help="show the version and exit")
+    top.add_argument("-h", "--help", action="help", help="show this text and exit")
+    # Megatron-LM's spellings: the epilog explains them.
+    parser.add_argument("--recompute-granularity", help=argparse.SUPPRESS)
+    parser.add_argument("--recompute-activations", action="store_true", help=argparse.SUPPRESS)
+    for section, section_field in Config.model_fields.items():
+        section_class: Any = section_field.annotation
+        long_names = [f"{section}.{name}" for name in section_class.model_fields]
+        long_names = [name for name in long_names if name not in SHORT_FLAGS]
+        if long_names:
+            group = parser.add_argument_group(section, section_class.__doc__)
+            for name in long_names:
+                _add_setting(group, name, settings[name])
+    return parser
+
+
+def _add_setting(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
+    """Values stay text: the schema converts and judges them, as it does those of a file."""
+    flag, kind = _flag(name), field.annotation
+    help_text = f"{field.description}{_default(field)}".replace("%", "%%")
+    if kind is bool:
+        group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=help_text)
+    elif get_origin(kind) is tuple:
+        group.add_argument(flag, dest=name, nargs="+", metavar="NAME", help=help_text)
+    else:
+        group.add_argument(flag, dest=name, metavar=_metavar(kind), help=help_text)
+
+
+def _flag(name: str) -> str:
+    return SHORT_FLAGS.get(name, f"--{name.replace('_', '-')}")
+
+
+def _flags_of_settings() -> dict[str, str]:
+    return {name: _flag(name) for name, _ in iter_settings()}
+
+
+def _default(field: FieldInfo) -> str:
+    """How the help line ends. Where the default is none, the description says what none means."""
+    if field.is_required():
+        return " (the config sets it)"
+    if field.default is None:
+        return ""
+    default = {True: "on", False: "off"}[field.default] if field.annotation is bool else field.default
+    return f" (default: {' '.join(default) if isinstance(default, tuple) else default})"
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"{{{','.join(get_args(kind))}}}"
+    kinds = get_args(kind) or (kind,)
+    return "N" if int in kinds else "X" if float in kinds else "TEXT"
+
+
+def _with_dashes(argument: str) -> str:
+    """--model.hidden_size=64 -> --model.hidden-size=64; values keep their underscores."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _unset(value: Any, name: str) -> Any:
+    """`none` on the command line is null where the schema allows null; a mode or a path called none stays text."""
+    allows_none = type(None) in get_args(dict(iter_settings())[name].annotation)
+    return None if allows_none and value == "none" else value
+
+
+def _map_megatron_flags(given: dict[str, Any], flags: dict[str, str]) -> list[str]:
+    """Replaces Megatron-LM's recompute flags in `given` by ours, and says so in the returned lines."""
+    granularity, activations = given.pop("recompute_granularity", None), given.pop("recompute_activations", False)
+    if granularity is None and not activations:
+        return []
+    if granularity not in (None, "selective", "full"):
+        raise ConfigError(f"--recompute-granularity {granularity}: must be selective or full")
+    if activations and granularity == "full":
+        raise ConfigError(
+            "--recompute-activations means --recompute-granularity selective, but --recompute-granularity is full; "
+            "give one of the two"
+        )
+    flag = "--recompute-activations" if granularity is None else "--recompute-granularity"
+    if "recompute.mode" in given:
+        raise ConfigError(f"{flag} is Megatron-LM's name for --recompute; give one of the two")
+    mode = granularity or "selective"
+    ours = {"recompute.mode": mode}
+    if mode == "selective" and "recompute.modules" not in given:
+        ours["recompute.modules"] = ["core_attn"]
+    given.update(ours)
+    flags.update(dict.fromkeys(ours, flag))
+    shown = flag if granularity is None else f"{flag} {granularity}"
+    meaning = f"--recompute {mode}" + (" --recompute-modules core_attn" if "recompute.modules" in ours else "")
+    return [f"note: {shown} (Megatron-LM's) is read as {meaning}"]
+
+
+def _explain_unknown_flag(argument: str) -> str:
+    flag = argument.partition("=")[0]
+    if not flag.startswith("-"):
+        return f"unexpected argument {argument}; flags start with --, and --help lists them"
+    settings = _flags_of_settings()
+    candidates = {name.replace("_", "-"): flag for name, flag in settings.items()}
+    others = ["--config", "--debug", "--version", "--help", "--recompute-granularity", "--recompute-activations"]
+    candidates |= {flag.removeprefix("--"): flag for flag in [*settings.values(), *others]}
+    near = nearest_setting(flag.lstrip("-"), list(candidates))
+    meant = list(dict.fromkeys(candidates[name] for name in near))
+    return f"unknown flag {flag}; " + (f"did you mean {' or '.join(meant)}?" if meant else "--help lists the flags")

@@ -1,0 +1,153 @@
+"""Rules that one field's type cannot express. Each raises SettingError with the values and what to do instead."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from megaselect.config.layers import parse_layers
+from megaselect.errors import ConfigError
+
+if TYPE_CHECKING:
+    from megaselect.config.schema import Config, ModelConfig, RecomputeConfig, TrainingConfig
+
+# Dropout sites number the heads of a layer from 0 and the layer's other sites from 4000 (docs/dropout-mask.md).
+MAX_HEADS = 4000
+
+SETTINGS_OF_MODE = {
+    "none": (),
+    "selective": ("modules", "layers"),
+    "full": ("method", "num_layers", "layers"),
+}
+
+
+class SettingError(ConfigError):
+    """A refused value or contradiction; `names` are the dotted names of the settings that take part in it."""
+
+    def __init__(self, message: str, *names: str) -> None:
+        super().__init__(message)
+        self.names = names
+
+
+def check_model(model: ModelConfig) -> None:
+    """Heads divide the hidden size; each dropout probability is one that the masks can have."""
+    heads, hidden = model.num_attention_heads, model.hidden_size
+    if hidden % heads:
+        divisors = [n for n in range(1, hidden + 1) if hidden % n == 0]
+        nearest = min(divisors, key=lambda n: abs(n - heads))
+        raise SettingError(
+            f"model.num_attention_heads ({heads}) must divide model.hidden_size ({hidden}); "
+            f"use {nearest} heads, or a hidden size such as {max(1, hidden // heads) * heads}",
+            "model.num_attention_heads",
+            "model.hidden_size",
+        )
+    for name in ("dropout_p", "attention_dropout_p", "hidden_dropout_p"):
+        probability = getattr(model, name)
+        if probability is not None:
+            _check_dropout(f"model.{name}", probability)
+
+
+def _check_dropout(name: str, probability: float) -> None:
+    """Masks drop with probability t/256, t = floor(256 p + 0.5): the same t as kernels/dropout_mask.py."""
+    if not 0 <= probability < 1:
+        raise SettingError(f"{name} = {probability} is outside [0, 1); use a value such as 0.1, or 0 for none", name)
+    threshold = math.floor(256 * probability + 0.5)
+    if threshold == 0 and probability > 0:
+        raise SettingError(f"{name} = {probability} rounds to 0/256 and drops nothing; use 0, or 0.002 or more", name)
+    if threshold == 256:
+        raise SettingError(f"{name} = {probability} rounds to 256/256 and drops everything; use 0.998 or less", name)
+
+
+def check_training(training: TrainingConfig) -> None:
+    """The global batch is whole micro batches; the learning rate falls."""
+    micro, total = training.micro_batch_size, training.global_batch_size
+    if total % micro:
+        below = total // micro * micro
+        nearest = f"{below} or {below + micro}" if below else f"{micro}"
+        raise SettingError(
+            f"training.global_batch_size ({total}) must be a multiple of training.micro_batch_size ({micro}); "
+            f"use a global batch of {nearest}",
+            "training.global_batch_size",
+            "training.micro_batch_size",
+        )
+    if training.min_lr > training.lr:
+        raise SettingError(
+            f"training.min_lr ({training.min_lr}) is more than training.lr ({training.lr}), which it decays from; "
+            "lower min_lr",
+            "training.min_lr",
+            "training.lr",
+        )
+    if training.schedule == "constant" and training.decay_steps is not None:
+        raise SettingError(
+            f"training.decay_steps ({training.decay_steps}) has no effect with training.schedule constant; "
+            "remove it, or choose cosine, linear or wsd",
+            "training.decay_steps",
+            "training.schedule",
+        )
+
+
+def check_recompute(recompute: RecomputeConfig) -> None:
+    """No setting is given that the mode would ignore, and those of the mode fit each other."""
+    for name in ("modules", "method", "num_layers", "layers"):
+        value = getattr(recompute, name)
+        if name in recompute.model_fields_set and value is not None and name not in SETTINGS_OF_MODE[recompute.mode]:
+            modes = [mode for mode, names in SETTINGS_OF_MODE.items() if name in names]
+            raise SettingError(
+                f"recompute.{name} works with mode {' or '.join(modes)} only, but recompute.mode is {recompute.mode}; "
+                f"remove it, or set the mode (--recompute {modes[0]})",
+                f"recompute.{name}",
+                "recompute.mode",
+            )
+    if not recompute.modules:
+        raise SettingError(
+            "recompute.modules is empty, so that selective would keep everything; "
+            "name one of softmax, dropout, core_attn, or set the mode to none",
+            "recompute.modules",
+        )
+    repeated = [name for name in recompute.modules if recompute.modules.count(name) > 1]
+    if repeated:
+        raise SettingError(f"recompute.modules names {repeated[0]} twice; name it once", "recompute.modules")
+    _check_method(recompute)
+
+
+def _check_method(recompute: RecomputeConfig) -> None:
+    names = ("recompute.method", "recompute.num_layers")
+    if recompute.mode != "full":
+        return
+    if recompute.method == "block" and recompute.num_layers is None:
+        raise SettingError(
+            "recompute.method block needs recompute.num_layers, how many layers it recomputes; "
+            "set it (--recompute-num-layers N), or use uniform for all layers",
+            *names,
+        )
+    if recompute.method == "sqrt" and recompute.num_layers is not None:
+        raise SettingError(
+            f"recompute.method sqrt chooses the layers per checkpoint itself, but recompute.num_layers is "
+            f"{recompute.num_layers}; remove it, or use method uniform",
+            *names,
+        )
+
+
+def check_across_sections(config: Config) -> None:
+    """What recompute and data ask of the model exists in the model."""
+    recompute, layers = config.recompute, config.model.num_layers
+    if recompute.num_layers is not None and recompute.num_layers > layers:
+        raise SettingError(
+            f"recompute.num_layers ({recompute.num_layers}) is more than model.num_layers ({layers}); "
+            f"use {layers} or fewer",
+            "recompute.num_layers",
+            "model.num_layers",
+        )
+    if recompute.layers is not None:
+        try:
+            parse_layers(recompute.layers, layers)
+        except ConfigError as error:
+            raise SettingError(str(error), "recompute.layers", "model.num_layers") from None
+    uses_default_tokenizer = config.data.prefix is None and config.data.tokenizer is None
+    if uses_default_tokenizer and config.data.vocab_size > config.model.vocab_size:
+        raise SettingError(
+            f"data.vocab_size ({config.data.vocab_size}) is more than model.vocab_size ({config.model.vocab_size}), "
+            "so that tokens would have no embedding; lower the first or raise the second",
+            "data.vocab_size",
+            "model.vocab_size",
+        )

@@ -1,0 +1,63 @@
+"""Reads a YAML file strictly: no key twice, no key that is not text, and one line that says what is wrong and where."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megaselect.errors import ConfigError
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader lets the last of two equal keys win and reads `on:` as True; both are mistakes here."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        first_line: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise ConfigError(f"line {line}: the key {key_node.value} is not text but {key!r} to YAML; quote it")
+            if key in first_line:
+                raise ConfigError(
+                    f"line {line}: the key {key} was given on line {first_line[key]} already; delete one of the two"
+                )
+            first_line[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError where there is no file, or it is not text, YAML or a mapping."""
+    text = _read_text(Path(path))
+    try:
+        # _StrictLoader is a SafeLoader: it builds plain values only.
+        content = yaml.load(text, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        mark, problem = error.problem_mark or error.context_mark, error.problem or error.context
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(f"{path}: {line}not valid YAML: {problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # Such as a control character, a date in month 13, or thousands of brackets.
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if content is None:
+        raise ConfigError(f"{path}: the file is empty; it needs at least the section model")
+    if not isinstance(content, dict):
+        kind = "list" if isinstance(content, list) else "single value"
+        raise ConfigError(f"{path}: holds a {kind}; a config is a mapping of sections, such as `model:`")
+    return content
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a directory; name a YAML file in it") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file (byte {error.start} is not UTF-8); save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None

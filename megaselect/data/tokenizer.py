@@ -1,0 +1,111 @@
+"""A byte-pair tokenizer of sentencepiece's that gives back exactly the text it was given.
+
+Sentencepiece normalises text, drops spaces and treats lines as sentences unless told otherwise. Here it is told
+otherwise, and characters that are no piece of their own are spelt as UTF-8 bytes, so that every string round-trips:
+tabs, line ends, runs of spaces, NUL, emoji. (Lone surrogates are no text: Python cannot encode them either.)
+"""
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import sentencepiece
+
+from megaselect.data.files import explain_os_errors
+from megaselect.errors import DataError
+
+# Sentencepiece writes a space as this character inside pieces, and so would decode a real one to a space.
+_META_SPACE = "\u2581"
+
+_TRAINER_SETTINGS = {
+    "model_type": "bpe",
+    "byte_fallback": True,
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "allow_whitespace_only_pieces": True,  # indentation is one piece, not one a space
+    "max_sentence_length": 2**20,  # bytes; longer ones are skipped, and blocks of text are far shorter
+    "unk_id": 0,
+    "eos_id": 1,
+    "bos_id": -1,
+    "pad_id": -1,
+    "minloglevel": 2,
+}
+
+
+class Tokenizer:
+    """A sentencepiece model file. Models of other makers work too; what they normalise does not round-trip."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._processor = _load(path)
+        self.vocab_size: int = self._processor.vocab_size()
+        self.end_of_document_id: int = self._processor.eos_id()
+        if self.end_of_document_id < 0:
+            raise DataError(f"{path} has no end-of-sentence piece to put between documents; train one with eos_id set")
+        meta_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _META_SPACE.encode()]
+        self._meta_ids = meta_ids if all(map(self._processor.is_byte, meta_ids)) else None
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, found on as many threads as there are cores."""
+        meta_ids = self._meta_ids
+        if meta_ids is None:
+            return self._processor.encode(list(texts))
+        parts = [text.split(_META_SPACE) for text in texts]
+        encoded = iter(self._processor.encode([part for split in parts for part in split]))
+        return [_join(meta_ids, islice(encoded, len(split))) for split in parts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids; bytes that are not UTF-8 together become U+FFFD, the end of a document nothing."""
+        return self._processor.decode(list(ids))
+
+
+def train_tokenizer(sentences: Iterable[str], vocab_size: int) -> bytes:
+    """Content of a model file with exactly `vocab_size` pieces. The same sentences give the same bytes."""
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size, **_TRAINER_SETTINGS
+        )
+    except RuntimeError as error:
+        raise DataError(_explain_training_error(str(error), vocab_size)) from None
+    return model.getvalue()
+
+
+def _load(path: str | Path) -> sentencepiece.SentencePieceProcessor:
+    with explain_os_errors("read the tokenizer", "name a sentencepiece .model file"):
+        content = Path(path).read_bytes()
+    refusal = DataError(f"{path} is not a sentencepiece model; name a .model file that sentencepiece wrote")
+    # Sentencepiece takes an empty file for a valid model, and fails when it is used.
+    if not content:
+        raise refusal
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=content)
+    except RuntimeError:
+        raise refusal from None
+
+
+def _join(separator: list[int], parts: Iterator[list[int]]) -> list[int]:
+    joined = next(parts)
+    for part in parts:
+        joined += separator
+        joined += part
+    return joined
+
+
+def _explain_training_error(message: str, vocab_size: int) -> str:
+    if most := re.search(r"value <= (\d+)", message):
+        return (
+            f"the text is too short for a vocabulary of {vocab_size}: it has {most[1]} different pieces; "
+            f"use --vocab-size {most[1]}, or more text"
+        )
+    if least := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        return (
+            f"a vocabulary of {vocab_size} has no room for every byte and the text's common characters; "
+            f"use --vocab-size {least[1]} or more"
+        )
+    return f"sentencepiece cannot train a vocabulary of {vocab_size} on this text: {message}"

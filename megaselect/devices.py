@@ -1,0 +1,63 @@
+"""The device and dtype of a run, and the peak arithmetic of known GPUs."""
+
+from __future__ import annotations
+
+import torch
+
+from megaselect.errors import DeviceError
+from megaselect.kernels.backend import resolve_backend
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Dense 16-bit matrix FLOP/s by NVIDIA's data sheets, by a part of the device's name; the first match counts. A device
+# that is not listed has no MFU: a guess would be a wrong figure with two decimals.
+PEAK_FLOPS_16_BIT = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,
+}
+
+
+def resolve_device(requested: str) -> torch.device:
+    """The device; `auto` takes the GPU where there is one. Raises DeviceError for a GPU that is not there."""
+    if requested == "auto":
+        requested = "cuda" if torch.cuda.is_available() else "cpu"
+    if requested.startswith("cuda") and not torch.cuda.is_available():
+        raise DeviceError(f"device {requested} was asked for and torch sees no GPU: use --device cpu, or --device auto")
+    return torch.device(requested)
+
+
+def resolve_dtype(requested: str, device: torch.device) -> torch.dtype:
+    """The compute dtype; `auto` is bf16 on a GPU and fp32 on a CPU."""
+    if requested == "auto":
+        requested = "bf16" if device.type == "cuda" else "fp32"
+    return DTYPES[requested]
+
+
+def check_backend(requested: str, device: torch.device) -> None:
+    """Raises DeviceError where the kernel backend that was asked for cannot run on the device."""
+    try:
+        resolve_backend(requested, device)
+    except ValueError as error:
+        raise DeviceError(str(error)) from None
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's marketing name, or `cpu` with its thread count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Dense matrix FLOP/s of the device in a 16-bit dtype, or None where no data sheet is on file."""
+    if device.type != "cuda" or dtype.itemsize != 2:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in PEAK_FLOPS_16_BIT.items() if part in name), None)

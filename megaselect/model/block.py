@@ -1,0 +1,55 @@
+"""One pre-layernorm transformer layer. Shapes: s sequence, b micro-batch, h hidden."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from megaselect.config import ModelConfig
+from megaselect.kernels.dropout_mask import ATTENTION_PROJECTION_SITE, MLP_SITE, SITES_PER_LAYER
+from megaselect.model.attention import Attention
+from megaselect.model.layers import HiddenDropout, LayerNorm
+from megaselect.model.policy import LayerPolicy
+
+
+class MLP(nn.Module):
+    """fc2(gelu(fc1(x))), GELU by its tanh form as GPT-2 has it; the dropout after it adds fc2's bias."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.ffn_hidden_size)
+        self.fc2 = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[s, b, h] to [s, b, h]."""
+        return self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """x + dropout(attention(ln1(x))), then the same with ln2 and the MLP. `layer` is its global number."""
+
+    def __init__(self, config: ModelConfig, seed: int, layer: int) -> None:
+        super().__init__()
+        site = layer * SITES_PER_LAYER
+        dropout = (config.hidden_size, config.hidden_dropout_p, seed)
+        self.layer = layer
+        self.ln1 = LayerNorm(config.hidden_size, config.layernorm_epsilon)
+        self.attention = Attention(config, seed, layer)
+        self.attention_dropout = HiddenDropout(
+            *dropout, site + ATTENTION_PROJECTION_SITE, config.kernel_backend, bias=True
+        )
+        self.ln2 = LayerNorm(config.hidden_size, config.layernorm_epsilon)
+        self.mlp = MLP(config)
+        self.mlp_dropout = HiddenDropout(*dropout, site + MLP_SITE, config.kernel_backend, bias=True)
+        self.set_policy(LayerPolicy())
+
+    def set_policy(self, policy: LayerPolicy) -> None:
+        """Decide what the layer may keep for backward."""
+        self.policy = policy
+        self.attention.core.policy = policy
+
+    def forward(self, x: Tensor, sample_index: Tensor) -> Tensor:
+        """[s, b, h] to [s, b, h]; sample_index int64 [b]."""
+        store_mask = self.policy.store_hidden_masks
+        x = self.attention_dropout(self.attention(self.ln1(x), sample_index), x, sample_index, store_mask)
+        return self.mlp_dropout(self.mlp(self.ln2(x)), x, sample_index, store_mask)

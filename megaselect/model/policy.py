@@ -1,0 +1,40 @@
+"""What the model asks about storage. It never asks which mode is on; megaselect.recompute answers.
+
+A layer asks its LayerPolicy what each op may keep for backward, and hands it the regions that may be computed again. The
+model hands its StackPolicy the whole stack of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Region = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class LayerPolicy:
+    """Keeps everything, as plain autograd would: the base of all policies."""
+
+    store_probs: bool = True
+    store_attention_mask: bool = True
+    store_hidden_masks: bool = True
+
+    def core_attention(self, region: Region, *tensors: Tensor) -> Tensor:
+        """Run scores, softmax, dropout and the product with V."""
+        return region(*tensors)
+
+
+@dataclass(frozen=True)
+class StackPolicy:
+    """Runs the layers one after the other and keeps what each of them keeps."""
+
+    store_embedding_mask: bool = True
+
+    def run(self, layers: Sequence[Callable[[Tensor, Tensor], Tensor]], x: Tensor, sample_index: Tensor) -> Tensor:
+        """The last layer's output [s, b, h]."""
+        for layer in layers:
+            x = layer(x, sample_index)
+        return x

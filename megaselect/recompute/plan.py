@@ -1,0 +1,69 @@
+"""From recompute settings to a plan: per layer, which modules are rebuilt; over the stack, which chunks are. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megaselect.config import RecomputeConfig
+from megaselect.errors import RecomputeError
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Layers first..first+count-1 in a row; `checkpointed`: only their input is kept and they run again in backward."""
+
+    first: int
+    count: int
+    checkpointed: bool
+
+    @property
+    def name(self) -> str:
+        """As the ledger shows it: layers.3 or layers.0-3."""
+        return f"layers.{self.first}" if self.count == 1 else f"layers.{self.first}-{self.first + self.count - 1}"
+
+
+@dataclass(frozen=True)
+class RecomputePlan:
+    """modules[l]: what selective rebuilds in layer l. chunks: the whole stack, in order."""
+
+    mode: str
+    modules: tuple[frozenset[str], ...]
+    chunks: tuple[Chunk, ...]
+    rebuild_embedding_mask: bool
+
+
+def make_plan(settings: RecomputeConfig, num_layers: int) -> RecomputePlan:
+    """Raises ConfigError for layers that the model does not have, RecomputeError where N exceeds its layers."""
+    selected = settings.selected_layers(num_layers) if settings.mode != "none" else ()
+    nothing: frozenset[str] = frozenset()
+    if settings.mode == "full":
+        chunks = _full_chunks(settings, selected, num_layers)
+        return RecomputePlan("full", (nothing,) * num_layers, chunks, rebuild_embedding_mask=True)
+    rebuilt = frozenset(settings.modules) if settings.mode == "selective" else nothing
+    modules = tuple(rebuilt if layer in selected else nothing for layer in range(num_layers))
+    plain = tuple(Chunk(layer, 1, False) for layer in range(num_layers))
+    return RecomputePlan(settings.mode, modules, plain, rebuild_embedding_mask="dropout" in rebuilt)
+
+
+def _full_chunks(settings: RecomputeConfig, selected: Sequence[int], num_layers: int) -> tuple[Chunk, ...]:
+    """Checkpointed chunks over runs of selected layers, plain layers between them."""
+    if settings.num_layers is not None and settings.num_layers > num_layers:
+        raise RecomputeError(
+            f"recompute.num_layers = {settings.num_layers} exceeds model.num_layers = {num_layers}: use at most {num_layers}"
+        )
+    length = settings.num_layers or 1
+    if settings.method == "block":  # Megatron-LM's meaning: the first N layers one by one, the rest kept
+        selected, length = selected[:length], 1
+    elif settings.method == "sqrt":  # Chen et al. 2016: about sqrt(L) chunks of about sqrt(L) layers
+        length = max(round(math.sqrt(num_layers)), 1)
+    chosen = set(selected)
+    chunks: list[Chunk] = []
+    for layer in range(num_layers):
+        last = chunks[-1] if chunks else None
+        if layer in chosen and last and last.checkpointed and last.count < length and last.first + last.count == layer:
+            chunks[-1] = Chunk(last.first, last.count + 1, True)
+        else:
+            chunks.append(Chunk(layer, 1, layer in chosen))
+    return tuple(chunks)

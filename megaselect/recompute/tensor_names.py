@@ -1,0 +1,74 @@
+"""Names of kept tensors, as docs/recompute.md's table has them: from the module that kept one, and what it looks like."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from megaselect.model.attention import CoreAttention
+from megaselect.model.gpt import GPT
+
+# What a module of our model keeps when it keeps one activation. The name is the place that made it.
+INPUTS = {
+    "attention.qkv": "ln1 output",
+    "attention.projection": "context",
+    "mlp.fc1": "ln2 output",
+    "mlp": "fc1 output",
+    "mlp.fc2": "gelu output",
+    "ln1": "block input",
+    "ln2": "ln2 input",
+    "final_layernorm": "final layernorm input",
+    "token_embedding": "token indices",
+}
+MASKS = {
+    "attention_dropout": "projection dropout mask",
+    "mlp_dropout": "MLP dropout mask",
+    "embedding_dropout": "embedding dropout mask",
+}
+STATISTICS = {"ln1": "ln1 statistics", "ln2": "ln2 statistics", "final_layernorm": "final layernorm statistics"}
+
+
+SHARED = "sample indices"  # one tensor that every layer keeps: it belongs to none
+
+
+def name_of(model: nn.Module, module: str, tensor: Tensor, pinned_bytes: int, taken: list[str]) -> str:
+    """A name for what `module` (its path; the region's where no module claims it) keeps, with pinned_bytes behind it.
+
+    taken: the module's names so far. In somebody else's model kept tensors are numbered.
+    """
+    if not isinstance(model, GPT):
+        return f"tensor {len(taken)}"
+    is_chunk = module.count(".") == 1 and module.startswith("layers.")
+    if tensor.dtype == torch.int64 and module != "token_embedding":
+        return SHARED if module else "targets"
+    if is_chunk:
+        return "block input"
+    if not module:
+        return (
+            "log-sum-exp"
+            if tensor.dim() == 1
+            else "logits"
+            if "final layernorm output" in taken
+            else "final layernorm output"
+        )
+    place = module.split(".", 2)[2] if module.startswith("layers.") else module
+    submodule = model.get_submodule(module)
+    if isinstance(submodule, CoreAttention):
+        return _name_in_core_attention(submodule, tensor, pinned_bytes, taken)
+    if tensor.dtype == torch.int8:
+        return MASKS[place]
+    if place in STATISTICS and INPUTS[place] in taken:
+        return STATISTICS[place]
+    return INPUTS[place]
+
+
+def _name_in_core_attention(core: CoreAttention, tensor: Tensor, pinned_bytes: int, taken: list[str]) -> str:
+    if tensor.dtype == torch.int8:
+        return "attention dropout mask"
+    if pinned_bytes > tensor.numel() * tensor.element_size():  # a view of what one product made for all three
+        return "q, k, v"
+    if tensor.dim() == 3:  # the op keeps its output first
+        return "softmax statistics" if "context" in taken else "context"
+    if not core.policy.store_probs:
+        return "scores"
+    return "dropped probs" if "probs" in taken else "probs"

@@ -1,0 +1,178 @@
+"""Predicted bytes, by arithmetic alone: the only place that knows byte formulas. No torch.
+
+Symbols as in Korthikanti et al. 2022: s sequence length, b micro-batch size, h hidden size, a attention heads, L layers,
+V padded vocabulary. e is the size of an activation's element in bytes. The table is in docs/recompute.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from megaselect.config import Config
+from megaselect.errors import RecomputeError
+from megaselect.recompute.plan import RecomputePlan, make_plan
+
+FP32_BYTES, INT64_BYTES, MASK_BYTES = 4, 8, 1
+
+
+class StoredTensor(NamedTuple):
+    """A tensor kept for backward: the layer or chunk it belongs to ("" outside the layers), its name, its bytes."""
+
+    layer: str
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the bytes of a model depend on. element_bytes: of an activation. *_dropout: whether it drops anything."""
+
+    sequence: int
+    batch: int
+    hidden: int
+    ffn: int
+    heads: int
+    padded_vocab: int
+    element_bytes: int
+    attention_dropout: bool
+    hidden_dropout: bool
+
+    @classmethod
+    def of(cls, config: Config, element_bytes: int, batch: int | None = None) -> Shape:
+        """The shape of one micro-batch of a config's run."""
+        model = config.model
+        return cls(
+            sequence=model.seq_length,
+            batch=config.training.micro_batch_size if batch is None else batch,
+            hidden=model.hidden_size,
+            ffn=model.ffn_hidden_size,
+            heads=model.num_attention_heads,
+            padded_vocab=-(-model.vocab_size // 128) * 128,
+            element_bytes=element_bytes,
+            attention_dropout=model.attention_dropout_p > 0,
+            hidden_dropout=model.hidden_dropout_p > 0,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """sb"""
+        return self.sequence * self.batch
+
+    @property
+    def hidden_bytes(self) -> int:
+        """sbh elements: 2sbh bytes in 16 bit."""
+        return self.tokens * self.hidden * self.element_bytes
+
+    @property
+    def scores(self) -> int:
+        """as²b, as a count of elements."""
+        return self.heads * self.sequence**2 * self.batch
+
+
+def layer_tensors(shape: Shape, modules: frozenset[str]) -> dict[str, int]:
+    """Name -> bytes of what one layer keeps when selective rebuilds `modules` (none: empty)."""
+    statistics = 2 * shape.tokens * FP32_BYTES  # mean and 1/standard deviation
+    hidden_mask = shape.tokens * shape.hidden * MASK_BYTES if shape.hidden_dropout and "dropout" not in modules else 0
+    ffn_bytes = shape.tokens * shape.ffn * shape.element_bytes
+    tensors = {
+        "block input": shape.hidden_bytes,
+        "ln1 statistics": statistics,
+        "ln1 output": shape.hidden_bytes,
+        "q, k, v": 3 * shape.hidden_bytes,
+        **_core_attention_tensors(shape, modules),
+        "context": shape.hidden_bytes,
+        "projection dropout mask": hidden_mask,
+        "ln2 input": shape.hidden_bytes,
+        "ln2 statistics": statistics,
+        "ln2 output": shape.hidden_bytes,
+        "fc1 output": ffn_bytes,
+        "gelu output": ffn_bytes,
+        "MLP dropout mask": hidden_mask,
+    }
+    return {name: size for name, size in tensors.items() if size}
+
+
+def _core_attention_tensors(shape: Shape, modules: frozenset[str]) -> dict[str, int]:
+    if "core_attn" in modules:
+        return {}
+    wide = shape.scores * shape.element_bytes
+    if "softmax" in modules:
+        tensors = {"scores": wide, "softmax statistics": 2 * shape.heads * shape.tokens * FP32_BYTES}
+    else:
+        tensors = {"probs": wide}
+    if shape.attention_dropout and "dropout" not in modules:
+        tensors["attention dropout mask"] = shape.scores * MASK_BYTES
+        if "softmax" not in modules:
+            tensors["dropped probs"] = wide
+    return tensors
+
+
+def outside_tensors(shape: Shape, plan: RecomputePlan) -> dict[str, int]:
+    """Name -> bytes of what is kept outside the layers."""
+    dropout = shape.attention_dropout or shape.hidden_dropout
+    region = any(chunk.checkpointed for chunk in plan.chunks) or any("core_attn" in names for names in plan.modules)
+    embedding_mask = shape.hidden_dropout and not plan.rebuild_embedding_mask
+    tensors = {
+        "token indices": shape.tokens * INT64_BYTES,
+        "sample indices": shape.batch * INT64_BYTES if dropout or region else 0,
+        "embedding dropout mask": shape.tokens * shape.hidden * MASK_BYTES if embedding_mask else 0,
+        "final layernorm input": shape.hidden_bytes,
+        "final layernorm statistics": 2 * shape.tokens * FP32_BYTES,
+        "final layernorm output": shape.hidden_bytes,
+        "logits": shape.tokens * shape.padded_vocab * shape.element_bytes,
+        "targets": shape.tokens * INT64_BYTES,
+        "log-sum-exp": shape.tokens * FP32_BYTES,
+    }
+    return {name: size for name, size in tensors.items() if size}
+
+
+def stored_tensors(shape: Shape, plan: RecomputePlan) -> list[StoredTensor]:
+    """Every tensor that one micro-batch keeps for backward, layer by layer, then outside the layers."""
+    rows: list[StoredTensor] = []
+    for chunk in plan.chunks:
+        if chunk.checkpointed:
+            rows.append(StoredTensor(chunk.name, "block input", shape.hidden_bytes))
+            continue
+        kept = layer_tensors(shape, plan.modules[chunk.first])
+        rows += [StoredTensor(chunk.name, name, size) for name, size in kept.items()]
+    return rows + [StoredTensor("", name, size) for name, size in outside_tensors(shape, plan).items()]
+
+
+def stored_bytes(shape: Shape, plan: RecomputePlan) -> int:
+    """All bytes that one micro-batch keeps for backward."""
+    return sum(row.bytes for row in stored_tensors(shape, plan))
+
+
+def bytes_per_layer(shape: Shape, plan: RecomputePlan) -> dict[str, int]:
+    """Layer or chunk name -> bytes."""
+    totals = {chunk.name: 0 for chunk in plan.chunks}
+    for row in stored_tensors(shape, plan):
+        if row.layer:
+            totals[row.layer] += row.bytes
+    return totals
+
+
+def check_saves(config: Config) -> None:
+    """Raises RecomputeError for recompute settings that would keep as much as `none` does: never a silent no-op."""
+    settings = config.recompute
+    if settings.mode == "none":
+        return
+    plan = make_plan(settings, config.model.num_layers)
+    keep_all = make_plan(settings.model_copy(update={"mode": "none"}), config.model.num_layers)
+    shape = Shape.of(config, element_bytes=2)
+    saved = stored_bytes(shape, keep_all) - stored_bytes(shape, plan)
+    if saved > 0:
+        return
+    reason = f"it keeps {-saved} bytes more than none in a micro-batch"
+    if not (shape.attention_dropout or shape.hidden_dropout):
+        reason = "dropout_p is 0, so there are no masks, and scores would be kept in place of probs"
+    raise RecomputeError(
+        f"recompute {settings.mode} with {_described(config)} would save nothing: {reason}; use --recompute none, "
+        "--recompute full or --recompute-modules core_attn"
+    )
+
+
+def _described(config: Config) -> str:
+    settings = config.recompute
+    return f"modules {' '.join(settings.modules)}" if settings.mode == "selective" else f"method {settings.method}"

@@ -1,0 +1,66 @@
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import megaselect
+from megaselect.data.prepare import prepare_default_corpus
+from megaselect.data.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def default_dataset(tmp_path_factory):
+    return prepare_default_corpus(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(default_dataset):
+    return Tokenizer(default_dataset.tokenizer_path)
+
+
+@pytest.fixture(scope="session")
+def start_python():
+    """Starts `python -c code args…` in a process of its own, with pipes for its three streams."""
+    root = str(Path(megaselect.__file__).parents[1])
+
+    def start(code, *args):
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, args)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": root},
+        )
+
+    return start
+
+
+@pytest.fixture
+def write_index(tmp_path):
+    """Writes an index and its tokens byte by byte, by the format and not by our writer; returns the prefix."""
+
+    def write(
+        tokens=b"\1\2\3\4\5\6",
+        lengths=(3, 1, 2),
+        offsets=(0, 3, 4),
+        bounds=(0, 2, 3),
+        *,
+        magic=b"MMIDIDX\0\0",
+        version=1,
+        code=1,
+        trailer=b"",
+    ):
+        prefix = tmp_path / "text.v1"
+        index = magic + struct.pack("<QBQQ", version, code, len(lengths), len(bounds))
+        index += struct.pack(f"<{len(lengths)}i", *lengths)
+        index += struct.pack(f"<{len(offsets)}q", *offsets)
+        index += struct.pack(f"<{len(bounds)}q", *bounds)
+        Path(f"{prefix}.idx").write_bytes(index + trailer)
+        Path(f"{prefix}.bin").write_bytes(tokens)
+        return prefix
+
+    return write

@@ -1,0 +1,144 @@
+import json
+import platform
+import re
+
+import numpy as np
+import pytest
+
+from megaselect.data.indexed_dataset import IndexedDataset
+from megaselect.data.prepare import prepare
+from megaselect.data.tokenizer import Tokenizer
+from megaselect.errors import DataError
+
+VOCAB_SIZE = 300
+FILES = {
+    f"{number:02}.txt": f"Document {number}:\r\n\tthe cat ▁ sat  on {'the mat ' * number}é😀\n" for number in range(40)
+}
+
+
+@pytest.fixture
+def texts(tmp_path):
+    root = tmp_path / "texts"
+    root.mkdir()
+    for name, text in FILES.items():
+        (root / name).write_bytes(text.encode())
+    return root
+
+
+def decoded_documents(prefix, tokenizer):
+    dataset = IndexedDataset(prefix)
+    assert all(document[-1] == tokenizer.end_of_document_id for document in dataset)
+    assert np.array_equal(np.concatenate(list(dataset)), dataset.tokens)
+    return [tokenizer.decode(document[:-1].tolist()) for document in dataset]
+
+
+def test_every_document_comes_back_exactly(texts, tmp_path):
+    paths = prepare([texts], tmp_path / "out" / "text", VOCAB_SIZE, valid_fraction=0.2)
+    tokenizer = Tokenizer(paths.tokenizer_path)
+    train = decoded_documents(paths.train_prefix, tokenizer)
+    valid = decoded_documents(paths.valid_prefix, tokenizer)
+    assert sorted(train + valid) == sorted(FILES.values())
+    assert train == [text for text in FILES.values() if text in train]
+    assert valid
+    names = [f"text{end}" for end in (".bin", ".idx", ".json", ".model", "_valid.bin", "_valid.idx")]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
+def test_record_says_what_was_written(texts, tmp_path):
+    (texts / "latin.txt").write_bytes(b"caf\xe9\n" * 3)
+    (texts / "picture").write_bytes(b"\0")
+    paths = prepare([texts], tmp_path / "text", VOCAB_SIZE, valid_fraction=0.2)
+    record = json.loads(paths.record_path.read_text())
+    assert record["sha256"] == paths.sha256
+    assert record["python_version"] == platform.python_version()
+    assert record["vocab_size"] == VOCAB_SIZE
+    num_bytes = sum(path.stat().st_size for path in texts.glob("*.txt"))
+    assert record["description"] == f"{texts} (text files: 41, bytes: {num_bytes:,}; binary files passed over: 1)"
+    splits = {"train": paths.train_prefix, "valid": paths.valid_prefix}
+    for split, prefix in splits.items():
+        dataset = IndexedDataset(prefix)
+        assert record[split]["documents"] == dataset.num_documents
+        assert record[split]["tokens"] == len(dataset.tokens)
+    assert sum(record[split]["bytes"] for split in splits) == num_bytes
+    assert sum(record[split]["replaced_bytes"] for split in splits) == 3
+
+
+def test_one_file_is_cut_for_validation(tmp_path):
+    text = "première ligne\nsecond line 😀\n" * 4000
+    (tmp_path / "one.txt").write_text(text)
+    paths = prepare([tmp_path / "one.txt"], tmp_path / "out", VOCAB_SIZE - 10, valid_fraction=0.1)
+    tokenizer = Tokenizer(paths.tokenizer_path)
+    (train,), (valid,) = (decoded_documents(prefix, tokenizer) for prefix in (paths.train_prefix, paths.valid_prefix))
+    assert train + valid == text
+    assert abs(len(valid.encode()) - len(text.encode()) / 10) < 5
+
+
+def test_the_same_text_gives_the_same_files(texts, tmp_path):
+    for name in ("first", "second"):
+        prepare([texts], tmp_path / name, VOCAB_SIZE)
+    for end in (".bin", ".idx", ".model", "_valid.bin", "_valid.idx", ".json"):
+        assert (tmp_path / f"first{end}").read_bytes() == (tmp_path / f"second{end}").read_bytes()
+
+
+def test_a_tokenizer_of_ones_own(texts, tmp_path, default_dataset, tokenizer):
+    paths = prepare([texts], tmp_path / "text", tokenizer=default_dataset.tokenizer_path)
+    assert paths.tokenizer_path.read_bytes() == default_dataset.tokenizer_path.read_bytes()
+    assert set(decoded_documents(paths.train_prefix, tokenizer)) < set(FILES.values())
+    given = default_dataset.tokenizer_path
+    message = f"{given} has 4096 pieces, not 300; leave --vocab-size out beside --tokenizer"
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        prepare([texts], tmp_path / "text", 300, given)
+
+
+def test_text_too_short_for_the_vocabulary(texts, tmp_path):
+    with pytest.raises(DataError) as caught:
+        prepare([texts], tmp_path / "text")
+    fitting = int(re.search(r"use --vocab-size (\d+), or more text$", str(caught.value))[1])
+    assert Tokenizer(prepare([texts], tmp_path / "text", fitting).tokenizer_path).vocab_size == fitting
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan")])
+def test_fraction_out_of_range(texts, tmp_path, fraction):
+    message = f"^the validation fraction is {fraction}; it must lie between 0 and 1, such as 0.05$"
+    with pytest.raises(DataError, match=message):
+        prepare([texts], tmp_path / "text", VOCAB_SIZE, valid_fraction=fraction)
+
+
+def test_too_little_text_for_a_split(tmp_path, default_dataset):
+    (tmp_path / "tiny.txt").write_text("tiny")
+    with pytest.raises(
+        DataError, match=r"tiny\.txt \(text files: 1, bytes: 4\): too little text to set 5\.0% apart for validation;"
+    ):
+        prepare([tmp_path / "tiny.txt"], tmp_path / "out", tokenizer=default_dataset.tokenizer_path)
+
+
+def test_output_that_cannot_be_written(texts, tmp_path):
+    obstacle = tmp_path / "file"
+    obstacle.write_text("in the way")
+    with pytest.raises(DataError) as caught:
+        prepare([texts], obstacle / "text", VOCAB_SIZE)
+    assert str(caught.value) == (
+        f"cannot write {obstacle}/text: File exists ({obstacle}); choose an output prefix in a directory "
+        "that can be written"
+    )
+
+
+# Stands in for a full disk: no file may grow beyond 1,000 bytes.
+PREPARE_WITHOUT_ROOM = """
+import resource, sys
+from megaselect.data.prepare import prepare
+from megaselect.errors import DataError
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    prepare([Path(sys.argv[1])], Path(sys.argv[2]), 300)
+except DataError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_fills_up(texts, tmp_path, start_python):
+    output = tmp_path / "out" / "text"
+    out, err = start_python(PREPARE_WITHOUT_ROOM, texts, output).communicate()
+    expected = f"cannot write {output}: File too large; choose an output prefix in a directory that can be written\n"
+    assert (out, err) == (expected, "")
+    assert list(output.parent.iterdir()) == []

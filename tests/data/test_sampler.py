@@ -1,0 +1,149 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from megaselect.data.indexed_dataset import IndexedDatasetWriter
+from megaselect.data.sampler import TokenSource, WindowSampler, open_splits
+from megaselect.errors import DataError
+
+
+def write_tokens(prefix, tokens, vocab_size=50_000):
+    with IndexedDatasetWriter(prefix, vocab_size) as writer:
+        writer.add_document(tokens)
+    return prefix
+
+
+@pytest.fixture
+def counting(tmp_path):
+    """1,003 tokens that say where they stand: 125 windows of 8, and two tokens that fill none."""
+    return write_tokens(tmp_path / "counting", range(1003))
+
+
+@given(st.integers(2, 500), st.integers(1, 40), st.integers(0, 2**63))
+def test_each_epoch_visits_every_window_once(num_tokens, seq_length, seed):
+    assume(num_tokens > seq_length)
+    sampler = WindowSampler(num_tokens, seq_length, seed)
+    n = sampler.num_windows
+    for epoch in range(3):
+        starts = sorted(sampler.window_start(epoch * n + i) for i in range(n))
+        assert starts == [seq_length * i for i in range(n)]
+    assert starts[-1] + seq_length + 1 <= num_tokens < starts[-1] + 2 * seq_length + 1
+
+
+def test_window_start_depends_on_nothing_but_the_sample_index():
+    sampler = WindowSampler(100_001, 100, 1234)
+    indices = list(range(3000))
+    in_order = [sampler.window_start(index) for index in indices]
+    random.Random(0).shuffle(indices)
+    shuffled = {index: sampler.window_start(index) for index in indices}
+    assert [shuffled[index] for index in range(3000)] == in_order
+    assert [WindowSampler(100_001, 100, 1234).window_start(index) for index in range(3000)] == in_order
+
+
+def test_order_differs_by_epoch_and_seed():
+    starts = [WindowSampler(1001, 1, 1).window_start(index) for index in range(2000)]
+    other_seed = [WindowSampler(1001, 1, 2).window_start(index) for index in range(1000)]
+    assert starts[:1000] != starts[1000:]
+    assert starts[:1000] != other_seed
+
+
+def test_without_shuffle_windows_come_in_file_order_and_start_again():
+    sampler = WindowSampler(31, 10, 1234, shuffle=False)
+    assert [sampler.window_start(index) for index in range(7)] == [0, 10, 20, 0, 10, 20, 0]
+
+
+def test_split_with_exactly_one_window():
+    assert WindowSampler(11, 10, 1234).num_windows == 1
+
+
+def test_split_shorter_than_a_window_is_refused():
+    with pytest.raises(DataError) as caught:
+        WindowSampler(10, 10, 1234, split="validation")
+    assert str(caught.value) == (
+        "the validation split has 10 tokens, but one window of seq_length 10 takes 11; "
+        "use a shorter seq_length or more text"
+    )
+
+
+def test_batch(counting):
+    batch = TokenSource(counting, 8, 1234).batch(3, 2)
+    sampler = WindowSampler(1003, 8, 1234)
+    for row, index in enumerate([3, 4]):
+        start = sampler.window_start(index)
+        assert torch.equal(batch.tokens[row], torch.arange(start, start + 8))
+        assert torch.equal(batch.targets[row], torch.arange(start + 1, start + 9))
+    assert torch.equal(batch.sample_index, torch.tensor([3, 4]))
+    for tensor in (batch.tokens, batch.targets, batch.sample_index):
+        assert tensor.dtype == torch.int64
+        assert tensor.is_contiguous()
+
+
+def test_windows_share_one_token_and_no_target_comes_twice(counting):
+    batch = TokenSource(counting, 8, 1234, shuffle=False).batch(0, 125)
+    assert torch.equal(batch.targets.flatten(), torch.arange(1, 1001))
+    assert torch.equal(batch.tokens[1:, 0], batch.targets[:-1, -1])
+
+
+def test_batches_do_not_depend_on_how_samples_are_grouped(counting):
+    source = TokenSource(counting, 8, 1234)
+    whole = source.batch(120, 12)  # across the end of the first epoch
+    parts = [source.batch(127, 5), source.batch(120, 7)]
+    for name in ("tokens", "targets", "sample_index"):
+        joined = torch.cat([getattr(parts[1], name), getattr(parts[0], name)])
+        assert torch.equal(getattr(whole, name), joined)
+
+
+def test_windows_cross_scattered_sequences(write_index):
+    prefix = write_index(lengths=(2, 3, 1), offsets=(4, 0, 3), bounds=(0, 3))
+    batch = TokenSource(prefix, 5, 1234).batch(0, 1)
+    assert batch.tokens.tolist() == [[5, 6, 1, 2, 3]]
+    assert batch.targets.tolist() == [[6, 1, 2, 3, 4]]
+
+
+def test_tokens_outside_the_models_vocabulary_are_refused(tmp_path, write_index):
+    prefix = write_tokens(tmp_path / "text", [1, 2, 99])
+    assert TokenSource(prefix, 2, 0, vocab_size=100).batch(0, 1).targets.tolist() == [[2, 99]]
+    with pytest.raises(DataError) as caught:
+        TokenSource(prefix, 2, 0, vocab_size=99).batch(0, 1)
+    assert str(caught.value) == (
+        f"{prefix}.bin holds token id 99, outside the model's vocabulary of 99; "
+        "set model.vocab_size to that of the tokenizer it was written with"
+    )
+    negative = write_index(np.array([1, -2, 3], dtype="i1").tobytes(), (3,), (0,), (0, 1), code=2)
+    with pytest.raises(DataError, match="holds token id -2, outside"):
+        TokenSource(negative, 2, 0, vocab_size=99).batch(0, 1)
+
+
+def test_validation_is_split_off_the_end(counting):
+    train, valid = open_splits(counting, None, 0.25, seq_length=8, seed=1234)
+    assert (train.num_tokens, valid.num_tokens) == (752, 251)
+    assert sorted(train.batch(0, train.num_windows).tokens[:, 0].tolist()) == list(range(0, 744, 8))
+    assert valid.batch(0, 31).tokens[:, 0].tolist() == list(range(752, 1000, 8))
+
+
+def test_validation_dataset_beside_the_training_dataset_is_found(counting, tmp_path):
+    write_tokens(tmp_path / "counting_valid", [7] * 20)
+    train, valid = open_splits(counting, None, 0.25, seq_length=8, seed=1234)
+    assert train.num_tokens == 1003
+    assert valid.batch(0, 1).tokens.tolist() == [[7] * 8]
+
+
+def test_validation_dataset_that_is_named_wins(counting, tmp_path):
+    write_tokens(tmp_path / "counting_valid", [7] * 20)
+    named = write_tokens(tmp_path / "named", [5] * 20)
+    train, valid = open_splits(counting, named, 0.25, seq_length=8, seed=1234)
+    assert train.num_tokens == 1003
+    assert valid.batch(0, 1).tokens.tolist() == [[5] * 8]
+
+
+def test_error_names_the_split_that_is_too_short(counting):
+    with pytest.raises(
+        DataError, match=r"^the validation split has 51 tokens, but one window of seq_length 60 takes 61;"
+    ):
+        open_splits(counting, None, 0.05, seq_length=60, seed=1234)
+    with pytest.raises(DataError, match=r"^the training split has 952 tokens, .* seq_length 1000 takes 1001;"):
+        open_splits(counting, None, 0.05, seq_length=1000, seed=1234)
