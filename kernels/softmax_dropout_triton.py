@@ -157,19 +157,20 @@ def _forward_kernel(
     for step in range(live_chunks):
         start = (live_chunks - 1 - step) * BLOCK_N - column_lead
         x = _load_live(scores + offset, start, live, fewest, float("-inf"), UNIT, BLOCK_N)
-        p = _probs(x, maximum[:, None], inverse[:, None])
         if STORE_PROBS:
-            _store(probs + offset, start, p.to(scores.dtype.element_ty), in_rows, columns, BLOCK_N)
+            p = _probs(x, maximum[:, None], inverse[:, None]).to(scores.dtype.element_ty)
+            _store(probs + offset, start, p, in_rows, columns, BLOCK_N)
         if THRESHOLD > 0:
             kept = _kept(
                 start, tile, row_offset, column_offset, sample, site + plane % heads, seed_low, seed_high,
                 THRESHOLD, BLOCK_M, BLOCK_N,
             )  # fmt: skip
+            # Dropping the score gives the same 0 as dropping its prob, which the compiler would do on pairs of 16 bits.
+            x = tl.where(kept, x, float("-inf"))
             if STORE_MASK:
-                kept &= start + tl.arange(0, BLOCK_N)[None, :] < live[:, None]
-                _store(mask + offset, start, -kept.to(tl.int8), in_rows, columns, BLOCK_N)
-            p = tl.where(kept, p, 0.0)
-        _store(dropped + offset, start, p.to(scores.dtype.element_ty), in_rows, columns, BLOCK_N)
+                _store(mask + offset, start, -(x > float("-inf")).to(tl.int8), in_rows, columns, BLOCK_N)
+        p = _probs(x, maximum[:, None], inverse[:, None]).to(scores.dtype.element_ty)
+        _store(dropped + offset, start, p, in_rows, columns, BLOCK_N)
 
     for chunk in range(live_chunks, tl.cdiv(columns + column_lead, BLOCK_N)):
         start = chunk * BLOCK_N - column_lead
@@ -220,7 +221,7 @@ def _backward_kernel(
                     THRESHOLD, BLOCK_M, BLOCK_N,
                 )  # fmt: skip
             g = tl.where(kept, g, 0.0)
-            kept_p = tl.where(kept, p, 0.0)
+            kept_p = p * tl.where(kept, 1.0, 0.0)  # a select would be moved onto 16 bits, where it costs twice as much
         grad_scores = p * (g - subtrahend[:, None])
         _store(grad + offset, start, grad_scores.to(grad.dtype.element_ty), in_rows, columns, BLOCK_N)
         if WRITE_DROPPED:

@@ -106,7 +106,8 @@ RULES = [
     ),
     (
         MODEL + "training: {micro_batch_size: 4, global_batch_size: 6}",
-        "training.global_batch_size (6) must be a multiple of training.micro_batch_size (4); use a global batch of 4 or 8",
+        "training.global_batch_size (6) must be a multiple of training.micro_batch_size (4); "
+        "use a global batch of 4 or 8",
     ),
     (
         MODEL + "training: {micro_batch_size: 16, global_batch_size: 8}",
@@ -120,6 +121,11 @@ RULES = [
         MODEL + "training: {schedule: constant, decay_steps: 4}",
         "training.decay_steps (4) has no effect with training.schedule constant; "
         "remove it, or choose cosine, linear or wsd",
+    ),
+    (
+        MODEL + "training: {schedule: wsd, max_steps: 100, warmup_steps: 20, decay_steps: 81}",
+        "training.warmup_steps (20) and training.decay_steps (81) do not fit into training.max_steps (100) "
+        "with schedule wsd, which decays at the end; lower them",
     ),
     (
         MODEL + "data: {vocab_size: 9999}",
@@ -291,7 +297,7 @@ def test_overrides_win_and_errors_name_them(tmp_path):
     assert (config.training.lr, config.recompute.mode) == (2e-3, "full")
     for overrides, message in (
         ({"training.lr": "high"}, "override training.lr high: must be a number"),
-        ({"training.rl": 1}, "override training.rl: unknown key training.rl; did you mean training.lr?"),
+        ({"training.lrs": 1}, "override training.lrs: unknown key training.lrs; did you mean training.lr?"),
         ({"lr": 1}, "override lr: unknown key lr; did you mean training.lr?"),
         (
             {"training.min_lr": 1},

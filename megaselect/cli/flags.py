@@ -115,7 +115,7 @@ def _relative_to_here(path: Path) -> Path:
 def _train_parser(prog: str) -> OneLineParser:
     parser = OneLineParser(
         prog=prog,
-        usage="%(prog)s [--config FILE] [--recompute {none,selective,full}] [flags]",
+        usage="%(prog)s [--config FILE] [--recompute MODE] [flags]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=_HelpFormatter,

@@ -77,12 +77,29 @@ def check_training(training: TrainingConfig) -> None:
             "training.min_lr",
             "training.lr",
         )
-    if training.schedule == "constant" and training.decay_steps is not None:
+    _check_decay(training)
+
+
+def _check_decay(training: TrainingConfig) -> None:
+    """Settings of the decay have an effect, and the parts of the schedule do not overlap."""
+    warmup, decay, total = training.warmup_steps, training.decay_steps, training.max_steps
+    if decay is None:
+        return
+    if training.schedule == "constant":
         raise SettingError(
-            f"training.decay_steps ({training.decay_steps}) has no effect with training.schedule constant; "
+            f"training.decay_steps ({decay}) has no effect with training.schedule constant; "
             "remove it, or choose cosine, linear or wsd",
             "training.decay_steps",
             "training.schedule",
+        )
+    # The other schedules decay from the end of the warm-up, and a run may well stop before they are done.
+    if training.schedule == "wsd" and warmup + decay > total:
+        raise SettingError(
+            f"training.warmup_steps ({warmup}) and training.decay_steps ({decay}) do not fit into "
+            f"training.max_steps ({total}) with schedule wsd, which decays at the end; lower them",
+            "training.decay_steps",
+            "training.warmup_steps",
+            "training.max_steps",
         )
 
 

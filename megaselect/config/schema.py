@@ -96,7 +96,9 @@ class TrainingConfig(Section):
         "cosine", description="shape of the decay; wsd: warm-up, stable, decay"
     )
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
-    decay_steps: int | None = Field(None, ge=1, description="steps of decay; none: chosen by the schedule")
+    decay_steps: int | None = Field(
+        None, ge=1, description="steps of decay; none: to the end of the run, or its last fifth with wsd"
+    )
     weight_decay: float = Field(0.1, ge=0, description="AdamW's decay of weight matrices")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the second moment")

@@ -105,7 +105,7 @@ def prepare_default_corpus(cache_dir: Path | None = None, vocab_size: int = DEFA
         try:
             aside_paths = DatasetPaths.at(aside / "corpus", corpus.sha256, corpus.description)
             _build(aside_paths, corpus.documents, vocab_size, None, DEFAULT_VALID_FRACTION)
-            _rename_unless_there(aside, home)
+            _rename_unless_there(aside, paths)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return paths
@@ -116,12 +116,12 @@ def default_cache_dir() -> Path:
     return Path(configured).expanduser() if configured else Path.home() / ".cache" / "megaselect"
 
 
-def _rename_unless_there(aside: Path, home: Path) -> None:
+def _rename_unless_there(aside: Path, paths: DatasetPaths) -> None:
     try:
-        aside.rename(home)
+        aside.rename(paths.record_path.parent)
     except OSError:
         # Another process was first, and its files are as good as ours.
-        if not home.is_dir():
+        if not paths.record_path.is_file():
             raise
 
 

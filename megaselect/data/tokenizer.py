@@ -101,11 +101,11 @@ def _explain_training_error(message: str, vocab_size: int) -> str:
     if most := re.search(r"value <= (\d+)", message):
         return (
             f"the text is too short for a vocabulary of {vocab_size}: it has {most[1]} different pieces; "
-            f"use --vocab-size {most[1]}, or more text"
+            f"set the vocabulary size to {most[1]}, or add text"
         )
     if least := re.search(r"required_chars\. \d+ vs (\d+)", message):
         return (
             f"a vocabulary of {vocab_size} has no room for every byte and the text's common characters; "
-            f"use --vocab-size {least[1]} or more"
+            f"set the vocabulary size to {least[1]} or more"
         )
     return f"sentencepiece cannot train a vocabulary of {vocab_size} on this text: {message}"

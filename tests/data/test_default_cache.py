@@ -72,6 +72,15 @@ def test_a_cache_that_cannot_be_written(tmp_path):
     assert message.endswith("); set data.cache_dir or $MEGASELECT_CACHE to another place")
 
 
+def test_a_cache_that_is_damaged(tmp_path):
+    home = tmp_path / f"stdlib-{default_corpus().sha256[:16]}-vocab300-format1"
+    home.mkdir()
+    (home / "corpus.bin").write_bytes(b"")
+    with pytest.raises(DataError, match=rf"^cannot write the cache in {tmp_path}: Directory not empty \("):
+        prepare_default_corpus(tmp_path, vocab_size=300)
+    assert list(tmp_path.iterdir()) == [home]
+
+
 def test_place_of_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("MEGASELECT_CACHE", raising=False)

@@ -93,7 +93,7 @@ def test_a_tokenizer_of_ones_own(texts, tmp_path, default_dataset, tokenizer):
 def test_text_too_short_for_the_vocabulary(texts, tmp_path):
     with pytest.raises(DataError) as caught:
         prepare([texts], tmp_path / "text")
-    fitting = int(re.search(r"use --vocab-size (\d+), or more text$", str(caught.value))[1])
+    fitting = int(re.search(r"; set the vocabulary size to (\d+), or add text$", str(caught.value))[1])
     assert Tokenizer(prepare([texts], tmp_path / "text", fitting).tokenizer_path).vocab_size == fitting
 
 
@@ -126,6 +126,7 @@ def test_output_that_cannot_be_written(texts, tmp_path):
 # Stands in for a full disk: no file may grow beyond 1,000 bytes.
 PREPARE_WITHOUT_ROOM = """
 import resource, sys
+from pathlib import Path
 from megaselect.data.prepare import prepare
 from megaselect.errors import DataError
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

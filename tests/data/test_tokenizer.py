@@ -76,19 +76,15 @@ def test_training_is_deterministic_and_silent(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-TOO_LARGE = (
-    "the text is too short for a vocabulary of {}: it has {} different pieces; use --vocab-size {}, or more text"
-)
-TOO_SMALL = (
-    "a vocabulary of {} has no room for every byte and the text's common characters; use --vocab-size {} or more"
-)
+TOO_LARGE = "the text is too short for a vocabulary of {}: it has {} different pieces; set the vocabulary size to {}, or add text"
+TOO_SMALL = "a vocabulary of {} has no room for every byte and the text's common characters; set the vocabulary size to {} or more"
 
 
 @pytest.mark.parametrize(("vocab_size", "message"), [(4096, TOO_LARGE), (200, TOO_SMALL)])
 def test_a_vocabulary_that_does_not_fit_is_refused_with_one_that_does(vocab_size, message):
     with pytest.raises(DataError) as caught:
         train_tokenizer(SENTENCES, vocab_size)
-    fitting = re.search(r"--vocab-size (\d+)", str(caught.value))[1]
+    fitting = re.search(r"size to (\d+)", str(caught.value))[1]
     assert str(caught.value) == message.format(vocab_size, *[fitting] * (message.count("{}") - 1))
     assert train_tokenizer(SENTENCES, int(fitting))
 

@@ -1,0 +1,43 @@
+"""Model FLOPs and hardware FLOPs of a step, exactly, by arithmetic. No torch.
+
+Only matrix products count, 2 FLOPs a multiply-add, attention's s² products in full (not halved for causality), as in
+Korthikanti et al. 2022 and Megatron-LM. Backward is twice forward. Hardware FLOPs add what a mode runs again:
+selective's softmax and dropout hold no matrix product and add none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megaselect.recompute.plan import RecomputePlan
+from megaselect.recompute.theory import Shape
+
+FORWARD_AND_BACKWARD = 3
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of one micro-batch. model: what the mathematics needs; hardware: what is really done, recomputation included."""
+
+    model: int
+    hardware: int
+
+
+def core_attention_flops(shape: Shape) -> int:
+    """q kᵀ and probs v, forward: 4·b·s²·h."""
+    return 4 * shape.batch * shape.sequence**2 * shape.hidden
+
+
+def layer_flops(shape: Shape) -> int:
+    """Forward of one layer: qkv, core attention, projection, fc1 and fc2."""
+    products = 3 * shape.hidden**2 + shape.hidden**2 + 2 * shape.hidden * shape.ffn
+    return 2 * shape.tokens * products + core_attention_flops(shape)
+
+
+def micro_batch_flops(shape: Shape, plan: RecomputePlan) -> Flops:
+    """Forward and backward of one micro-batch under a plan."""
+    head = 2 * shape.tokens * shape.hidden * shape.padded_vocab
+    model = FORWARD_AND_BACKWARD * (len(plan.modules) * layer_flops(shape) + head)
+    again = sum(chunk.count * layer_flops(shape) for chunk in plan.chunks if chunk.checkpointed)
+    again += sum(core_attention_flops(shape) for modules in plan.modules if "core_attn" in modules)
+    return Flops(model, model + again)

@@ -1,0 +1,113 @@
+"""AdamW over fp32 weights, with fp32 master weights and gradient accumulation where the model computes in 16 bit.
+
+Bytes a parameter: fp32 16 (weight, gradient, two moments); 16 bit 18 (2 weight, 4 master, 4 gradient, 8 moments): a hook
+adds each 16-bit gradient into the fp32 one as soon as it is there and frees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from megaselect.config import TrainingConfig
+
+INITIAL_LOSS_SCALE = 2.0**15
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """grad_norm: before clipping. skipped: fp16 gradients overflowed, nothing was updated and the loss scale was halved."""
+
+    grad_norm: float
+    skipped: bool
+
+
+class MixedPrecisionAdamW:
+    """Owns the fp32 weights, the moments and, for fp16, the loss scale. Names are those of the model's parameters."""
+
+    def __init__(self, model: nn.Module, settings: TrainingConfig) -> None:
+        self._clip = settings.clip_grad
+        self._weights = dict(model.named_parameters())
+        first = next(iter(self._weights.values()))
+        self._has_masters = first.dtype != torch.float32
+        self.masters = {name: _master_of(weight) for name, weight in self._weights.items()}
+        decayed = [master for master in self.masters.values() if master.dim() >= 2]
+        plain = [master for master in self.masters.values() if master.dim() < 2]
+        self._adam = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.epsilon,
+            fused=True,
+        )
+        self._scaler = torch.amp.GradScaler(
+            first.device.type, init_scale=INITIAL_LOSS_SCALE, enabled=first.dtype == torch.float16
+        )
+        if self._has_masters:
+            for name, weight in self._weights.items():
+                weight.register_post_accumulate_grad_hook(_accumulate_into(self.masters[name]))
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients of a micro-batch's share of the loss."""
+        self._scaler.scale(loss).backward()
+
+    def step(self, learning_rate: float) -> StepResult:
+        """Clip, update the fp32 weights, round them into the model, and drop the gradients."""
+        for group in self._adam.param_groups:
+            group["lr"] = learning_rate
+        self._scaler.unscale_(self._adam)
+        masters = list(self.masters.values())
+        norm = torch.nn.utils.get_total_norm([master.grad for master in masters if master.grad is not None])
+        if self._clip:
+            torch.nn.utils.clip_grads_with_norm_(masters, self._clip, norm)
+        scale_before = self._scaler.get_scale()
+        self._scaler.step(self._adam)
+        self._scaler.update()
+        self._adam.zero_grad(set_to_none=True)
+        if self._has_masters:
+            with torch.no_grad():
+                torch._foreach_copy_(list(self._weights.values()), masters)
+        return StepResult(norm.item(), skipped=self._scaler.get_scale() < scale_before)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold besides the model: moments, step counts and, in 16 bit, master weights."""
+        state = {f"master.{name}": master.detach() for name, master in self.masters.items() if self._has_masters}
+        for name, master in self.masters.items():
+            state |= {f"{key}.{name}": value for key, value in self._adam.state[master].items()}
+        return state
+
+    def load_tensors(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `tensors`; the model's weights must have been loaded before."""
+        for name, master in self.masters.items():
+            with torch.no_grad():
+                master.copy_(state[f"master.{name}"] if self._has_masters else self._weights[name])
+            self._adam.state[master] = {
+                key: state[f"{key}.{name}"].to(master.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+
+    def scalars(self) -> dict[str, float]:
+        """The loss scale's state; empty but for fp16."""
+        return self._scaler.state_dict()
+
+    def load_scalars(self, state: dict[str, float]) -> None:
+        """The inverse of `scalars`."""
+        self._scaler.load_state_dict(state)
+
+
+def _master_of(weight: Tensor) -> Tensor:
+    if weight.dtype == torch.float32:
+        return weight
+    return weight.detach().float().requires_grad_()
+
+
+def _accumulate_into(master: Tensor) -> Callable[[Tensor], None]:
+    def accumulate(weight: Tensor) -> None:
+        gradient = weight.grad
+        weight.grad = None
+        master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+
+    return accumulate

@@ -1,0 +1,120 @@
+"""A whole run: from a config to a summary. Sets the pieces up in order; the loop is in megaselect.training.loop."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from megaselect.build import build_model
+from megaselect.config import Config
+from megaselect.devices import device_name, resolve_device
+from megaselect.errors import CheckpointError
+from megaselect.kernels.dropout_mask import drop_threshold
+from megaselect.model.gpt import GPT
+from megaselect.training.accounting import describe_recompute
+from megaselect.training.checkpoint import RunState, find_checkpoint, load_checkpoint
+from megaselect.training.datasets import Datasets, open_datasets
+from megaselect.training.events import RunHeader, RunSummary, Sink
+from megaselect.training.loop import Trainer
+from megaselect.training.optimizer import MixedPrecisionAdamW
+
+MakeSinks = Callable[[Config, Path], Sequence[Sink]]
+
+
+def train(config: Config, config_name: str, notes: Sequence[str], make_sinks: MakeSinks) -> RunSummary:
+    """Train to max_steps, continuing from a checkpoint where the config says so. Raises MegaselectError."""
+    torch.manual_seed(config.training.seed)  # for a user's own modules; nothing of ours draws from it
+    _set_determinism(config.training.deterministic)
+    run_dir = Path(config.training.run_dir or _fresh_run_dir(config, config_name))
+    checkpoint = find_checkpoint(config.training.resume, run_dir)
+    datasets = open_datasets(config)
+    model = build_model(config)
+    optimizer = MixedPrecisionAdamW(model, config.training)
+    state = load_checkpoint(checkpoint, model, optimizer, config) if checkpoint else RunState(0, 0)
+    _prepare_run_dir(run_dir, config)
+    sinks = make_sinks(config, run_dir)
+    header = _header(config, config_name, model, datasets, run_dir, state, [*notes, *_own_notes(config, state)])
+    for sink in sinks:
+        sink.start(header)
+    with warnings.catch_warnings():
+        _show_warnings_as_notes(sinks)
+        summary = Trainer(config, model, optimizer, datasets, state, run_dir, sinks).run()
+    for sink in sinks:
+        sink.finish(summary)
+    return summary
+
+
+def _set_determinism(deterministic: bool) -> None:
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def _fresh_run_dir(config: Config, config_name: str) -> str:
+    """A directory of its own for a run that names none, so that modes can be compared side by side."""
+    moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return f"runs/{Path(config_name).stem}-{config.recompute.mode}-{moment}"
+
+
+def _prepare_run_dir(run_dir: Path, config: Config) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.yaml").write_text(config.to_yaml())
+    except OSError as error:
+        raise CheckpointError(f"cannot write to the run directory {run_dir}: {error.strerror}; choose another --run-dir") from error
+
+
+def _own_notes(config: Config, state: RunState) -> list[str]:
+    notes = []
+    for name in ("attention_dropout_p", "hidden_dropout_p"):
+        asked = getattr(config.model, name)
+        effective = drop_threshold(asked) / 256
+        if effective != asked:
+            notes.append(f"{name} {asked} is {effective:.4f} here: probabilities are multiples of 1/256")
+    if len(notes) == 2 and config.model.attention_dropout_p == config.model.hidden_dropout_p:
+        notes = [notes[0].replace("attention_dropout_p", "dropout_p")]
+    if state.step >= config.training.max_steps:
+        notes.append(f"the run is already at step {state.step}: give a larger --max-steps to go on, or a new --run-dir")
+    elif state.step:
+        notes.append(f"continuing from step {state.step}")
+    return notes
+
+
+def _header(
+    config: Config, config_name: str, model: GPT, datasets: Datasets, run_dir: Path, state: RunState, notes: list[str]
+) -> RunHeader:
+    shape, weight = config.model, next(model.parameters())
+    return RunHeader(
+        config_name=config_name,
+        device=device_name(resolve_device(config.training.device)),
+        dtype=str(weight.dtype).removeprefix("torch."),
+        model=f"{shape.num_layers} layers, hidden {shape.hidden_size}, {shape.num_attention_heads} heads, "
+        f"sequence {shape.seq_length}, vocabulary {shape.vocab_size}",
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        attention=shape.attention,
+        recompute=describe_recompute(config.recompute),
+        data=datasets.description,
+        run_dir=str(run_dir),
+        max_steps=config.training.max_steps,
+        first_step=state.step,
+        config=config.to_dict(),
+        notes=notes,
+    )
+
+
+def _show_warnings_as_notes(sinks: Sequence[Sink]) -> None:
+    """Warnings of the recompute layer reach the user through the sinks, once each."""
+    shown: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in shown:
+            shown.add(str(message))
+            for sink in sinks:
+                sink.note(str(message))
+
+    warnings.showwarning = show

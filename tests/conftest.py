@@ -1,0 +1,53 @@
+"""What all tests share: Triton's interpreter where there is no GPU, skipped GPU tests, and ways to look at saved tensors."""
+
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+HAS_CUDA = torch.cuda.is_available()
+if not HAS_CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it once, when it is imported; torch alone does not import it
+
+sys.path.insert(0, str(Path(__file__).parent / "kernels"))  # importlib mode leaves test folders off it: mask_reference
+
+
+def pytest_collection_modifyitems(items):
+    if HAS_CUDA:
+        return
+    no_gpu = pytest.mark.skip(reason=f"needs an NVIDIA GPU and torch {torch.__version__} sees none")
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(no_gpu)
+
+
+@contextmanager
+def _record_saved():
+    saved = []
+
+    def record(tensor):
+        if tensor.numel():
+            saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        yield saved
+
+
+@pytest.fixture
+def record_saved():
+    """`with record_saved() as saved:` lists every tensor that autograd keeps for backward, but for empty ones."""
+    return _record_saved
+
+
+def _relative_error(actual, exact):
+    return ((actual.double() - exact.double()).norm() / exact.double().norm()).item()
+
+
+@pytest.fixture
+def relative_error():
+    """|actual - exact| / |exact|, both taken in fp64."""
+    return _relative_error
