@@ -1,9 +1,10 @@
 """The dropout mask inside Triton kernels, and a kernel that writes it packed, one bit an element.
 
-docs/dropout-mask.md defines the mask; dropout_mask.py is the CPU's version. One 32-bit drop word serves the elements of
-rows {r, r+8} x columns {8k+2g, 8k+2g+1}, k in 0..7, of a 16 x 64 tile, so a mask tile costs one word per 32 elements and
-is expanded by a bitwise test. Tiles lie on the global grid of 16 rows and 64 columns: a kernel whose tensor begins at
-some other global position starts with a tile that hangs over the tensor's edge, so every offset works alike.
+docs/dropout-mask.md defines the mask; dropout_mask.py is the CPU's version. One 32-bit drop word serves the elements
+of rows {r, r+8} x columns {8k+2g, 8k+2g+1}, k in 0..7, of a 16 x 64 tile, so a mask tile costs one word per 32
+elements and is expanded by a bitwise test. Tiles lie on the global grid of 16 rows and 64 columns: a kernel whose
+tensor begins at some other global position starts with a tile that hangs over the tensor's edge, so every offset works
+alike.
 
 A tile has BLOCK_M rows and BLOCK_N columns (a multiple of 64). BLOCK_M is a multiple of 16, or 2, 4 or 8: then a tile
 holds rows r and r+8 of BLOCK_M/2 neighbouring r, so that no bit of a word is wasted while few rows are in flight.
@@ -21,8 +22,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from megaselect.kernels.dropout_mask import Plane
 
-TILE_ROWS = tl.constexpr(16)
-TILE_COLUMNS = tl.constexpr(64)
 PACKED_BLOCK_M, PACKED_BLOCK_N, PACKED_WARPS = 16, 1024, 4
 
 
@@ -71,36 +70,40 @@ def _drop_words(row_groups, column_groups, sample, site, seed_low, seed_high, TH
 
 
 @triton.jit
-def tile_rows(tile, BLOCK_M: tl.constexpr):
-    """int32 [BLOCK_M]: the rows of a tile on the 16-row grid."""
-    index = tl.arange(0, BLOCK_M)
+def tile_first_row(tile, BLOCK_M: tl.constexpr):
+    """The first row of a tile, counted from the first tile's block of 16 rows."""
     if BLOCK_M >= 16:
-        return tile * BLOCK_M + index
-    HALF: tl.constexpr = BLOCK_M // 2
-    first = tile // (16 // BLOCK_M) * 16 + tile % (16 // BLOCK_M) * HALF
-    return first + index // HALF * 8 + index % HALF
+        return tile * BLOCK_M
+    else:
+        return tile // (16 // BLOCK_M) * 16 + tile % (16 // BLOCK_M) * (BLOCK_M // 2)
+
+
+@triton.jit
+def tile_rows(tile, BLOCK_M: tl.constexpr):
+    """int32 [BLOCK_M]: the rows of a tile, counted likewise."""
+    index = tl.arange(0, BLOCK_M)
+    if BLOCK_M < 16:
+        index = index // (BLOCK_M // 2) * 8 + index % (BLOCK_M // 2)
+    return tile_first_row(tile, BLOCK_M) + index
 
 
 @triton.jit
 def load_sample(sample_index, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """The sample's low 32 bits as a tensor of the words' shape [BLOCK_M / 2, BLOCK_N / 64, 4].
 
-    A tensor of one and the same value, because Triton recomputes no expression that contains a load of this size: else
-    it computes every word in the layout that the expansion wants, eight threads each their own copy, and Philox costs
-    eightfold. With the load the words are computed once and exchanged: the one layout conversion of the mask.
+    A tensor of one and the same value, because Triton recomputes no expression with a load of a word or more a thread:
+    else it computes every word in the layout that the expansion wants, eight threads each their own copy, and Philox
+    costs eightfold. With the load the words are computed once and exchanged: the one layout conversion of the mask.
     """
     return tl.load(sample_index + tl.zeros([BLOCK_M // 2, BLOCK_N // 64, 4], tl.int32)).to(tl.uint32)
 
 
 @triton.jit
-def drop_word_tile(
+def _word_tile(
     first_row, first_column, sample, site, seed_low, seed_high,
     THRESHOLD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """uint32 [BLOCK_M / 2, BLOCK_N / 64, 4]: the words of the tile that begins at this global row and column.
-
-    first_column is a multiple of 64; first_row of 16, plus the first r (below 8) where BLOCK_M is less than 16.
-    """
+    """uint32 [BLOCK_M / 2, BLOCK_N / 64, 4]: the drop words of the tile that begins at this global row and column."""
     row_groups = first_row // 16 * 8 + first_row % 16 + tl.arange(0, BLOCK_M // 2)
     column_groups = first_column // 16 + tl.arange(0, BLOCK_N // 16)
     return _drop_words(
@@ -111,8 +114,24 @@ def drop_word_tile(
 
 
 @triton.jit
-def expand_kept(words, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Bool [BLOCK_M, BLOCK_N], True where kept, from the words of `drop_word_tile`, rows as `tile_rows` has them."""
+def kept_tile(
+    tile, row_offset, first_column, sample, site, seed_low, seed_high,
+    THRESHOLD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Bool [BLOCK_M, BLOCK_N], True where kept: a tile's rows (`tile_rows`) from the global column first_column.
+
+    Tile 0 begins with the block of 16 rows that row_offset lies in; first_column is a multiple of 64; sample comes from
+    `load_sample`. Select with the mask between values of the tile that were loaded: from there the compiler takes the
+    layout, and converts nothing but the words.
+    """
+    first_row = row_offset // 16 * 16 + tile_first_row(tile, BLOCK_M)
+    words = _word_tile(first_row, first_column, sample, site, seed_low, seed_high, THRESHOLD, BLOCK_M, BLOCK_N)
+    return _expand(words, BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def _expand(words, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Bool [BLOCK_M, BLOCK_N], True where kept, from the words of `_word_tile`."""
     BLOCKS: tl.constexpr = (BLOCK_M + 15) // 16
     HALF: tl.constexpr = BLOCK_M // (2 * BLOCKS)
     COLUMNS: tl.constexpr = BLOCK_N // 64
@@ -131,7 +150,7 @@ def expand_kept(words, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _pack(words, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """uint8 [BLOCK_M, BLOCK_N / 8]: byte n of a row holds its columns 8n to 8n+7, the lowest bit first; 1 is dropped."""
+    """uint8 [BLOCK_M, BLOCK_N / 8]: byte n of a row holds columns 8n to 8n+7, the lowest bit first; 1 is dropped."""
     BLOCKS: tl.constexpr = (BLOCK_M + 15) // 16
     HALF: tl.constexpr = BLOCK_M // (2 * BLOCKS)
     COLUMNS: tl.constexpr = BLOCK_N // 64
@@ -145,26 +164,26 @@ def _pack(words, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     return tl.reshape((low | (high << 4)).to(tl.uint8), [BLOCK_M, BLOCK_N // 8])
 
 
-@triton.jit(do_not_specialize=["seed_low", "seed_high", "site", "planes", "rows", "row_offset"])
+@triton.jit(do_not_specialize=["seed_low", "seed_high", "site", "planes", "rows", "row_offset", "first_column"])
 def _drop_bits_kernel(
-    bits, sample_index, seed_low, seed_high, site, planes, rows, row_bytes, row_offset, byte_offset,
-    THRESHOLD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    bits, sample_index, seed_low, seed_high, site, planes, rows, row_bytes, row_offset, first_column,
+    BYTE_LEAD: tl.constexpr, THRESHOLD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One program a tile of one plane."""
-    row_lead, byte_lead = row_offset % 16, byte_offset % 8
+    """One program a tile of one plane; the bits begin BYTE_LEAD bytes to the right of the global first_column."""
+    row_lead = row_offset % 16
     row_tiles = tl.cdiv(row_lead + rows, BLOCK_M)
-    column_tiles = tl.cdiv(byte_lead + row_bytes, BLOCK_N // 8)
+    column_tiles = tl.cdiv(BYTE_LEAD + row_bytes, BLOCK_N // 8)
     program = tl.program_id(0)
     plane = program // (row_tiles * column_tiles)
     row_start = program // column_tiles % row_tiles * BLOCK_M - row_lead
-    byte_start = program % column_tiles * (BLOCK_N // 8) - byte_lead
-    words = drop_word_tile(
-        row_offset + row_start, (byte_offset + byte_start) * 8,
+    column_tile = program % column_tiles
+    words = _word_tile(
+        row_offset + row_start, first_column + column_tile * BLOCK_N,
         load_sample(sample_index + plane // planes, BLOCK_M, BLOCK_N), site + plane % planes, seed_low, seed_high,
         THRESHOLD, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     row = row_start + tl.arange(0, BLOCK_M)[:, None]
-    byte = byte_start + tl.arange(0, BLOCK_N // 8)[None, :]
+    byte = column_tile * (BLOCK_N // 8) - BYTE_LEAD + tl.arange(0, BLOCK_N // 8)[None, :]
     inside = (row >= 0) & (row < rows) & (byte >= 0) & (byte < row_bytes)
     pointers = bits + (plane.to(tl.int64) * rows + row) * row_bytes + byte
     tl.store(pointers, _pack(words, BLOCK_M, BLOCK_N), mask=inside)
@@ -173,21 +192,23 @@ def _drop_bits_kernel(
 def drop_bits(sample_index: Tensor, plane: Plane, planes: int, rows: int, columns: int) -> Tensor:
     """uint8 [b, planes, rows, ceil(columns / 8)], one bit an element, 1 where dropped.
 
-    Byte n of a row holds columns 8n to 8n+7, the lowest bit first (NumPy's bitorder="little"); bits past the last column
-    mean nothing. sample_index: int64 [b] on the GPU. Plane p uses site + p.
+    Byte n of a row holds columns 8n to 8n+7, the lowest bit first (NumPy's bitorder="little"); bits past the last
+    column mean nothing. sample_index: int64 [b] on the GPU. Plane p uses site + p.
     """
     shift = plane.column_offset % 8
     row_bytes = triton.cdiv(columns + shift, 8)
     bits = sample_index.new_empty(sample_index.numel(), planes, rows, row_bytes, dtype=torch.uint8)
-    if plane.threshold == 0:
+    if plane.threshold == 0 or bits.numel() == 0:
         return bits.zero_()[..., : triton.cdiv(columns, 8)]
+    byte_lead = plane.column_offset % 64 // 8
     tiles = triton.cdiv(plane.row_offset % 16 + rows, PACKED_BLOCK_M)
-    tiles *= triton.cdiv(plane.column_offset // 8 % 8 + row_bytes, PACKED_BLOCK_N // 8)
+    tiles *= triton.cdiv(byte_lead + row_bytes, PACKED_BLOCK_N // 8)
     with torch.cuda.device_of(bits):
         _drop_bits_kernel[(bits.shape[0] * planes * tiles,)](
             bits, sample_index, *key_words(plane.seed), plane.site, planes, rows, row_bytes,
-            plane.row_offset, plane.column_offset // 8,
-            THRESHOLD=plane.threshold, BLOCK_M=PACKED_BLOCK_M, BLOCK_N=PACKED_BLOCK_N, num_warps=PACKED_WARPS,
+            plane.row_offset, plane.column_offset // 64 * 64,
+            BYTE_LEAD=byte_lead, THRESHOLD=plane.threshold, BLOCK_M=PACKED_BLOCK_M, BLOCK_N=PACKED_BLOCK_N, 
+            num_warps=PACKED_WARPS,
         )  # fmt: skip
     if shift:  # bytes on the global grid straddle those asked for
         bits = bits >> shift | torch.nn.functional.pad(bits[..., 1:], (0, 1)) << 8 - shift
@@ -207,18 +228,21 @@ def key_words(seed: int) -> tuple[int, int]:
     return low - (low >> 31 << 32), high - (high >> 31 << 32)
 
 
-def tile_shape(width: int) -> tuple[int, int]:
-    """(BLOCK_M, BLOCK_N) for rows of `width` elements: 4096 elements, 32 for each thread of 4 warps.
-
-    Rows are as long as the width allows, since a row block that is read twice should still be in the cache; one drop
-    word a thread, and at least 256 columns so that a warp reads 512 bytes in a row. A fixed table: it sets the order of
-    row sums, so it may depend on nothing but the width.
-    """
-    block_n = min(max(triton.next_power_of_2(width) // 4, 256), 2048)
-    return 4096 // block_n, block_n
-
-
 def access_unit(width: int, column_offset: int, element_bytes: int) -> int:
     """Elements that a thread reads at once: 16 bytes of them where rows and offset allow it, else one."""
     unit = 16 // element_bytes
     return unit if width % unit == 0 and column_offset % unit == 0 else 1
+
+
+def tile_shape(width: int, unit: int) -> tuple[int, int]:
+    """(BLOCK_M, BLOCK_N) for 4 warps, from the row's width and `access_unit`.
+
+    4096 elements, one drop word for each thread's 32, or fewer where so many would not fit the registers: in fp32, and
+    with an access for each element. (There several threads compute the same word, but the wider or slower accesses
+    leave them the time.) As few rows as the width allows, because a row block that is read twice should still be in the
+    cache; at least 256 columns, so that a warp reads 512 bytes in a row. A fixed table: it sets the order of row sums,
+    so it depends on nothing else.
+    """
+    elements = {8: 4096, 4: 2048, 1: 1024}[unit]
+    block_n = min(max(triton.next_power_of_2(width) // 4, 256), elements // 2)
+    return elements // block_n, block_n

@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from megaselect.config import Config
     from megaselect.build import build_model
+    from megaselect.config import Config
 
 __version__ = "0.1.0"
 __all__ = ["Config", "__version__", "build_model"]

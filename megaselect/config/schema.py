@@ -113,7 +113,7 @@ class TrainingConfig(Section):
         "auto",
         min_length=1,
         json_schema_extra={"off": "none"},
-        description="checkpoint to continue from; auto: the newest in the run directory; none: start anew",
+        description="run or checkpoint to continue; auto: the newest checkpoint in the run directory; none: start anew",
     )
     run_dir: str = Field("runs/default", min_length=1, description="directory of checkpoints, metrics and config")
     sample_tokens: int = Field(64, ge=0, description="tokens of sample text at the end; 0: none")

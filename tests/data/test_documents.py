@@ -95,6 +95,12 @@ def test_the_tail_of_one_large_file_is_validation(tmp_path):
     assert text_of(train[0]) + text_of(valid[1]) == text_of(documents[0])
 
 
+def test_a_file_of_one_character_moves_whole(tmp_path):
+    train, valid = split_documents(write_documents(tmp_path, {"a": "😀".encode()}), 0.5)
+    assert train == []
+    assert [text_of(document) for document in valid] == ["😀"]
+
+
 @given(st.text("aé€😀", min_size=2), st.floats(0.01, 0.99))
 def test_no_character_is_torn(tmp_path_factory, text, fraction):
     (document,) = write_documents(tmp_path_factory.mktemp("cut"), {"a": text.encode()})

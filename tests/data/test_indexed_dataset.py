@@ -146,6 +146,7 @@ def test_a_dataset_without_tokens_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+# Stands in for a full disk: no file may grow beyond 1,000 bytes.
 WRITE_WITHOUT_ROOM = """
 import resource, sys
 from megaselect.data.indexed_dataset import IndexedDatasetWriter
@@ -153,7 +154,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     with IndexedDatasetWriter(sys.argv[1], vocab_size=10) as writer:
         for _ in range(int(sys.argv[2])):
-            writer.add_document([1] * 600)
+            writer.add_document([1] * int(sys.argv[3]))
 except OSError as error:
     print(error.strerror)
 """
@@ -161,5 +162,15 @@ except OSError as error:
 
 @pytest.mark.parametrize("num_documents", [1, 100])
 def test_a_disk_that_fills_up(tmp_path, start_python, num_documents):
-    assert start_python(WRITE_WITHOUT_ROOM, tmp_path / "text", num_documents).communicate() == ("File too large\n", "")
+    child = start_python(WRITE_WITHOUT_ROOM, tmp_path / "text", num_documents, 600)
+    assert child.communicate() == ("File too large\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_new_tokens_are_never_paired_with_an_old_index(tmp_path, start_python):
+    with IndexedDatasetWriter(tmp_path / "text", vocab_size=10) as writer:
+        writer.add_document([7])
+    # 100 documents of one token: room for the 200 bytes of the .bin, but not for the 2,000 of the .idx.
+    child = start_python(WRITE_WITHOUT_ROOM, tmp_path / "text", 100, 1)
+    assert child.communicate() == ("File too large\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["text.bin"]

@@ -76,8 +76,14 @@ def test_training_is_deterministic_and_silent(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-TOO_LARGE = "the text is too short for a vocabulary of {}: it has {} different pieces; set the vocabulary size to {}, or add text"
-TOO_SMALL = "a vocabulary of {} has no room for every byte and the text's common characters; set the vocabulary size to {} or more"
+TOO_LARGE = (
+    "the text is too short for a vocabulary of {}: it has {} different pieces; "
+    "set the vocabulary size to {}, or add text"
+)
+TOO_SMALL = (
+    "a vocabulary of {} has no room for every byte and the text's common characters; "
+    "set the vocabulary size to {} or more"
+)
 
 
 @pytest.mark.parametrize(("vocab_size", "message"), [(4096, TOO_LARGE), (200, TOO_SMALL)])

@@ -1,4 +1,4 @@
-"""An independent reference of the dropout mask, element by element in NumPy: slow, plain, and shared by the kernel tests."""
+"""An independent reference of the dropout mask, element by element in NumPy: slow and plain."""
 
 import numpy as np
 
@@ -38,7 +38,15 @@ def dropped(
 
 
 def dropped_planes(
-    seed: int, samples: list[int], site: int, planes: int, threshold: int, rows: int, cols: int, row0: int = 0, col0: int = 0
+    seed: int,
+    samples: list[int],
+    site: int,
+    planes: int,
+    threshold: int,
+    rows: int,
+    cols: int,
+    row0: int = 0,
+    col0: int = 0,
 ) -> np.ndarray:
     """Boolean [samples, planes, rows, cols]: plane p of every sample at site + p."""
     return np.stack(

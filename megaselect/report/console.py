@@ -1,0 +1,166 @@
+"""The console: a header, the bytes, a progress bar and a summary on a terminal; plain lines of 80 columns elsewhere."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import textwrap
+import time
+import unicodedata
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from megaselect.report import text
+from megaselect.training.events import Metrics, RunHeader, RunSummary, StoredReport
+
+PLAIN_COLUMNS = 80
+PANEL_COLUMNS = 100  # at most: lines across a very wide terminal are hard to read
+REFRESH_SECONDS = 0.1
+STEP_TIME_MEMORY = 0.9  # weight of the past in the step time that ETA is taken from
+STYLES = {"": "", "good": "green", "bad": "bold white on red"}
+
+
+def stdout_console() -> Console:
+    """Standard output as it is now. isatty alone decides: FORCE_COLOR must not send a progress bar into a log file."""
+    terminal = sys.stdout.isatty()
+    return Console(force_terminal=terminal, width=None if terminal else PLAIN_COLUMNS)
+
+
+class ConsoleSink:
+    """Prints a run. log_interval: steps between lines where the output is no terminal that can redraw."""
+
+    def __init__(self, log_interval: int, console: Console | None = None) -> None:
+        self._console = console or stdout_console()
+        self._log_interval = log_interval
+        self._max_steps = 0
+        self._setting = ""
+        self._steps_timed = 0
+        self._step_seconds = 0.0
+        self._progress: Progress | None = None
+        self._drawn_at = 0.0
+
+    def start(self, header: RunHeader) -> None:
+        """Print the header and, on a terminal, start the progress bar."""
+        self._max_steps = header.max_steps
+        self._setting = text.setting_name(header.config)
+        self._rows(f"megaselect {header.config_name}", text.header_rows(header))
+        for note in header.notes:
+            self.note(note)
+        if self._console.is_interactive:
+            self._start_bar(header)
+
+    def stored(self, report: StoredReport) -> None:
+        """Print predicted and measured bytes, a loud warning where they differ."""
+        for line in text.stored_lines(report, self._setting):
+            self._print(line.text, STYLES[line.style], line.indent)
+
+    def step(self, metrics: Metrics) -> None:
+        """Move the bar, or print a line every log_interval steps."""
+        step = int(metrics["step"] or 0)
+        self._average_step_time((metrics["step_ms"] or 0.0) / 1000)
+        fields = text.step_fields(metrics, (self._max_steps - step) * self._step_seconds)
+        if self._progress:
+            self._move_bar(self._progress, step, fields)
+        elif step % self._log_interval == 0 or step == self._max_steps:
+            width = len(str(self._max_steps))
+            place = f"step {step:>{width}}/{self._max_steps}"
+            self._print(text.fitting([place, *fields], self._console.width))
+
+    def evaluation(self, step: int, loss: float) -> None:
+        """Print a line."""
+        width = len(str(self._max_steps))
+        self._print(f"eval {step:>{width}}/{self._max_steps}  valid loss {loss:.4f}", "cyan")
+
+    def note(self, text: str) -> None:
+        """Print a sentence."""
+        self._print(text, indent=2)
+
+    def finish(self, summary: RunSummary) -> None:
+        """Close the bar, then print the summary and the sample text."""
+        self._stop_bar()
+        self._rows("interrupted" if summary.interrupted else "finished", text.summary_rows(summary))
+        if summary.sample is not None:
+            self._print("sample", "bold")
+            self._console.print(Text(self._printable(summary.sample)), overflow="fold")
+
+    def _average_step_time(self, seconds: float) -> None:
+        # The first step also compiles and warms up: the second one's time takes its place.
+        past = seconds if self._steps_timed < 2 else self._step_seconds
+        self._step_seconds = STEP_TIME_MEMORY * past + (1 - STEP_TIME_MEMORY) * seconds
+        self._steps_timed += 1
+
+    def _rows(self, title: str, rows: list[tuple[str, str]]) -> None:
+        """A panel on a terminal, labelled lines elsewhere."""
+        width = max(len(label) for label, _ in rows)
+        if not self._console.is_terminal:
+            self._print(title)
+            for label, value in rows:
+                self._print(f"  {label:<{width}}  {value}", indent=width + 4)
+            return
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for label, value in rows:
+            grid.add_row(label, Text(self._printable(value), "" if label else "italic"))
+        panel_width = min(self._console.width, PANEL_COLUMNS)
+        title_text = Text(self._printable(title), "bold")
+        self._console.print(Panel(grid, title=title_text, title_align="left", width=panel_width, border_style="blue"))
+
+    def _print(self, content: str, style: str = "", indent: int = 0) -> None:
+        """Print text wrapped at spaces; a path or command that is longer than a line stays whole."""
+        for paragraph in self._printable(content).splitlines():
+            lines = textwrap.wrap(
+                paragraph,
+                self._console.width,
+                subsequent_indent=" " * indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            for line in lines:
+                self._console.print(Text(line, style), soft_wrap=True)
+
+    def _printable(self, content: str) -> str:
+        """Without control characters (a sample may hold any) and without what the output cannot encode."""
+        # Categories C*: control characters, escape among them, marks that reverse text, and lone surrogates.
+        kept = "".join(char if char in "\n\t" or unicodedata.category(char)[0] != "C" else "\ufffd" for char in content)
+        return kept.encode(self._console.encoding, "replace").decode(self._console.encoding)
+
+    def _start_bar(self, header: RunHeader) -> None:
+        columns = (
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[status]}", markup=False),
+        )
+        # No thread of its own that redraws: it would take time from the training step. Errors are printed above the
+        # bar, unless they go to a file.
+        self._progress = Progress(
+            *columns,
+            console=self._console,
+            auto_refresh=False,
+            expand=True,
+            redirect_stderr=sys.stderr.isatty(),
+        )
+        self._progress.add_task("", total=header.max_steps, completed=header.first_step, status="first step ...")
+        self._progress.start()
+        # A run that ends by an error never gets to finish; the terminal must have its cursor back all the same.
+        atexit.register(self._progress.stop)
+
+    def _move_bar(self, bar: Progress, step: int, fields: list[str]) -> None:
+        bar_columns = max(self._console.width // 5, 10)
+        place_columns = 2 * len(str(self._max_steps)) + 3
+        status = text.fitting(fields, self._console.width - bar_columns - place_columns)
+        bar.update(bar.task_ids[0], completed=step, status=status)
+        now = time.monotonic()
+        if now - self._drawn_at >= REFRESH_SECONDS:
+            self._drawn_at = now
+            bar.refresh()
+
+    def _stop_bar(self) -> None:
+        if self._progress:
+            self._progress.stop()
+            atexit.unregister(self._progress.stop)
+            self._progress = None

@@ -1,0 +1,46 @@
+"""Several sinks as one. The events and the protocol are the trainer's: training never imports a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megaselect.training.events import Metrics, RunHeader, RunSummary, Sink, StoredReport
+
+__all__ = ["Metrics", "RunHeader", "RunSummary", "Sink", "Sinks", "StoredReport"]
+
+
+class Sinks:
+    """A sink that hands every event to each of its sinks, in the order given."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = tuple(sinks)
+
+    def start(self, header: RunHeader) -> None:
+        """See Sink.start."""
+        for sink in self._sinks:
+            sink.start(header)
+
+    def stored(self, report: StoredReport) -> None:
+        """See Sink.stored."""
+        for sink in self._sinks:
+            sink.stored(report)
+
+    def step(self, metrics: Metrics) -> None:
+        """See Sink.step."""
+        for sink in self._sinks:
+            sink.step(metrics)
+
+    def evaluation(self, step: int, loss: float) -> None:
+        """See Sink.evaluation."""
+        for sink in self._sinks:
+            sink.evaluation(step, loss)
+
+    def note(self, text: str) -> None:
+        """See Sink.note."""
+        for sink in self._sinks:
+            sink.note(text)
+
+    def finish(self, summary: RunSummary) -> None:
+        """See Sink.finish."""
+        for sink in self._sinks:
+            sink.finish(summary)

@@ -1,0 +1,188 @@
+"""The words and numbers that a user reads, as plain text: no terminal, no colour."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from megaselect.training.events import Metrics, RunHeader, RunSummary, StoredReport
+
+MIB_BYTES, GIB_BYTES = 2**20, 2**30
+MEGATRON_NOTE = "keeps the scores; Megatron-LM's selective means core_attn"
+LAYERS_SHOWN = 8  # of those whose bytes differ
+
+
+class Line(NamedTuple):
+    """A line of a report. style: "", "good" or "bad". indent: columns by which its continuation lines are set in."""
+
+    text: str
+    style: str = ""
+    indent: int = 2
+
+
+def size(count: int) -> str:
+    """Bytes in MiB or GiB, three digits or more."""
+    value, unit = (count / GIB_BYTES, "GiB") if count >= GIB_BYTES else (count / MIB_BYTES, "MiB")
+    decimals = 2 if value >= 1 else 3 if value >= 0.1 else 4
+    return f"{value:.{decimals}f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """1:05, 2:03:04, 3d 04:05:06."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour:02}:{minute:02}:{second:02}"
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def header_rows(header: RunHeader) -> list[tuple[str, str]]:
+    """Label and value, in the order of the header; an empty label continues the row above."""
+    recompute = [("recompute", header.recompute)]
+    settings = header.config["recompute"]
+    if settings["mode"] == "selective" and set(settings["modules"]) == {"softmax", "dropout"}:
+        recompute.append(("", MEGATRON_NOTE))
+    return [
+        ("device", header.device),
+        ("dtype", header.dtype),
+        ("model", header.model),
+        ("parameters", f"{header.parameters:,}"),
+        ("attention", header.attention),
+        *recompute,
+        ("data", header.data),
+        ("steps", _steps(header)),
+        ("run directory", header.run_dir),
+    ]
+
+
+def _steps(header: RunHeader) -> str:
+    if header.first_step >= header.max_steps:
+        return f"{header.max_steps:,}, all done before"
+    if header.first_step:
+        return f"{header.first_step + 1:,} to {header.max_steps:,} (resumed)"
+    return f"{header.max_steps:,}"
+
+
+def setting_name(config: dict[str, Any]) -> str:
+    """The recompute setting of a run, as the keys of StoredReport.alternatives spell it."""
+    recompute = config["recompute"]
+    return " ".join(recompute["modules"]) if recompute["mode"] == "selective" else recompute["mode"]
+
+
+def stored_lines(report: StoredReport, setting: str) -> list[Line]:
+    """Predicted and measured bytes, and what settings other than the run's own `setting` would store."""
+    lines = _equal_lines(report) if report.matches else _difference_lines(report)
+    others = ", ".join(f"{name} {size(count)}" for name, count in report.alternatives.items() if name != setting)
+    if others:
+        lines.append(Line(f"other settings:   {others}", indent=18))
+    return lines
+
+
+def _equal_lines(report: StoredReport) -> list[Line]:
+    """One line where all layers store the same, else one for each size."""
+    names_of: dict[int, list[str]] = {}
+    for name, count in report.predicted.items():
+        names_of.setdefault(count, []).append(name)
+    uniform = len(names_of) == 1 and not any("-" in name for name in report.predicted)
+    lines = []
+    for label, (count, names) in zip(["stored per layer:", *[""] * len(names_of)], names_of.items(), strict=False):
+        where = "(equal to the byte)" if uniform else f"in {_layer_ranges(names)}"
+        text = f"{label:<17} predicted {size(count)}, measured {size(report.measured[names[0]])} {where}"
+        lines.append(Line(text, "good", indent=18))
+    total = f"predicted {report.predicted_total:,} bytes, measured {report.measured_total:,} bytes"
+    return [*lines, Line(f"stored in all:    {total}", "good", indent=18)]
+
+
+def _layer_ranges(names: list[str]) -> str:
+    """["layers.0", "layers.1", "layers.4-5"] -> "layers 0-1, chunk 4-5"."""
+    spans: list[list[int]] = []
+    chunks: list[str] = []
+    for name in names:
+        number = name.removeprefix("layers.")
+        if "-" in number:
+            chunks.append(number)
+        elif spans and spans[-1][1] + 1 == int(number):
+            spans[-1][1] = int(number)
+        else:
+            spans.append([int(number), int(number)])
+    layers = [f"{first}" if first == last else f"{first}-{last}" for first, last in spans]
+    several = len(layers) > 1 or any("-" in span for span in layers)
+    parts = [f"layer{'s' if several else ''} {', '.join(layers)}"] if layers else []
+    parts += [f"chunk{'s' if len(chunks) > 1 else ''} {', '.join(chunks)}"] if chunks else []
+    return ", ".join(parts)
+
+
+def _difference_lines(report: StoredReport) -> list[Line]:
+    """A warning with both numbers for each layer that differs, and for the total."""
+    names = list(dict.fromkeys([*report.predicted, *report.measured]))
+    pairs = [(name, report.predicted.get(name, 0), report.measured.get(name, 0)) for name in names]
+    differing = [(name, predicted, measured) for name, predicted, measured in pairs if predicted != measured]
+    lines = [Line("WARNING: the bytes stored for backward are not the bytes predicted", "bad")]
+    shown = [*differing[:LAYERS_SHOWN], ("in all", report.predicted_total, report.measured_total)]
+    for name, predicted, measured in shown:
+        text = f"predicted {predicted:,} bytes, measured {measured:,} bytes ({measured - predicted:+,})"
+        lines.append(Line(f"  {name}: {text}", "bad", indent=4))
+    if len(differing) > LAYERS_SHOWN:
+        lines.insert(-1, Line(f"  and {len(differing) - LAYERS_SHOWN} more layers", "bad"))
+    return [*lines, Line("  Training goes on; memory will not be as planned.", "bad")]
+
+
+def step_fields(metrics: Metrics, seconds_left: float) -> list[str]:
+    """Loss, tokens/s, time left, MFU and gradient norm, in order of importance; what is not known is left out.
+
+    Padded, so that the lines of a run form columns.
+    """
+    fields = [
+        _field("loss {:.4f}", metrics["loss"], 12),
+        _field("{:,.0f} tokens/s", metrics["tokens_per_s"], 14),
+        f"ETA {duration(seconds_left)}".ljust(11),
+        _field("mfu {:.1%}", metrics["mfu"], 9),
+        _field("grad norm {:.3g}", metrics["grad_norm"], 0),
+    ]
+    return [field for field in fields if field]
+
+
+def _field(template: str, value: float | None, width: int) -> str:
+    return "" if value is None else template.format(value).ljust(width)
+
+
+def fitting(fields: list[str], width: int) -> str:
+    """As many of the first fields as fit into `width` columns, and the first one always."""
+    line = fields[0]
+    for field in fields[1:]:
+        if len(f"{line}  {field.rstrip()}") > width:
+            break
+        line += f"  {field}"
+    return line.rstrip()
+
+
+def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
+    """Label and value of the closing table; what is not known is left out."""
+    stored = _words(("{} for backward", _size(summary.stored_bytes)), ("({:,} bytes)", summary.stored_bytes))
+    speed = _words(
+        ("{:,.0f} tokens/s", summary.tokens_per_s),
+        ("{:,.1f} ms per step (medians)", summary.step_ms),
+        ("mfu {:.1%}", summary.mfu),
+        ("hfu {:.1%}", summary.hfu),
+        joint=", ",
+    )
+    rows = [
+        ("steps", f"{summary.steps:,} ({summary.tokens:,} tokens) in {duration(summary.seconds)}"),
+        ("final loss", _words(("{:.4f}", summary.final_loss))),
+        ("valid loss", _words(("{:.4f}", summary.valid_loss), ("(best {:.4f})", summary.best_valid_loss))),
+        ("speed", speed),
+        ("stored", stored),
+        ("peak memory", _words(("{}", _size(summary.peak_bytes)))),
+        ("recompute", summary.recompute),
+        ("run directory", summary.run_dir),
+    ]
+    return [(label, value) for label, value in rows if value]
+
+
+def _size(count: int | None) -> str | None:
+    return None if count is None else size(count)
+
+
+def _words(*parts: tuple[str, float | str | None], joint: str = " ") -> str:
+    """The templates whose value is known, filled in."""
+    return joint.join(template.format(value) for template, value in parts if value is not None)

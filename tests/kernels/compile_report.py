@@ -1,0 +1,212 @@
+"""Compiles the Triton kernels for real GPUs on a machine that needs none, and prints what came out as JSON lines.
+
+    python tests/kernels/compile_report.py [--all]
+
+Calls the launch functions with tensors that have no memory, while a stand-in for the driver names the target: so every
+kernel is compiled as a launch would compile it, argument specialisation included. A line has the registers, stack and
+shared memory of a program, what was converted between layouts, counts of telling instructions, and for each ex2 in the
+PTX the instructions that its argument comes from. Must run without TRITON_INTERPRET.
+"""
+
+import argparse
+import collections
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from megaselect.kernels import bias_dropout_residual_triton, dropout_mask_triton, softmax_dropout_triton
+from megaselect.kernels.dropout_mask import Plane
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+TELLING = {  # what the report counts: SASS opcodes by pattern
+    "wide multiply": r"IMAD\.(WIDE|HI)",
+    "fused multiply-add": r"FFMA",
+    "exponential": r"MUFU\.EX2",
+    "matrix": r"HGMMA|HMMA",
+    "16-byte load": r"LDG.*\.128",
+    "narrower load": r"LDG(?!.*\.128)",
+    "16-byte store": r"STG.*\.128",
+    "narrower store": r"STG(?!.*\.128)",
+    "shuffle": r"SHFL",
+    "barrier": r"BAR",
+    "spill": r"LDL|STL",
+}
+FORMS = {  # storage form: (store_probs, store_mask)
+    "none": (True, True),
+    "dropout": (True, False),
+    "softmax": (False, True),
+    "softmax+dropout": (False, False),
+}
+PLANE = Plane(seed=5, site=7, threshold=26)
+
+
+class Driver:
+    """As much of a GPU driver as compiling needs."""
+
+    def __init__(self, capability):
+        self.capability = capability
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self):
+        return self.capability
+
+    def get_current_stream(self, _):
+        return 0
+
+
+def softmax_dropout(dtype, width, form, direction):
+    scores = torch.empty(1, 2, width, width, dtype=dtype, device="meta")
+    samples = torch.empty(1, dtype=torch.int64, device="meta")
+    store_probs, store_mask = FORMS[form]
+    if direction == "forward":
+        softmax_dropout_triton.forward(scores, samples, PLANE, store_probs, store_mask)
+        return
+    empty, statistics = scores.new_empty(0), scores.new_empty(scores.shape[:-1], dtype=torch.float32)
+    softmax_dropout_triton.backward(
+        torch.empty_like(scores),
+        statistics,
+        samples,
+        PLANE,
+        scores=empty if store_probs else scores,
+        row_max=empty if store_probs else statistics,
+        inverse_sum=empty if store_probs else statistics,
+        probs=scores if store_probs else empty,
+        mask=(scores if store_mask else empty).to(torch.int8),
+        write_dropped=form != "none",
+    )
+
+
+def bias_dropout_residual(dtype, width, form, direction):
+    x = torch.empty(64, 2, width, dtype=dtype, device="meta")
+    samples = torch.empty(2, dtype=torch.int64, device="meta")
+    store_mask = form == "none"
+    if direction == "forward":
+        bias_dropout_residual_triton.forward(x, x[0, 0], x, samples, PLANE, store_mask)
+    else:
+        mask = x.new_empty(x.shape if store_mask else (0,), dtype=torch.int8)
+        bias_dropout_residual_triton.backward(x, samples, PLANE, mask)
+
+
+def drop_bits(*_):
+    samples = torch.empty(1, dtype=torch.int64, device="meta")
+    dropout_mask_triton.drop_bits(samples, PLANE, planes=16, rows=1024, columns=1024)
+
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+K1, HIDDEN = softmax_dropout, bias_dropout_residual
+REPRESENTATIVE = [
+    *((90, K1, BF16, 1024, form, "forward") for form in ("none", "softmax+dropout")),
+    *((90, K1, BF16, 1024, form, "backward") for form in FORMS),
+    *((90, K1, BF16, 16384, "softmax+dropout", direction) for direction in ("forward", "backward")),
+    *((90, K1, FP32, 1024, "softmax+dropout", direction) for direction in ("forward", "backward")),
+    *((80, K1, FP16, 4096, "softmax+dropout", direction) for direction in ("forward", "backward")),
+    (90, K1, BF16, 1001, "softmax+dropout", "backward"),
+    *((90, HIDDEN, BF16, 1024, form, "forward") for form in ("none", "softmax+dropout")),
+    (90, HIDDEN, BF16, 1024, "softmax+dropout", "backward"),
+    (90, drop_bits, None, 1024, "softmax+dropout", "forward"),
+]
+EVERYTHING = [
+    (capability, kernel, dtype, width, form, direction)
+    for capability in (90, 80)
+    for kernel in (K1, HIDDEN)
+    for dtype in (BF16, FP16, FP32)
+    for width in (100, 1001, 1024, 2048, 4096, 16384)
+    for form in (FORMS if kernel is K1 else ("none", "softmax+dropout"))
+    for direction in ("forward", "backward")
+]
+
+
+def compile_all(cases):
+    """Yields (case, CompiledKernel): what each case's launch would have run."""
+    built = []
+    run = JITFunction.run
+
+    def compile_only(self, *arguments, grid, warmup, **options):
+        del warmup
+        built.append(run(self, *arguments, grid=grid, warmup=True, **options))
+
+    JITFunction.run = compile_only
+    for case in cases:
+        capability, launch, *arguments = case
+        driver.set_active(Driver(capability))
+        built.clear()
+        launch(*arguments)
+        (kernel,) = built
+        yield case, kernel
+
+
+def machine_code(kernel):
+    """(resource usage, disassembly) as the CUDA tools inside the Triton package print them."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(kernel.asm["cubin"])
+        cubin.flush()
+        usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", cubin.name], capture_output=True, text=True)
+        sass = subprocess.run([TOOLS / "nvdisasm", "-c", cubin.name], capture_output=True, text=True)
+    return usage.stdout + usage.stderr, sass.stdout
+
+
+def origins(ptx, depth=2):
+    """For each ex2 in the PTX its argument's origin, nearest instruction first, e.g. "mul.f32 sub.f32"."""
+    assigned = {}
+    found = collections.Counter()
+    for operation, target, arguments in re.findall(r"^\s*([\w.]+)\s+(%\w+), (.*);", ptx, re.M):
+        assigned[target] = (operation, re.findall(r"%\w+", arguments))
+        if operation.startswith("ex2"):
+            chain, register = [], assigned[target][1][0]
+            for _ in range(depth):
+                operation_before, sources = assigned[register]
+                chain.append(operation_before)
+                register = sources[0]
+            found[" ".join(chain)] += 1
+    return dict(found)
+
+
+def reductions(ttgir):
+    """The tensor types that are reduced, in order: with the program's text they fix the order of every sum."""
+    layouts = dict(re.findall(r"^(#\w+) = (.*)$", ttgir, re.M))
+    operands = re.findall(r"\}\) : \((tensor<.*?>)\) -> ", ttgir)
+    return [re.sub(r"#\w+", lambda name: layouts.get(name[0], name[0]), operand) for operand in operands]
+
+
+def report(case, kernel):
+    capability, launch, dtype, width, form, direction = case
+    usage, sass = machine_code(kernel)
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    opcodes = re.findall(r"^\s*(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)[\s;]", sass, re.M)
+    conversions = re.findall(r"ttg\.convert_layout [^:]*: tensor<(\S+?), ", kernel.asm["ttgir"])
+    return {
+        "kernel": launch.__name__,
+        "direction": direction,
+        "form": form,
+        "dtype": str(dtype),
+        "width": width,
+        "capability": capability,
+        "registers": int(registers),
+        "stack_bytes": int(stack),
+        "shared_bytes": kernel.metadata.shared,
+        "conversions": conversions,
+        "reductions": reductions(kernel.asm["ttgir"]),
+        "instructions": len(opcodes),
+        "counts": {
+            name: sum(re.match(pattern, code) is not None for code in opcodes) for name, pattern in TELLING.items()
+        },
+        "ptx_fma": len(re.findall(r"^\s*fma\.", kernel.asm["ptx"], re.M)),
+        "ex2_arguments": origins(kernel.asm["ptx"]),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--all", action="store_true", help="every kernel, dtype, width, storage form and target")
+    for case, kernel in compile_all(EVERYTHING if parser.parse_args().all else REPRESENTATIVE):
+        print(json.dumps(report(case, kernel)), flush=True)

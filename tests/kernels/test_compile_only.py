@@ -1,0 +1,94 @@
+"""What the compiler makes of the Triton kernels for real GPUs, gated on a machine without one."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPORT = Path(__file__).with_name("compile_report.py")
+SHARED_LIMIT_BYTES = (
+    99 * 1024
+)  # of a program on the smallest GPU of these architectures (sm_86); sm_80 and 90 have more
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs the package triton")
+
+
+@pytest.fixture(scope="module")
+def programs():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(REPORT.parents[2]), environment.get("PYTHONPATH", "")])
+    printed = subprocess.run(
+        [sys.executable, str(REPORT)], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert printed.returncode == 0, printed.stderr
+    return [json.loads(line) for line in printed.stdout.splitlines()]
+
+
+def select(programs, **wanted):
+    found = [p for p in programs if all(p[key] == value for key, value in wanted.items())]
+    assert found, f"the report has no program with {wanted}"
+    return found
+
+
+def test_every_kernel_was_compiled_for_both_architectures(programs):
+    assert {(p["kernel"], p["direction"]) for p in programs} == {
+        ("softmax_dropout", "forward"),
+        ("softmax_dropout", "backward"),
+        ("bias_dropout_residual", "forward"),
+        ("bias_dropout_residual", "backward"),
+        ("drop_bits", "forward"),
+    }
+    assert {p["capability"] for p in programs} == {80, 90}
+
+
+def test_registers_suffice_and_nothing_spills(programs):
+    for program in programs:
+        assert program["stack_bytes"] == 0, program
+        assert program["counts"]["spill"] == 0, program
+        assert program["registers"] < 255, program
+        assert program["shared_bytes"] <= SHARED_LIMIT_BYTES, program
+
+
+def test_exponentials_come_from_one_pattern_and_nothing_is_contracted(programs):
+    exponentials = select(programs, kernel="softmax_dropout", form="softmax+dropout")
+    assert {p["direction"] for p in exponentials} == {"forward", "backward"}
+    for program in exponentials:
+        assert set(program["ex2_arguments"]) == {"mul.rn.f32 sub.rn.f32"}, program
+    for program in programs:
+        assert program["ptx_fma"] == 0, program
+
+
+def test_row_sums_are_added_in_one_order_whatever_is_stored(programs):
+    forward = select(programs, kernel="softmax_dropout", direction="forward", width=1024, dtype="torch.bfloat16")
+    assert {p["form"] for p in forward} == {"none", "softmax+dropout"}
+    reductions = [p["reductions"] for p in forward]
+    assert len(reductions[0]) == 4  # maximum and sum, of a thread's columns and of the threads
+    assert all(found == reductions[0] for found in reductions)
+
+
+def test_drop_words_are_computed_once_and_only_words_change_layout(programs):
+    """The mask's one conversion exchanges the words, a 32nd of the tile; the words' expansion converts nothing."""
+    for program in select(programs, width=1024, form="softmax+dropout", dtype="torch.bfloat16"):
+        words = [tensor for tensor in program["conversions"] if tensor.endswith("xi32")]
+        assert words == ["1x1x8x4x1x4x1xi32"], program  # 128 words for 4096 elements
+        assert program["counts"]["wide multiply"] < 80, program  # 40 a word and thread; 8 words a thread without it
+        others = set(program["conversions"]) - set(words)
+        assert others <= {"16xf32", "16x1xf32", "1x256xf32"}, program  # row statistics, bias
+    for program in select(programs, kernel="softmax_dropout", form="none", direction="forward"):
+        assert not [tensor for tensor in program["conversions"] if tensor.endswith(("xi1", "xi8"))], program
+    for program in select(programs, kernel="softmax_dropout", form="none", direction="backward"):
+        assert program["conversions"] == [], program
+
+
+def test_aligned_tiles_move_16_bytes_a_thread(programs):
+    for program in select(programs, kernel="softmax_dropout", dtype="torch.bfloat16", width=1024):
+        counts = program["counts"]
+        assert counts["16-byte load"] == 2 * 4, (
+            program
+        )  # the scores twice, or gradient and source; 32 elements a thread
+        written = 1 if (program["direction"] == "backward") == (program["form"] == "none") else 2  # and zeros in each
+        assert counts["16-byte store"] == written * 2 * 4, program

@@ -1,0 +1,130 @@
+"""The second promise: what theory predicts is what the ledger finds on the running model, row by row."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recompute_settings import SETTINGS, full, selective
+from tiny_models import build_unchecked, make_batch, make_config
+
+from megaselect import build_model
+from megaselect.recompute.ledger import record
+from megaselect.recompute.plan import make_plan
+from megaselect.recompute.theory import Shape, bytes_per_layer, stored_bytes, stored_tensors
+
+ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+ODD = {"hidden_size": 30, "num_attention_heads": 5, "ffn_hidden_size": 44, "seq_length": 17, "vocab_size": 131}
+
+
+def measure(model, config):
+    with record(model) as ledger:
+        model(*make_batch(config))
+    return ledger
+
+
+def assert_as_predicted(config):
+    shape = Shape.of(config, ELEMENT_BYTES[config.training.dtype])
+    plan = make_plan(config.recompute, config.model.num_layers)
+    ledger = measure(build_unchecked(config), config)
+    rows = stored_tensors(shape, plan)
+    assert ledger.by_name() == {(row.layer, row.name): row.bytes for row in rows}
+    assert len(rows) == len(ledger.by_name())
+    assert {layer: size for layer, size in ledger.by_layer().items() if layer} == bytes_per_layer(shape, plan)
+    assert ledger.total == stored_bytes(shape, plan) == sum(row.bytes for row in ledger.rows)
+
+
+@pytest.mark.parametrize(("attention_p", "hidden_p"), [(0.1, 0.1), (0.1, 0.0), (0.0, 0.1), (0.0, 0.0)])
+@pytest.mark.parametrize("dtype", ELEMENT_BYTES)
+def test_every_row_is_as_predicted(setting, dtype, attention_p, hidden_p):
+    dropout = {"attention_dropout_p": attention_p, "hidden_dropout_p": hidden_p}
+    assert_as_predicted(make_config(setting, dtype=dtype, batch=3, **ODD, **dropout))
+
+
+@st.composite
+def configs(draw):
+    heads = draw(st.integers(1, 5))
+    probability = st.sampled_from([0.0, 0.002, 0.1, 0.5])
+    return make_config(
+        SETTINGS[draw(st.sampled_from(sorted(SETTINGS)))],
+        dtype=draw(st.sampled_from(sorted(ELEMENT_BYTES))),
+        batch=draw(st.integers(1, 4)),
+        num_attention_heads=heads,
+        hidden_size=heads * draw(st.integers(1, 9)),
+        ffn_hidden_size=draw(st.integers(1, 50)),
+        seq_length=draw(st.integers(1, 33)),
+        vocab_size=draw(st.integers(1, 300)),
+        attention_dropout_p=draw(probability),
+        hidden_dropout_p=draw(probability),
+    )
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(configs())
+def test_every_row_is_as_predicted_for_any_shape(config):
+    assert_as_predicted(config)
+
+
+def test_the_batch_of_a_shape_can_be_another_one_than_the_run_s():
+    config = make_config()
+    model, plan = build_model(config), make_plan(config.recompute, config.model.num_layers)
+    with record(model) as ledger:
+        model(*make_batch(config, batch=5))
+    assert ledger.total == stored_bytes(Shape.of(config, 4, batch=5), plan)
+
+
+# From docs/recompute.md, in units of sbh and as²b bytes, without the fp32 statistics: (16 bit, fp32).
+PER_LAYER = {
+    "none": ((34, 5), (66, 9)),
+    "dropout": ((32, 2), (64, 4)),
+    "softmax": ((34, 3), (66, 5)),
+    "softmax dropout": ((32, 2), (64, 4)),
+    "core_attn": ((34, 0), (66, 0)),
+    "core_attn dropout": ((32, 0), (64, 0)),
+    "uniform 1": ((2, 0), (4, 0)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("name", PER_LAYER)
+def test_a_layer_keeps_what_the_closed_formulas_say(name, dtype):
+    s, b, h, a = 23, 3, 42, 7
+    config = make_config(
+        SETTINGS[name], dtype=dtype, batch=b, hidden_size=h, num_attention_heads=a, ffn_hidden_size=4 * h, seq_length=s
+    )
+    ledger = measure(build_model(config), config)
+    of_hidden, of_scores = PER_LAYER[name][dtype == "fp32"]
+    statistics = 0 if name == "uniform 1" else 16 * s * b
+    if name in ("softmax", "softmax dropout"):
+        statistics += 8 * a * s * b
+    expected = of_hidden * s * b * h + of_scores * a * s * s * b + statistics
+    assert [ledger.by_layer()[f"layers.{layer}"] for layer in range(4)] == [expected] * 4
+
+
+@pytest.mark.parametrize("name", ["none", "softmax dropout", "uniform 1"])
+def test_outside_the_layers_is_kept_what_the_closed_formula_says(name):
+    config = make_config(SETTINGS[name], dtype="bf16", batch=3, **ODD)
+    s, b, h, padded = 17, 3, 30, 256
+    mask = s * b * h if name == "none" else 0
+    ids, final_layernorm, loss = 16 * s * b + 8 * b, 4 * s * b * h + 8 * s * b, 2 * s * b * padded + 4 * s * b
+    assert measure(build_model(config), config).by_layer()[""] == ids + mask + final_layernorm + loss
+
+
+def test_modes_keep_less_and_less():
+    order = [{}, selective("softmax", "dropout"), selective("core_attn", "dropout"), full(), full(num_layers=4)]
+    totals = [measure(build_model(config), config).total for config in map(make_config, order)]
+    assert totals == sorted(totals, reverse=True)
+    assert len(set(totals)) == len(totals)
+
+
+def test_the_rows_say_which_module_kept_what():
+    config = make_config(selective("softmax", "dropout"), dtype="bf16", batch=3)
+    rows = {(row.module, row.name): row for row in measure(build_model(config), config).rows}
+    s, b, h, a = 21, 3, 48, 4
+    scores = rows["layers.2.attention.core", "scores"]
+    assert (scores.layer, scores.shape, scores.dtype) == ("layers.2", (b, a, s, s), torch.bfloat16)
+    qkv = rows["layers.2.attention.core", "q, k, v"]
+    assert qkv.bytes == 3 * math.prod(qkv.shape) * 2 == 6 * s * b * h
+    assert rows["layers.2.mlp", "fc1 output"].bytes == 2 * s * b * 80
+    assert rows["layers.2.ln1", "ln1 statistics"].dtype == torch.float32

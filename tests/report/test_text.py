@@ -1,0 +1,107 @@
+import pytest
+
+from megaselect.report import text
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0.0000 MiB"),
+        (52_429, "0.0500 MiB"),
+        (786_432, "0.750 MiB"),
+        (2_411_725, "2.30 MiB"),
+        (2**30 - 1, "1024.00 MiB"),
+        (2**30, "1.00 GiB"),
+        (81_604_378_624, "76.00 GiB"),
+    ],
+)
+def test_sizes_are_in_binary_units_with_three_digits_or_more(count, shown):
+    assert text.size(count) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00"), (90_061, "1d 01:01:01")],
+)
+def test_durations(seconds, shown):
+    assert text.duration(seconds) == shown
+
+
+def test_layers_that_store_the_same_share_a_line(report):
+    sizes = {"layers.0": 2**20, "layers.1": 2**21, "layers.2": 2**20, "layers.3": 2**20, "layers.4-5": 2**20}
+    lines = text.stored_lines(report(predicted=sizes, measured=dict(sizes), alternatives={}), "none")
+    assert [line.text for line in lines[:2]] == [
+        "stored per layer: predicted 1.00 MiB, measured 1.00 MiB in layers 0, 2-3, chunk 4-5",
+        "                  predicted 2.00 MiB, measured 2.00 MiB in layer 1",
+    ]
+
+
+def test_a_total_that_differs_is_a_difference_too(report):
+    off_by_one = report(measured_total=report().predicted_total - 1)
+    assert not off_by_one.matches
+    lines = [line.text for line in text.stored_lines(off_by_one, "none")]
+    assert lines[0] == "WARNING: the bytes stored for backward are not the bytes predicted"
+    assert lines[1] == "  in all: predicted 9,647,900 bytes, measured 9,647,899 bytes (-1)"
+
+
+def test_of_many_layers_that_differ_eight_are_named(report):
+    many = {f"layers.{layer}": 10 for layer in range(40)}
+    lines = [line.text for line in text.stored_lines(report(predicted=many, measured={}), "none")]
+    assert sum("predicted 10 bytes, measured 0 bytes (-10)" in line for line in lines) == 8
+    assert "  and 32 more layers" in lines
+
+
+def test_the_runs_own_setting_is_not_among_the_others(header, report):
+    def others(**recompute):
+        setting = text.setting_name({"recompute": recompute})
+        return [line.text for line in text.stored_lines(report(), setting)][-1]
+
+    assert others(mode="none") == (
+        "other settings:   softmax dropout 2.30 MiB, core_attn dropout 1.17 MiB, full 0.188 MiB"
+    )
+    assert others(mode="full", method="uniform") == (
+        "other settings:   none 3.55 MiB, softmax dropout 2.30 MiB, core_attn dropout 1.17 MiB"
+    )
+
+
+@pytest.mark.parametrize(
+    ("recompute", "noted"),
+    [
+        ({"mode": "selective", "modules": ["dropout", "softmax"]}, True),
+        ({"mode": "selective", "modules": ["core_attn", "dropout"]}, False),
+        ({"mode": "none"}, False),
+        ({"mode": "full", "method": "sqrt"}, False),
+    ],
+)
+def test_only_the_default_modules_bring_the_note_on_megatron(header, recompute, noted):
+    values = [value for _, value in text.header_rows(header(config={"recompute": recompute}))]
+    assert (text.MEGATRON_NOTE in values) == noted
+
+
+@pytest.mark.parametrize(
+    ("first_step", "shown"), [(0, "1,500"), (400, "401 to 1,500 (resumed)"), (1500, "1,500, all done before")]
+)
+def test_the_header_says_where_a_run_goes_on(header, first_step, shown):
+    assert dict(text.header_rows(header(max_steps=1500, first_step=first_step)))["steps"] == shown
+
+
+def test_the_least_important_fields_give_way(metrics):
+    fields = ["step 1/2", *text.step_fields(metrics(1, mfu=0.4125), 3661)]
+    assert text.fitting(fields, 80) == "step 1/2  loss 8.4000   2,048 tokens/s  ETA 1:01:01  mfu 41.2%  grad norm 1.25"
+    assert text.fitting(fields, 77) == "step 1/2  loss 8.4000   2,048 tokens/s  ETA 1:01:01  mfu 41.2%"
+    assert text.fitting(fields, 5) == "step 1/2"
+
+
+def test_what_a_summary_does_not_know_is_left_out(summary):
+    nothing = summary(
+        final_loss=None,
+        valid_loss=None,
+        best_valid_loss=None,
+        tokens_per_s=None,
+        step_ms=None,
+        stored_bytes=None,
+        peak_bytes=None,
+    )
+    assert [label for label, _ in text.summary_rows(nothing)] == ["steps", "recompute", "run directory"]
+    known = dict(text.summary_rows(summary(mfu=0.4125, hfu=0.5)))
+    assert known["speed"] == "5,650 tokens/s, 181.2 ms per step (medians), mfu 41.2%, hfu 50.0%"

@@ -1,0 +1,235 @@
+"""Each test runs the real SDK in a process of its own: its settings are read once a process, from the environment."""
+
+import gzip
+import json
+import os
+import pty
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+START = f"""
+import dataclasses, sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from conftest import HEADER, REPORT, SUMMARY, _metrics
+from megaselect.errors import ConfigError
+from megaselect.report import wandb_sink
+from megaselect.report.wandb_sink import WandbSink
+
+def play(sink, steps, interrupted=False, **header):
+    sink.start(dataclasses.replace(HEADER, **header))
+    sink.stored(REPORT)
+    for step in steps:
+        sink.step(_metrics(step, grad_norm=None))
+    sink.evaluation(steps[-1], 6.75)
+    sink.note("for the console")
+    sink.finish(dataclasses.replace(SUMMARY, interrupted=interrupted))
+
+"""
+KEY = "0123456789" * 4
+OFFLINE_NOTE = "wandb: offline{}; to upload: wandb sync runs/tiny/wandb/offline-run-*\n"
+
+
+def inspect(run_python, folder):
+    """The records of the run in `folder`, as the SDK reads them back."""
+    command = f"import sys; from wandb.cli.cli import cli; cli(['leet', 'inspect', '--json', {str(folder)!r}])"
+    output = run_python(command)
+    assert output.returncode == 0, output.stderr
+    return [json.loads(line) for line in output.stdout.splitlines()]
+
+
+def of_kind(records, kind):
+    return [record[kind] for record in records if record["type"] == kind]
+
+
+def logged(records):
+    """The rows of the run's history without the SDK's own columns."""
+    rows = [history["item"] for history in of_kind(records, "history")]
+    return [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
+
+
+def run_folders(tmp_path):
+    return sorted((tmp_path / "runs/tiny/wandb").glob("*run-*-*"))
+
+
+def test_auto_without_a_key_records_offline_and_a_resumed_run_goes_on(run_python, tmp_path):
+    first = run_python(START + "play(WandbSink('auto', 'project-x', 'group-y', 'runs/tiny', print), [1, 2])")
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout == OFFLINE_NOTE.format(" (no API key)")  # one line, of 80 columns at most
+    assert len(first.stdout) <= 80 + len("\n")
+    (folder,) = run_folders(tmp_path)
+    records = inspect(run_python, folder)
+    (run,) = of_kind(records, "run")
+    assert run["project"] == "project-x"
+    assert run["run_group"] == "group-y"
+    assert run["job_type"] == "train"
+    assert run["display_name"] == "tiny-selective"
+    assert run["tags"] == ["selective", "cpu", "float32"]
+    config = run["config"]["update"]
+    assert config["recompute"] == {"mode": "selective", "modules": ["softmax", "dropout"]}
+    assert config["model"] == {"num_layers": 4, "ffn_hidden_size": None}
+    assert config["resolved"] == {"device": "cpu, 2 threads", "dtype": "float32", "parameters": 2587392}
+    assert {metric["glob_name"]: metric["step_metric"] for metric in of_kind(records, "metric")} == dict.fromkeys(
+        ["train/*", "eval/*", "mem/*", "perf/*"], "tokens"
+    )
+    known = {"train/lr": 0.001, "mem/stored_bytes": 9647900, "perf/step_ms": 500, "perf/tokens_per_s": 2048}
+    assert logged(records) == [
+        {"step": 1, "samples": 8, "tokens": 1024, "train/loss": 8.4, **known},
+        {"step": 2, "samples": 16, "tokens": 2048, "train/loss": 8.3, **known},
+        {"step": 2, "tokens": 2048, "eval/loss": 6.75},
+    ]
+    result = {name: value for update in of_kind(records, "summary") for name, value in update["update"].items()}
+    assert {name: value for name, value in result.items() if name.startswith("mem/")} == {
+        "mem/predicted_bytes": 9647900,
+        "mem/measured_bytes": 9647900,
+        "mem/prediction_exact": True,
+        "mem/stored_bytes": 9647900,
+        "mem/peak_bytes": 3 * 2**30,
+    }
+    assert result["eval/best_loss"] == 6.25
+    assert result["sample"] == "First Citizen:\nSpeak."
+    assert "perf/median_mfu" not in result
+    assert of_kind(records, "exit")[0]["exit_code"] == 0
+
+    resumed = "play(WandbSink('offline', 'project-x', None, 'runs/tiny', print), [3, 4], True, first_step=2)"
+    second = run_python(START + resumed)
+    assert second.stdout == OFFLINE_NOTE.format("")
+    (later,) = set(run_folders(tmp_path)) - {folder}
+    again = inspect(run_python, later)
+    assert of_kind(again, "run")[0]["run_id"] == run["run_id"]
+    assert [row["tokens"] for row in logged(again)] == [3072, 4096, 4096]
+    assert of_kind(again, "exit")[0]["exit_code"] == 130  # interrupted
+
+    fresh = run_python(START + "play(WandbSink('offline', 'project-x', None, 'runs/tiny', print), [1])")
+    assert fresh.returncode == 0
+    identifiers = [folder.name.rsplit("-", 1)[1] for folder in run_folders(tmp_path)]
+    assert len(identifiers) == 3
+    assert len(set(identifiers)) == 2
+    assert not (tmp_path / "wandb").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({}, "no API key"),
+        ({"WANDB_API_KEY": "short"}, "WANDB_API_KEY invalid: API key must have 40+ characters, has 5"),
+    ],
+)
+def test_online_without_a_usable_key_is_refused_and_never_asks(run_python, variables, problem):
+    refused = """
+try:
+    WandbSink('online', 'p', None, 'runs/tiny', print)
+except ConfigError as error:
+    print(error)
+assert sys.stdin.isatty()
+"""
+    ours, terminal = pty.openpty()  # on a terminal the SDK would ask for a key, for ever
+    output = run_python(START + refused, stdin=terminal, **variables)
+    os.close(terminal)
+    os.close(ours)
+    assert (output.returncode, output.stderr) == (0, "")
+    assert output.stdout == f"--wandb online: {problem}; set WANDB_API_KEY, or use --wandb offline\n"
+
+
+class StandInServer(BaseHTTPRequestHandler):
+    """Answers what the SDK asks while a run is recorded online, and keeps the history rows that it uploads."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        request = json.loads(gzip.decompress(body) if self.headers["content-encoding"] == "gzip" else body)
+        history = request.get("files", {}).get("wandb-history.jsonl", {"content": []})
+        self.server.history += [json.loads(line) for line in history["content"]]
+        answer = json.dumps({"data": self.answer(request.get("query", ""), request.get("variables", {}))}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def answer(self, query, variables):
+        if "UpsertBucket" in query:
+            project = {"id": "UA==", "name": variables["project"], "entity": {"id": "RQ==", "name": "someone"}}
+            bucket = {"id": "QQ==", "name": variables["name"], "displayName": "x", "project": project}
+            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        if "CreateRunFiles" in query:
+            return {"createRunFiles": {"runID": "QQ==", "uploadHeaders": [], "files": []}}
+        return {}
+
+    def log_message(self, *_):
+        """Keeps the test's output clean."""
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StandInServer)
+    server.history = []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_auto_with_a_key_in_netrc_records_online(run_python, tmp_path, server):
+    host = f"127.0.0.1:{server.server_port}"
+    netrc = tmp_path / "netrc"
+    netrc.write_text(f"machine {host}\n  login user\n  password {KEY}\n")
+    netrc.chmod(0o600)
+    play = START + "play(WandbSink('auto', 'project-x', None, 'runs/tiny', print), [1, 2])"
+    output = run_python(play, WANDB_BASE_URL=f"http://{host}")
+    assert (output.returncode, output.stderr) == (0, "")
+    (folder,) = run_folders(tmp_path)
+    identifier = folder.name.rsplit("-", 1)[1]
+    assert output.stdout == f"wandb: http://{host}/someone/project-x/runs/{identifier}\n"
+    assert [row.get("train/loss") for row in server.history] == [8.4, 8.3, None]
+    assert server.history[-1]["eval/loss"] == 6.75
+
+
+@pytest.mark.parametrize(("mode", "variables"), [("disabled", {}), ("auto", {"WANDB_MODE": "disabled"})])
+def test_disabled_writes_nothing_and_imports_nothing(run_python, tmp_path, mode, variables):
+    play = f"play(WandbSink({mode!r}, 'p', None, 'runs/tiny', print), [1])\nprint('wandb' in sys.modules)"
+    output = run_python(START + play, **variables)
+    assert (output.returncode, output.stdout, output.stderr) == (0, "False\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_never_answers_leaves_an_offline_run(run_python, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        shorter = "wandb_sink.INIT_TIMEOUT_SECONDS = 1\n"
+        play = shorter + "play(WandbSink('online', 'p', None, 'runs/tiny', print), [1])"
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        output = run_python(START + play, WANDB_API_KEY=KEY, WANDB_BASE_URL=address)
+    assert (output.returncode, output.stderr) == (0, "")
+    (note,) = output.stdout.splitlines()
+    assert note.startswith("wandb: offline (Timed out")
+    assert note.endswith("); to upload: wandb sync runs/tiny/wandb/offline-run-*")
+    (folder,) = (folder for folder in run_folders(tmp_path) if folder.name.startswith("offline"))
+    assert logged(inspect(run_python, folder))[0]["train/loss"] == 8.4
+
+
+def test_training_goes_on_when_the_sdk_dies(run_python):
+    play = """
+import os, signal
+from pathlib import Path
+
+sink = WandbSink('offline', 'p', None, 'runs/tiny', print)
+sink.start(HEADER)
+tasks = Path('/proc/self/task').iterdir()
+children = [int(child) for task in tasks for child in (task / 'children').read_text().split()]
+(core,) = (child for child in children if b'wandb-core' in Path(f'/proc/{child}/cmdline').read_bytes())
+os.kill(core, signal.SIGKILL)
+os.waitpid(core, 0)
+for step in range(1, 100):
+    sink.step(_metrics(step))
+sink.finish(SUMMARY)
+print('trained')
+"""
+    output = run_python(START + play)
+    assert (output.returncode, output.stderr) == (0, "")
+    offline, lost, trained = output.stdout.splitlines(keepends=True)
+    assert offline == OFFLINE_NOTE.format("")
+    assert lost.startswith("wandb: ")
+    assert lost.endswith("; training goes on without it\n")
+    assert trained == "trained\n"
