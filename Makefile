@@ -1,4 +1,4 @@
-# make train ARGS="--recompute full"    make test    make lint    make soak    make clean
+# make train ARGS="--max-steps 100"    make test    make lint    make soak    make clean
 # `make test PY=python3` uses that Python and what is installed for it; without PY a virtual environment is made.
 
 PY :=
@@ -28,7 +28,7 @@ help:
 	@echo 'make clean   delete .venv, caches and build products; runs/ stays'
 
 train: $(TRAIN_STAMP)
-	$(PYTHON) train.py $(ARGS)
+	$(PYTHON) train.py --recompute selective $(ARGS)
 
 test: lint
 	$(PYTHON) -m pytest -m "not soak" $(ARGS)

@@ -1,8 +1,8 @@
 """Cross-entropy over a padded vocabulary that keeps only the logits and one number a token.
 
-Shapes: n tokens, V padded vocabulary, v real vocabulary. torch's own keeps fp32 log-probabilities (4nV bytes) whatever the
-logits' dtype; here the logits stay as they are and backward rebuilds the rest, chunk by chunk in fp32. Columns from v on
-are padding: they take no part in the sum and get zero gradient.
+Shapes: n tokens, V padded vocabulary, v real vocabulary. torch's own keeps fp32 log-probabilities (4nV bytes) whatever
+the logits' dtype; here the logits stay as they are and backward rebuilds the rest, chunk by chunk in fp32. Columns from
+v on are padding: they take no part in the sum and get zero gradient.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Shapes: b samples, n planes (sites that follow one another, e.g. heads), s rows, c columns of a plane.
 
 A bit-sliced Philox4x32-10 (Salmon et al. 2011): each counter yields words whose 32 bits serve rows {r, r+8} x columns
-{8k+2g, 8k+2g+1} of a 16 x 64 tile; eight words are folded by the bits of t into one whose bits are each 1 (dropped) with
-probability t/256, exactly. docs/dropout-mask.md has the definition. The layout is the one that a GPU thread holds of a
-matrix-unit accumulator, so the Triton kernels expand it without a shuffle; here a table does that.
+{8k+2g, 8k+2g+1} of a 16 x 64 tile; eight words are folded by the bits of t into one whose bits are each 1 (dropped)
+with probability t/256, exactly. docs/dropout-mask.md has the definition. The layout is the one that a GPU thread holds
+of a matrix-unit accumulator, so the Triton kernels expand it without a shuffle; here a table does that.
 
 NumPy is imported where the CPU needs it, so that a GPU needs torch and triton alone. It beats torch here: int64 torch
 operations need one pass more each to mask the sign that an arithmetic shift drags along.
@@ -79,7 +79,7 @@ def drop_mask(
     col0: int = 0,
     device: str | torch.device = "cpu",
 ) -> Tensor:
-    """Bool [rows, cols] on `device`, True where the element is dropped, for rows row0.. and columns col0.. of the plane.
+    """Bool [rows, cols] on `device`, True where dropped, for rows row0.. and columns col0.. of the plane.
 
     seed is unsigned 64-bit; sample counts modulo 2**32; site is in [0, 2**31). Raises ValueError for a bad dropout_p.
     """
@@ -222,7 +222,7 @@ def _philox(c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, c3: np.ndarray, seed
 
 
 def _expand(words: np.ndarray) -> np.ndarray:
-    """int8 [planes, 16 * row tiles, 64 * column tiles], -1 where kept, from drop words [planes, row tiles, 8, column tiles, 4]."""
+    """int8 [planes, 16 * row tiles, 64 * column tiles], -1 where kept, from what `_drop_words` returns."""
     import numpy as np
 
     spread, expand = _tables()
@@ -240,7 +240,7 @@ def _expand(words: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """spread: 16 bits (2k + e) -> a word with bit e of pair k at 8k + e. expand: a byte of drop bits -> 8 keep bytes."""
+    """spread: 16 bits (2k + e) -> a word with bit e of pair k at 8k + e. expand: 8 drop bits -> 8 keep bytes."""
     import numpy as np
 
     half_words = np.arange(1 << 16, dtype=np.uint64)

@@ -19,9 +19,10 @@ def build_model(config: Config) -> GPT:
     """
     device = resolve_device(config.training.device)
     check_backend(config.model.kernel_backend, device)
-    check_saves(config)
+    dtype = resolve_dtype(config.training.dtype, device)
+    check_saves(config, dtype.itemsize)
     model = GPT(config.model, config.training.seed)
     initialise(model, config.model.init_std, config.training.seed)  # before the cast: every dtype rounds the same draw
-    model.to(device=device, dtype=resolve_dtype(config.training.dtype, device))
+    model.to(device=device, dtype=dtype)
     apply_recompute(model, make_plan(config.recompute, config.model.num_layers))
     return model

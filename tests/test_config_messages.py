@@ -116,11 +116,6 @@ RULES = [
         "training.warmup_steps (20) and training.decay_steps (81) do not fit into training.max_steps (100) "
         "with schedule wsd, which decays at the end; lower them",
     ),
-    (
-        MODEL + "data: {vocab_size: 9999}",
-        "data.vocab_size (9999) is more than model.vocab_size (4096), so that tokens would have no embedding; "
-        "lower the first or raise the second",
-    ),
 ]
 
 RECOMPUTE = [

@@ -160,11 +160,3 @@ def check_across_sections(config: Config) -> None:
             parse_layers(recompute.layers, layers)
         except ConfigError as error:
             raise SettingError(str(error), "recompute.layers", "model.num_layers") from None
-    uses_default_tokenizer = config.data.prefix is None and config.data.tokenizer is None
-    if uses_default_tokenizer and config.data.vocab_size > config.model.vocab_size:
-        raise SettingError(
-            f"data.vocab_size ({config.data.vocab_size}) is more than model.vocab_size ({config.model.vocab_size}), "
-            "so that tokens would have no embedding; lower the first or raise the second",
-            "data.vocab_size",
-            "model.vocab_size",
-        )

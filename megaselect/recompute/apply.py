@@ -17,7 +17,7 @@ def apply_recompute(model: GPT, plan: RecomputePlan) -> None:
     """Set the policies of the stack and of every layer; may be called again with another plan."""
     inside_full = {layer for chunk in plan.chunks if chunk.checkpointed for layer in _numbers(chunk)}
     for layer, block in enumerate(model.layers):
-        block.set_policy(INSIDE_FULL if layer in inside_full else layer_policy(plan.modules[layer]))
+        block.set_policy(INSIDE_FULL if layer in inside_full else layer_policy(plan.modules[layer], layer))
     model.policy = ChunkedStack(not plan.rebuild_embedding_mask, plan.chunks)
 
 
@@ -25,20 +25,19 @@ def apply_recompute(model: GPT, plan: RecomputePlan) -> None:
 class RebuildCoreAttention(LayerPolicy):
     """Keeps q, k and v, and runs scores, softmax, dropout and the product with V again (the paper's selective)."""
 
+    layer: int = 0
+
     def core_attention(self, region: Region, *tensors: Tensor) -> Tensor:
         """The region without what is inside it."""
-        return checkpointed("core_attn", region, *tensors)
+        return checkpointed(f"layers.{self.layer}.attention.core", region, *tensors)
 
 
-def layer_policy(modules: frozenset[str]) -> LayerPolicy:
-    """What a layer keeps when selective rebuilds `modules`."""
-    inside_region = "core_attn" in modules
-    policy = RebuildCoreAttention if inside_region else LayerPolicy
-    return policy(
-        store_probs=not inside_region and "softmax" not in modules,
-        store_attention_mask=not inside_region and "dropout" not in modules,
-        store_hidden_masks="dropout" not in modules,
-    )
+def layer_policy(modules: frozenset[str], layer: int) -> LayerPolicy:
+    """What layer number `layer` keeps when selective rebuilds `modules`."""
+    store_hidden_masks = "dropout" not in modules
+    if "core_attn" in modules:
+        return RebuildCoreAttention(False, False, store_hidden_masks, layer)
+    return LayerPolicy("softmax" not in modules, "dropout" not in modules, store_hidden_masks)
 
 
 # Inside a chunk that runs again, what an op keeps lives for one chunk's backward only. Scores instead of probs, mask and

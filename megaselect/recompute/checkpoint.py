@@ -46,6 +46,8 @@ class _RngGuard:
         self.moved = not all(map(torch.equal, self.before, self._states()))
         if self.moved:
             _warn_of_random_numbers(self.name, self.region)
+        else:
+            self.before = []  # else 5 kB a region would be held until backward
 
     @contextlib.contextmanager
     def _replay(self) -> Iterator[None]:

@@ -62,7 +62,7 @@ def _full_chunks(settings: RecomputeConfig, selected: Sequence[int], num_layers:
     chunks: list[Chunk] = []
     for layer in range(num_layers):
         last = chunks[-1] if chunks else None
-        if layer in chosen and last and last.checkpointed and last.count < length and last.first + last.count == layer:
+        if layer in chosen and last and last.checkpointed and last.count < length:
             chunks[-1] = Chunk(last.first, last.count + 1, True)
         else:
             chunks.append(Chunk(layer, 1, layer in chosen))

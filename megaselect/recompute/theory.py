@@ -153,20 +153,25 @@ def bytes_per_layer(shape: Shape, plan: RecomputePlan) -> dict[str, int]:
     return totals
 
 
-def check_saves(config: Config) -> None:
-    """Raises RecomputeError for recompute settings that would keep as much as `none` does: never a silent no-op."""
+def check_saves(config: Config, element_bytes: int) -> None:
+    """Raises RecomputeError for recompute settings that would keep as much as `none` does: never a silent no-op.
+
+    element_bytes: of an activation in the run's dtype.
+    """
     settings = config.recompute
     if settings.mode == "none":
         return
     plan = make_plan(settings, config.model.num_layers)
     keep_all = make_plan(settings.model_copy(update={"mode": "none"}), config.model.num_layers)
-    shape = Shape.of(config, element_bytes=2)
+    shape = Shape.of(config, element_bytes)
     saved = stored_bytes(shape, keep_all) - stored_bytes(shape, plan)
     if saved > 0:
         return
     reason = f"it keeps {-saved} bytes more than none in a micro-batch"
     if not (shape.attention_dropout or shape.hidden_dropout):
-        reason = "dropout_p is 0, so there are no masks, and scores would be kept in place of probs"
+        reason = "dropout_p is 0, so there are no masks"
+        if "softmax" in settings.modules:
+            reason += ", and scores would be kept in place of probs"
     raise RecomputeError(
         f"recompute {settings.mode} with {_described(config)} would save nothing: {reason}; use --recompute none, "
         "--recompute full or --recompute-modules core_attn"

@@ -57,7 +57,10 @@ def save_checkpoint(
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        save_file({name: weight.detach().contiguous() for name, weight in model.named_parameters()}, aside / "model.safetensors")
+        save_file(
+            {name: weight.detach().contiguous() for name, weight in model.named_parameters()},
+            aside / "model.safetensors",
+        )
         save_file(optimizer.tensors(), aside / "optimizer.safetensors")
         record = {
             "format_version": FORMAT_VERSION,
@@ -108,7 +111,9 @@ def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
         return path
     found = list_checkpoints(path)
     if not found:
-        raise CheckpointError(f"--resume {resume}: no checkpoint there; give a run directory or a checkpoints/step-N in it")
+        raise CheckpointError(
+            f"--resume {resume}: no checkpoint there; give a run directory or a checkpoints/step-N in it"
+        )
     return found[-1]
 
 

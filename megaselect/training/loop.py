@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +35,7 @@ class _Progress:
 
 
 class Trainer:
-    """Runs one training run from `state` to max_steps. The model, optimizer and data are ready; sinks listen."""
+    """Runs one training run from `state` to max_steps. The model, optimizer and data are ready; the sink listens."""
 
     def __init__(
         self,
@@ -46,10 +45,10 @@ class Trainer:
         datasets: Datasets,
         state: RunState,
         run_dir: Path,
-        sinks: Sequence[Sink],
+        sink: Sink,
     ) -> None:
         self.config, self.model, self.optimizer, self.datasets = config, model, optimizer, datasets
-        self.state, self.run_dir, self.sinks = state, run_dir, sinks
+        self.state, self.run_dir, self.sink = state, run_dir, sink
         weight = next(model.parameters())
         self.device, self.element_bytes = weight.device, weight.element_size()
         self.flops = step_flops(config, self.element_bytes)
@@ -64,8 +63,7 @@ class Trainer:
             while self.state.step < training.max_steps and not stop.requested:
                 metrics = self._step()
                 metrics_file.write(metrics)
-                for sink in self.sinks:
-                    sink.step(metrics)
+                self.sink.step(metrics)
                 if _due(self.state.step, training.eval_interval):
                     self._evaluate()
                     evaluated_step = self.state.step
@@ -93,7 +91,7 @@ class Trainer:
         self._progress.step_seconds.append(seconds)
         self._progress.last = self._metrics(loss, result.grad_norm, rate, seconds)
         if result.skipped:
-            self._note(f"step {self.state.step}: fp16 gradients overflowed; step skipped, loss scale halved")
+            self.sink.note(f"step {self.state.step}: fp16 gradients overflowed; step skipped, loss scale halved")
         return self._progress.last
 
     def _micro_batch(self, number: int, micro_batches: int) -> torch.Tensor:
@@ -116,8 +114,7 @@ class Trainer:
             loss = self.model(*inputs)
         report = stored_report(self.config, self.element_bytes, record)
         self._progress.stored_bytes = report.measured_total
-        for sink in self.sinks:
-            sink.stored(report)
+        self.sink.stored(report)
         return loss
 
     def _metrics(self, loss: float, grad_norm: float, rate: float, seconds: float) -> Metrics:
@@ -144,15 +141,10 @@ class Trainer:
         training = self.config.training
         loss = evaluate(self.model, self.datasets.valid, training.eval_batches, training.micro_batch_size)
         self._progress.valid_losses.append(loss)
-        for sink in self.sinks:
-            sink.evaluation(self.state.step, loss)
+        self.sink.evaluation(self.state.step, loss)
 
     def _save(self) -> None:
         save_checkpoint(self.run_dir, self.model, self.optimizer, self.state, self.config)
-
-    def _note(self, text: str) -> None:
-        for sink in self.sinks:
-            sink.note(text)
 
     def _summary(self, seconds: float, interrupted: bool) -> RunSummary:
         training, progress = self.config.training, self._progress

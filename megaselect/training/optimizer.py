@@ -85,8 +85,7 @@ class MixedPrecisionAdamW:
             with torch.no_grad():
                 master.copy_(state[f"master.{name}"] if self._has_masters else self._weights[name])
             self._adam.state[master] = {
-                key: state[f"{key}.{name}"].to(master.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
+                key: state[f"{key}.{name}"].to(master.device) for key in ("step", "exp_avg", "exp_avg_sq")
             }
 
     def scalars(self) -> dict[str, float]:

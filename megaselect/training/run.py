@@ -23,29 +23,27 @@ from megaselect.training.events import RunHeader, RunSummary, Sink
 from megaselect.training.loop import Trainer
 from megaselect.training.optimizer import MixedPrecisionAdamW
 
-MakeSinks = Callable[[Config, Path], Sequence[Sink]]
+MakeSink = Callable[[Config, Path], Sink]
 
 
-def train(config: Config, config_name: str, notes: Sequence[str], make_sinks: MakeSinks) -> RunSummary:
+def train(config: Config, config_name: str, notes: Sequence[str], make_sink: MakeSink) -> RunSummary:
     """Train to max_steps, continuing from a checkpoint where the config says so. Raises MegaselectError."""
     torch.manual_seed(config.training.seed)  # for a user's own modules; nothing of ours draws from it
     _set_determinism(config.training.deterministic)
     run_dir = Path(config.training.run_dir or _fresh_run_dir(config, config_name))
+    sink = make_sink(config, run_dir)  # first: what it refuses should not wait for data and model
     checkpoint = find_checkpoint(config.training.resume, run_dir)
     datasets = open_datasets(config)
     model = build_model(config)
     optimizer = MixedPrecisionAdamW(model, config.training)
     state = load_checkpoint(checkpoint, model, optimizer, config) if checkpoint else RunState(0, 0)
     _prepare_run_dir(run_dir, config)
-    sinks = make_sinks(config, run_dir)
     header = _header(config, config_name, model, datasets, run_dir, state, [*notes, *_own_notes(config, state)])
-    for sink in sinks:
-        sink.start(header)
+    sink.start(header)
     with warnings.catch_warnings():
-        _show_warnings_as_notes(sinks)
-        summary = Trainer(config, model, optimizer, datasets, state, run_dir, sinks).run()
-    for sink in sinks:
-        sink.finish(summary)
+        _show_warnings_as_notes(sink)
+        summary = Trainer(config, model, optimizer, datasets, state, run_dir, sink).run()
+    sink.finish(summary)
     return summary
 
 
@@ -66,7 +64,9 @@ def _prepare_run_dir(run_dir: Path, config: Config) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.yaml").write_text(config.to_yaml())
     except OSError as error:
-        raise CheckpointError(f"cannot write to the run directory {run_dir}: {error.strerror}; choose another --run-dir") from error
+        raise CheckpointError(
+            f"cannot write to the run directory {run_dir}: {error.strerror}; choose another --run-dir"
+        ) from error
 
 
 def _own_notes(config: Config, state: RunState) -> list[str]:
@@ -75,13 +75,15 @@ def _own_notes(config: Config, state: RunState) -> list[str]:
         asked = getattr(config.model, name)
         effective = drop_threshold(asked) / 256
         if effective != asked:
-            notes.append(f"{name} {asked} is {effective:.4f} here: probabilities are multiples of 1/256")
+            notes.append(f"note: {name} {asked} is {effective:.4f} here: probabilities are multiples of 1/256")
     if len(notes) == 2 and config.model.attention_dropout_p == config.model.hidden_dropout_p:
         notes = [notes[0].replace("attention_dropout_p", "dropout_p")]
     if state.step >= config.training.max_steps:
-        notes.append(f"the run is already at step {state.step}: give a larger --max-steps to go on, or a new --run-dir")
+        notes.append(
+            f"note: the run is already at step {state.step}: give a larger --max-steps to go on, or a new --run-dir"
+        )
     elif state.step:
-        notes.append(f"continuing from step {state.step}")
+        notes.append(f"note: continuing from step {state.step}")
     return notes
 
 
@@ -107,14 +109,13 @@ def _header(
     )
 
 
-def _show_warnings_as_notes(sinks: Sequence[Sink]) -> None:
-    """Warnings of the recompute layer reach the user through the sinks, once each."""
+def _show_warnings_as_notes(sink: Sink) -> None:
+    """Warnings of the recompute layer reach the user through the sink, once each."""
     shown: set[str] = set()
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         if str(message) not in shown:
             shown.add(str(message))
-            for sink in sinks:
-                sink.note(str(message))
+            sink.note(str(message))
 
     warnings.showwarning = show

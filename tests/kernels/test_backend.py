@@ -1,0 +1,89 @@
+"""Which backend a request gets on which device, and what an impossible request is told."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from megaselect.kernels.backend import BACKENDS, resolve_backend
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)  # naming a device needs none
+
+
+def test_the_choices():
+    assert BACKENDS == ("auto", "triton", "torch")
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "backend"),
+    [("auto", CPU, "torch"), ("auto", CUDA, "triton"), ("torch", CPU, "torch"), ("torch", CUDA, "torch")],
+)
+def test_choice_by_device(requested, device, backend):
+    assert resolve_backend(requested, device) == backend
+
+
+def test_triton_on_a_gpu():
+    assert resolve_backend("triton", CUDA) == "triton"
+
+
+@pytest.mark.parametrize("requested", ["cuda", "", "Triton"])
+def test_an_unknown_backend_is_named_with_the_known_ones(requested):
+    with pytest.raises(ValueError, match="is not one of auto, triton, torch") as error:
+        resolve_backend(requested, CPU)
+    assert str(error.value) == f"kernel backend {requested!r} is not one of auto, triton, torch"
+
+
+@pytest.mark.parametrize("requested", ["auto", "triton"])
+def test_a_gpu_without_the_package_triton(requested, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)  # what importlib takes for a package that is not there
+    with pytest.raises(ValueError, match="need the package triton: install it, or use --kernel-backend torch"):
+        resolve_backend(requested, CUDA)
+    assert resolve_backend("torch", CUDA) == "torch"
+    assert resolve_backend("auto", CPU) == "torch"
+
+
+@pytest.mark.parametrize(("value", "runs"), [("1", True), ("0", False), (None, False)])
+def test_triton_on_a_cpu_needs_the_interpreter(value, runs, monkeypatch):
+    if value is None:
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    else:
+        monkeypatch.setenv("TRITON_INTERPRET", value)
+    if runs:
+        assert resolve_backend("triton", CPU) == "triton"
+    else:
+        with pytest.raises(ValueError, match="do not run on device cpu: use --kernel-backend torch or auto"):
+            resolve_backend("triton", CPU)
+
+
+CHILD = """
+import torch
+from megaselect.kernels.bias_dropout_residual import bias_dropout_residual
+from megaselect.kernels.dropout_mask import Plane
+from megaselect.kernels.softmax_dropout import softmax_dropout_value
+samples, plane = torch.tensor([0]), Plane(0, 0, 26)
+scores, value, hidden = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 4), torch.ones(2, 1, 4)
+form = {"store_probs": True, "store_mask": True}
+for backend in ("auto", "triton"):
+    for call in (
+        lambda: softmax_dropout_value(scores, value, samples, plane, **form, backend=backend),
+        lambda: bias_dropout_residual(hidden, None, None, samples, plane, store_mask=True, backend=backend),
+    ):
+        try:
+            print(tuple(call().shape))
+        except ValueError as error:
+            print(error)
+"""
+
+
+def test_the_ops_refuse_triton_on_a_cpu_in_a_process_of_their_own():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, check=True, timeout=100
+    )
+    refusal = (
+        "Triton kernels do not run on device cpu: use --kernel-backend torch or auto "
+        "(or set TRITON_INTERPRET=1 to run them slowly in Triton's interpreter)"
+    )
+    assert child.stdout.splitlines() == ["(2, 1, 4)", "(2, 1, 4)", refusal, refusal]
