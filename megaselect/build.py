@@ -14,8 +14,8 @@ from megaselect.recompute.theory import check_saves
 def build_model(config: Config) -> GPT:
     """A GPT in training mode on the config's device and in its dtype; the weights depend on the seed alone.
 
-    Raises DeviceError where the device or kernel backend is absent, RecomputeError for recompute settings that would save
-    nothing.
+    Raises DeviceError where the device or kernel backend is absent, RecomputeError for recompute settings that would
+    save nothing.
     """
     device = resolve_device(config.training.device)
     check_backend(config.model.kernel_backend, device)

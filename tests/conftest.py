@@ -1,4 +1,4 @@
-"""What all tests share: Triton's interpreter where there is no GPU, skipped GPU tests, and ways to look at saved tensors."""
+"""What all tests share: Triton's interpreter where there is no GPU, skipped GPU tests, a look at saved tensors."""
 
 import os
 import sys

@@ -15,6 +15,8 @@ from megaselect.config.messages import explain
 from megaselect.config.origins import Origins, merge
 from megaselect.config.yaml_file import read_yaml
 
+VOCABULARY_MULTIPLE = 128
+
 
 class Section(BaseModel):
     """Base of the sections: frozen, unknown keys refused, and no number read from a YAML switch word."""
@@ -51,6 +53,11 @@ class ModelConfig(Section):
     kernel_backend: Literal["auto", "triton", "torch"] = Field(
         "auto", description="who runs the fused ops; auto: triton on a GPU, torch on a CPU"
     )
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """The next multiple of 128, which matrix products want."""
+        return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
     @model_validator(mode="after")
     def _fill_and_check(self) -> Self:

@@ -1,8 +1,8 @@
 """Causal self-attention. Shapes: s sequence, b micro-batch, h hidden, a heads, d = h/a head size.
 
-The layout is [s, b, h] with q, k and v interleaved per head ([a][3][d], as Megatron-LM has it): then q, k and v are views
-[b*a, s, d] of one tensor, which batched products take without a copy, and all three cost 6sbh bytes together. In
-[b, s, h] the hidden copies would cost 10sbh.
+The layout is [s, b, h] with q, k and v interleaved per head ([a][3][d], as Megatron-LM has it): then q, k and v are
+views [b*a, s, d] of one tensor, which batched products take without a copy, and all three cost 6sbh bytes together.
+In [b, s, h] the hidden copies would cost 10sbh.
 """
 
 from __future__ import annotations

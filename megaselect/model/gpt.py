@@ -1,5 +1,5 @@
 """GPT-2's shape: learned positions, pre-layernorm blocks, tied head. Shapes: s sequence, b micro-batch, h hidden,
-v vocabulary, V vocabulary padded to a multiple of 128 (matrix products want that; the padding never gets probability)."""
+v vocabulary, V vocabulary padded to a multiple of 128, which matrix products want; padding never gets probability."""
 
 from __future__ import annotations
 
@@ -14,13 +14,6 @@ from megaselect.model.block import Block
 from megaselect.model.layers import HiddenDropout, LayerNorm
 from megaselect.model.policy import StackPolicy
 
-VOCABULARY_MULTIPLE = 128
-
-
-def padded_vocab_size(vocab_size: int) -> int:
-    """The next multiple of 128."""
-    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-
 
 class GPT(nn.Module):
     """Weights are uninitialised until build_model fills them. `policy` runs the stack; blocks hold their own."""
@@ -28,7 +21,7 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, seed: int) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(padded_vocab_size(config.vocab_size), config.hidden_size)
+        self.token_embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.seq_length, config.hidden_size)
         self.embedding_dropout = HiddenDropout(
             config.hidden_size, config.hidden_dropout_p, seed, EMBEDDING_SITE, config.kernel_backend, bias=False

@@ -1,7 +1,7 @@
 """What the model asks about storage. It never asks which mode is on; megaselect.recompute answers.
 
-A layer asks its LayerPolicy what each op may keep for backward, and hands it the regions that may be computed again. The
-model hands its StackPolicy the whole stack of layers.
+A layer asks its LayerPolicy what each op may keep for backward, and hands it the regions that may be computed again.
+The model hands its StackPolicy the whole stack of layers.
 """
 
 from __future__ import annotations

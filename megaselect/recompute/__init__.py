@@ -1,1 +1,1 @@
-"""Activation recomputation: what is kept (plan, apply), what that costs (theory), and what a run really kept (ledger)."""
+"""Activation recomputation: what is kept (plan, apply), what that costs (theory), what a run really kept (ledger)."""

@@ -40,8 +40,8 @@ def layer_policy(modules: frozenset[str], layer: int) -> LayerPolicy:
     return LayerPolicy("softmax" not in modules, "dropout" not in modules, store_hidden_masks)
 
 
-# Inside a chunk that runs again, what an op keeps lives for one chunk's backward only. Scores instead of probs, mask and
-# dropped probs make that working set 2as²b instead of 5as²b, and the first run writes less.
+# Inside a chunk that runs again, what an op keeps lives for one chunk's backward only. Scores instead of probs, mask
+# and dropped probs make that working set 2as²b instead of 5as²b, and the first run writes less.
 INSIDE_FULL = LayerPolicy(store_probs=False, store_attention_mask=False, store_hidden_masks=False)
 
 

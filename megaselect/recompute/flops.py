@@ -17,7 +17,7 @@ FORWARD_AND_BACKWARD = 3
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one micro-batch. model: what the mathematics needs; hardware: what is really done, recomputation included."""
+    """FLOPs of one micro-batch. model: what the mathematics needs; hardware: what is done, recomputation included."""
 
     model: int
     hardware: int

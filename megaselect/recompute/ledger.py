@@ -32,7 +32,7 @@ def scope(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StoredRow:
-    """One storage kept for backward. layer: "layers.3", "layers.0-3" for a chunk, "" outside; bytes: all that it pins."""
+    """One storage kept for backward, with all its bytes. layer: "layers.3", "layers.0-3" for a chunk, "" outside."""
 
     layer: str
     module: str

@@ -1,4 +1,4 @@
-"""From recompute settings to a plan: per layer, which modules are rebuilt; over the stack, which chunks are. No torch."""
+"""From recompute settings to a plan: which modules of each layer are rebuilt, and which chunks of layers. No torch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def _full_chunks(settings: RecomputeConfig, selected: Sequence[int], num_layers:
     """Checkpointed chunks over runs of selected layers, plain layers between them."""
     if settings.num_layers is not None and settings.num_layers > num_layers:
         raise RecomputeError(
-            f"recompute.num_layers = {settings.num_layers} exceeds model.num_layers = {num_layers}: use at most {num_layers}"
+            f"recompute.num_layers = {settings.num_layers} exceeds model.num_layers = {num_layers}: "
+            f"use at most {num_layers}"
         )
     length = settings.num_layers or 1
     if settings.method == "block":  # Megatron-LM's meaning: the first N layers one by one, the rest kept

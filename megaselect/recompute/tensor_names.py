@@ -1,4 +1,4 @@
-"""Names of kept tensors, as docs/recompute.md's table has them: from the module that kept one, and what it looks like."""
+"""Names of kept tensors, as docs/recompute.md has them, from the module that kept one and what it looks like."""
 
 from __future__ import annotations
 

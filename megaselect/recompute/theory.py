@@ -1,7 +1,7 @@
 """Predicted bytes, by arithmetic alone: the only place that knows byte formulas. No torch.
 
-Symbols as in Korthikanti et al. 2022: s sequence length, b micro-batch size, h hidden size, a attention heads, L layers,
-V padded vocabulary. e is the size of an activation's element in bytes. The table is in docs/recompute.md.
+Symbols as in Korthikanti et al. 2022: s sequence length, b micro-batch size, h hidden size, a attention heads, L
+layers, V padded vocabulary. e is the size of an activation's element in bytes. The table is in docs/recompute.md.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Shape:
             hidden=model.hidden_size,
             ffn=model.ffn_hidden_size,
             heads=model.num_attention_heads,
-            padded_vocab=-(-model.vocab_size // 128) * 128,
+            padded_vocab=model.padded_vocab_size,
             element_bytes=element_bytes,
             attention_dropout=model.attention_dropout_p > 0,
             hidden_dropout=model.hidden_dropout_p > 0,

@@ -78,8 +78,8 @@ def save_checkpoint(
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(
-            f"cannot write the checkpoint {home}: {error.strerror}; earlier checkpoints are untouched: free some space, or "
-            "choose another --run-dir"
+            f"cannot write the checkpoint {home}: {error.strerror}; earlier checkpoints are untouched: free some "
+            "space, or choose another --run-dir"
         ) from error
     for old in list_checkpoints(run_dir)[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old)
@@ -118,7 +118,7 @@ def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: MixedPrecisionAdamW, config: Config) -> RunState:
-    """Load weights, optimizer and position. Raises CheckpointError where the checkpoint is damaged or another model's."""
+    """Load weights, optimizer and position. Raises CheckpointError where it is damaged or another model's."""
     try:
         record = json.loads((path / "state.json").read_text())
         _check_config(path, record["config"], config)

@@ -1,7 +1,7 @@
 """AdamW over fp32 weights, with fp32 master weights and gradient accumulation where the model computes in 16 bit.
 
-Bytes a parameter: fp32 16 (weight, gradient, two moments); 16 bit 18 (2 weight, 4 master, 4 gradient, 8 moments): a hook
-adds each 16-bit gradient into the fp32 one as soon as it is there and frees it.
+Bytes a parameter: fp32 16 (weight, gradient, two moments); 16 bit 18 (2 weight, 4 master, 4 gradient, 8 moments): a
+hook adds each 16-bit gradient into the fp32 one as soon as it is there and frees it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INITIAL_LOSS_SCALE = 2.0**15
 
 @dataclass(frozen=True)
 class StepResult:
-    """grad_norm: before clipping. skipped: fp16 gradients overflowed, nothing was updated and the loss scale was halved."""
+    """grad_norm: before clipping. skipped: fp16 gradients overflowed; only the loss scale changed: it was halved."""
 
     grad_norm: float
     skipped: bool

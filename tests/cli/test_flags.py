@@ -280,7 +280,7 @@ def test_help_shows_defaults():
         "--recompute {none,selective,full} none keeps all; selective rebuilds softmax and dropout; "
         "full rebuilds whole layers (default: none)",
         "(default: softmax dropout)",
-        "--deterministic, --no-deterministic refuse operations whose bits vary from run to run (default: on)",
+        "--deterministic, --no-deterministic refuse operations whose bits vary from run to run (default: off)",
         "--model.hidden-size N width of the residual stream (the config sets it)",
         "--model.ffn-hidden-size N width inside the MLP; none: 4 x hidden size --model.seq-length",
         "--training.beta2 X AdamW's decay of the second moment (default: 0.95)",

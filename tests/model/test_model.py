@@ -12,7 +12,6 @@ from tiny_models import MODEL, gradients, make_batch, make_config
 import megaselect
 from megaselect import Config, build_model
 from megaselect.errors import ConfigError, DeviceError, SampleIndexError
-from megaselect.model.gpt import padded_vocab_size
 
 
 def test_initial_weights_have_gpt2_s_statistics():
@@ -64,7 +63,7 @@ def test_the_number_of_parameters(vocab_size):
     layer = (3 * h * h + 3 * h) + (h * h + h) + (h * ffn + ffn) + (ffn * h + h) + 4 * h
     model = build_model(make_config(vocab_size=vocab_size))
     assert sum(parameter.numel() for parameter in model.parameters()) == padded * h + s * h + layers * layer + 2 * h
-    assert padded_vocab_size(vocab_size) == padded
+    assert make_config(vocab_size=vocab_size).model.padded_vocab_size == padded
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])

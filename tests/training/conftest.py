@@ -1,0 +1,124 @@
+"""Small runs of the trainer: as child processes of train.py, and in this process through the command line's entry point."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from megaselect.cli.main import main
+from megaselect.config import Config
+from megaselect.data.indexed_dataset import IndexedDatasetWriter
+
+ROOT = Path(__file__).parents[2]
+VOCABULARY = 256
+SMALL_RUN = (
+    *("--model.num-layers", "2", "--model.hidden-size", "32", "--model.num-attention-heads", "4"),
+    *("--model.seq-length", "16", "--training.micro-batch-size", "2", "--training.global-batch-size", "4"),
+    *("--training.warmup-steps", "2", "--training.eval-interval", "3", "--training.eval-batches", "2"),
+)
+
+
+@pytest.fixture(scope="session")
+def child_environment():
+    """This process's environment, with one thread and nothing that would tell wandb of a key or a mode."""
+    names = (name for name in os.environ if not name.startswith("WANDB_"))
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {name: os.environ[name] for name in names} | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+
+
+@pytest.fixture(scope="session")
+def child_command():
+    """The command line of a small run of train.py."""
+    return lambda *flags: [sys.executable, str(ROOT / "train.py"), *SMALL_RUN, *map(str, flags)]
+
+
+@pytest.fixture(scope="session")
+def run_child(child_environment, child_command):
+    """`run_child(*flags, **more)` runs train.py to its end."""
+
+    def run(*flags, **more):
+        environment = child_environment | more.pop("extra_environment", {})
+        options = {"stdin": subprocess.DEVNULL, **more}
+        command = child_command("--wandb", "disabled", *flags)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def write_dataset():
+    """`write_dataset(prefix, tokens)` writes an indexed dataset of one random document."""
+
+    def write(prefix, tokens, vocabulary=VOCABULARY):
+        writer = IndexedDatasetWriter(prefix, vocabulary)
+        writer.add_document(np.random.default_rng(0).integers(0, vocabulary, tokens).tolist())
+        writer.finish()
+        return prefix
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def dataset(write_dataset, tmp_path_factory):
+    """Prefix of 4,000 random tokens."""
+    return write_dataset(tmp_path_factory.mktemp("data") / "tokens", 4000)
+
+
+@pytest.fixture(scope="session")
+def small_flags(dataset):
+    """A small run on random tokens, without the command's name."""
+    return (
+        *SMALL_RUN,
+        *("--data.prefix", str(dataset), "--model.vocab-size", str(VOCABULARY)),
+        *("--training.schedule", "constant", "--wandb", "disabled"),
+    )
+
+
+@pytest.fixture
+def run_here(small_flags, monkeypatch):
+    """`run_here(*flags)` trains in this process and returns the exit code."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    return lambda *flags: main(["train", *small_flags, *map(str, flags)])
+
+
+@pytest.fixture(scope="session")
+def read_metrics():
+    """The objects of a run's metrics.jsonl."""
+    return lambda run_dir: [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def read_tensors():
+    """`read_tensors(run_dir, step)`: all tensors of a checkpoint, those of the optimizer under their own names."""
+
+    def read(run_dir, step):
+        home = run_dir / "checkpoints" / f"step-{step:08d}"
+        return load_file(home / "model.safetensors") | load_file(home / "optimizer.safetensors")
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def make_config():
+    """`make_config(**overrides of dotted names with __ for the dot)`: the small run as a Config."""
+
+    def make(**overrides):
+        mapping = {
+            "model": {
+                "num_layers": 2,
+                "hidden_size": 32,
+                "num_attention_heads": 4,
+                "seq_length": 16,
+                "vocab_size": VOCABULARY,
+            },
+            "training": {"micro_batch_size": 2, "global_batch_size": 4, "max_steps": 6, "device": "cpu"},
+        }
+        return Config.from_dict(mapping, "test", {name.replace("__", "."): value for name, value in overrides.items()})
+
+    return make
