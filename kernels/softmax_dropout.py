@@ -239,8 +239,7 @@ class TorchTwin:
             exponentials = _exponentials_(masked, highest)
             inverse = torch.sum(exponentials, -1, out=_flat(inverse_sum)[chunk]).reciprocal_()
             inverse.masked_fill_(inverse == torch.inf, 0)
-            torch.mul(exponentials, inverse.unsqueeze(-1), out=exponentials)
-            _flat(probs)[chunk].copy_(exponentials)
+            torch.mul(exponentials, inverse.unsqueeze(-1), out=_flat(probs)[chunk])  # fp32, rounded to the dtype
             if plane.threshold:
                 _and(_flat(probs)[chunk], _flat(keep)[chunk], out=_flat(dropped)[chunk])
         empty, no_mask = scores.new_empty(0), scores.new_empty(0, dtype=torch.int8)
@@ -281,7 +280,7 @@ class TorchTwin:
                 if write_dropped:
                     _flat(dropped)[chunk].copy_(rounded)
             difference = torch.sub(grad, _flat(delta)[chunk].unsqueeze(-1))  # fp32: delta is
-            grad.copy_(difference.mul_(rounded))
+            torch.mul(difference, rounded, out=grad)
         return grad_dropped, dropped
 
 

@@ -81,7 +81,10 @@ def save_checkpoint(
             f"cannot write the checkpoint {home}: {error.strerror}; earlier checkpoints are untouched: free some "
             "space, or choose another --run-dir"
         ) from error
-    for old in list_checkpoints(run_dir)[:-KEPT_CHECKPOINTS]:
+    kept = list_checkpoints(run_dir)
+    here = kept.index(home) + 1
+    # Those ahead are of a run that went back to an earlier step: the metrics have lost their steps too.
+    for old in kept[: max(here - KEPT_CHECKPOINTS, 0)] + kept[here:]:
         shutil.rmtree(old)
     return home
 
@@ -126,16 +129,16 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: MixedPrecisionAdamW
         optimizer.load_tensors(load_file(path / "optimizer.safetensors"))
         optimizer.load_scalars(record["loss_scale"])
         return RunState(record["step"], record["next_sample"])
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         remedy = "remove it to continue from the one before, or choose another --run-dir"
         raise CheckpointError(f"checkpoint {path} is damaged ({error}): {remedy}") from error
 
 
 def _check_config(path: Path, saved: dict[str, Any], config: Config) -> None:
-    now = config.to_dict()
+    then = Config.from_dict(saved, str(path / "state.json"))  # fills in what the run left out
     for setting in FIXED_SETTINGS:
         section, key = setting.split(".")
-        before, after = saved[section].get(key), now[section].get(key)
+        before, after = (getattr(getattr(each, section), key) for each in (then, config))
         if before != after:
             raise CheckpointError(
                 f"checkpoint {path} was made with {setting} = {before}, this run has {after}: use the same value, or "

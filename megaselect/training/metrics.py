@@ -37,7 +37,7 @@ def _cut(path: Path, last_step: int) -> Path:
     kept = []
     if path.exists():
         for line in path.read_text().splitlines(keepends=True):
-            if line.endswith("\n") and json.loads(line)["step"] <= last_step:
+            if line.endswith("\n") and _step_of(line, path) <= last_step:
                 kept.append(line)
     aside = path.with_suffix(".partial")
     try:
@@ -46,6 +46,13 @@ def _cut(path: Path, last_step: int) -> Path:
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror}; choose another --run-dir") from error
     return path
+
+
+def _step_of(line: str, path: Path) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} holds a line that no run wrote: move the file away to go on") from error
 
 
 def reset_peak_bytes(device: torch.device) -> None:

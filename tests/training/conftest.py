@@ -1,4 +1,4 @@
-"""Small runs of the trainer: as child processes of train.py, and in this process through the command line's entry point."""
+"""Small runs of the trainer: as child processes of train.py, and in this process through megaselect's main."""
 
 import json
 import os

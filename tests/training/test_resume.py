@@ -1,0 +1,282 @@
+"""A continued run is the run that was never stopped, to the bit; what cannot be continued is refused in one line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+FOUR = ("--max-steps", 4, "--training.save-interval", 4, "--training.sample-tokens", 0)
+EIGHT = ("--max-steps", 8, "--training.save-interval", 4, "--training.sample-tokens", 0)
+POLL_SECONDS = 0.005
+
+
+@pytest.fixture
+def whole_run(run_here, tmp_path):
+    """`whole_run(*flags)`: eight steps in one go; returns the run directory."""
+
+    def run(*flags):
+        assert run_here(*EIGHT, *flags, "--run-dir", tmp_path / "whole") == 0
+        return tmp_path / "whole"
+
+    return run
+
+
+@pytest.fixture
+def four_steps(run_here, tmp_path):
+    """`four_steps(*flags)`: the first four steps; returns the run directory."""
+
+    def run(*flags):
+        assert run_here(*FOUR, *flags, "--run-dir", tmp_path / "parts") == 0
+        return tmp_path / "parts"
+
+    return run
+
+
+@pytest.fixture
+def assert_same_run(read_metrics, read_tensors):
+    """Same losses, gradient norms and final tensors, to the bit, and each step once."""
+
+    def check(run_dir, expected_dir, steps=8):
+        metrics, expected = read_metrics(run_dir), read_metrics(expected_dir)
+        assert [line["step"] for line in metrics] == list(range(1, steps + 1))
+        for name in ("loss", "grad_norm", "lr", "samples", "tokens"):
+            assert [line[name] for line in metrics] == [line[name] for line in expected[:steps]]
+        tensors, expected = read_tensors(run_dir, steps), read_tensors(expected_dir, steps)
+        assert tensors.keys() == expected.keys()
+        assert all(tensors[name].equal(expected[name]) for name in tensors)
+        assert all(tensors[name].dtype == expected[name].dtype for name in tensors)
+
+    return check
+
+
+@pytest.fixture
+def assert_refused(run_here, capsys):
+    """The run ends with exit code 2 and one line on stderr, which holds `part`."""
+
+    def check(part, *flags):
+        capsys.readouterr()
+        assert run_here(*flags) == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith("error: ")
+        assert len(errors.splitlines()) == 1
+        assert part in errors
+
+    return check
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_resumed_run_equals_the_run_in_one_go(run_here, whole_run, four_steps, assert_same_run, dtype):
+    whole, parts = whole_run("--dtype", dtype), four_steps("--dtype", dtype)
+    assert run_here(*EIGHT, "--dtype", dtype, "--run-dir", parts, "--resume", "auto") == 0
+    assert_same_run(parts, whole)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_resuming_in_another_recompute_mode_gives_the_same_bits(
+    run_here, whole_run, four_steps, assert_same_run, read_metrics, dtype
+):
+    whole, parts = whole_run("--dtype", dtype), four_steps("--dtype", dtype)
+    assert run_here(*EIGHT, "--dtype", dtype, "--recompute", "full", "--run-dir", parts) == 0
+    assert_same_run(parts, whole)
+    stored = [line["stored_bytes"] for line in read_metrics(parts)]
+    assert stored[3] > stored[4]
+
+
+def test_resuming_from_a_path_leaves_the_run_that_it_came_from(
+    run_here, whole_run, four_steps, read_metrics, read_tensors, tmp_path
+):
+    whole, parts = whole_run(), four_steps()
+    for number, path in enumerate((parts, parts / "checkpoints" / "step-00000004")):
+        branch = tmp_path / f"branch{number}"
+        assert run_here(*EIGHT, "--run-dir", branch, "--resume", path) == 0
+        continued = [(line["step"], line["loss"]) for line in read_metrics(branch)]
+        assert continued == [(line["step"], line["loss"]) for line in read_metrics(whole)[4:]]
+        expected = read_tensors(whole, 8)
+        assert all(tensor.equal(expected[name]) for name, tensor in read_tensors(branch, 8).items())
+    assert [line["step"] for line in read_metrics(parts)] == [1, 2, 3, 4]
+    assert [path.name for path in (parts / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+def test_steps_after_the_newest_checkpoint_are_done_again_and_written_once(
+    run_here, whole_run, assert_same_run, tmp_path
+):
+    """As after a kill: metrics reach further than the checkpoints, and end in the middle of a line."""
+    whole, killed = whole_run(), tmp_path / "killed"
+    shutil.copytree(whole, killed)
+    shutil.rmtree(killed / "checkpoints" / "step-00000008")
+    lines = (killed / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (killed / "metrics.jsonl").write_text("".join(lines[:6]) + lines[6][:20])
+    assert run_here(*EIGHT, "--run-dir", killed) == 0
+    assert_same_run(killed, whole)
+
+
+def test_an_unfinished_checkpoint_is_passed_over(run_here, whole_run, four_steps, assert_same_run):
+    whole, parts = whole_run(), four_steps()
+    unfinished = parts / "checkpoints" / ".step-00000008.partial"
+    shutil.copytree(whole / "checkpoints" / "step-00000008", unfinished)
+    (unfinished / "model.safetensors").write_bytes(b"")
+    assert run_here(*EIGHT, "--run-dir", parts) == 0
+    assert_same_run(parts, whole)
+    assert not unfinished.exists()
+
+
+def test_two_checkpoints_are_kept(run_here, tmp_path):
+    flags = ("--max-steps", 5, "--training.save-interval", 1, "--training.sample-tokens", 0)
+    assert run_here(*flags, "--run-dir", tmp_path / "run") == 0
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-00000004", "step-00000005"]
+
+
+def test_going_back_in_the_same_directory_drops_the_checkpoints_ahead(run_here, tmp_path, read_metrics):
+    """Their steps are cut from the metrics; a resumed run must not jump to them."""
+    run_dir, flags = tmp_path / "run", ("--training.save-interval", 2, "--training.sample-tokens", 0)
+    back = (*flags, "--training.lr", "1e-4", "--training.min-lr", 0, "--run-dir", run_dir)
+    assert run_here("--max-steps", 8, *flags, "--run-dir", run_dir) == 0
+    assert run_here("--max-steps", 7, *back, "--resume", run_dir / "checkpoints" / "step-00000006") == 0
+    kept = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert kept == ["step-00000006", "step-00000007"]
+    assert run_here("--max-steps", 9, *back) == 0
+    assert [line["step"] for line in read_metrics(run_dir)] == list(range(1, 10))
+
+
+def test_a_finished_run_says_how_to_go_on(run_here, four_steps, read_metrics, capsys):
+    parts = four_steps()
+    before = (parts / "metrics.jsonl").read_text()
+    capsys.readouterr()
+    assert run_here(*FOUR, "--run-dir", parts) == 0
+    output = capsys.readouterr().out
+    assert "already at step 4: give a larger --max-steps to go on" in " ".join(output.split())
+    assert (parts / "metrics.jsonl").read_text() == before
+
+
+def test_resume_none_does_not_overwrite_a_run(four_steps, assert_refused):
+    parts = four_steps()
+    before = (parts / "metrics.jsonl").read_text()
+    assert_refused("already holds a run (up to step-00000004)", *EIGHT, "--run-dir", parts, "--resume", "none")
+    assert (parts / "metrics.jsonl").read_text() == before
+
+
+def test_resume_from_a_path_without_a_checkpoint(assert_refused, tmp_path):
+    assert_refused("no checkpoint there", *EIGHT, "--run-dir", tmp_path / "run", "--resume", tmp_path)
+
+
+def _truncate(name):
+    return lambda home: (home / name).write_bytes((home / name).read_bytes()[:-100])
+
+
+def _remove(name):
+    return lambda home: (home / name).unlink()
+
+
+def _write_state(text):
+    return lambda home: (home / "state.json").write_text(text)
+
+
+def _without(key):
+    def drop(home):
+        state = json.loads((home / "state.json").read_text())
+        del state[key]
+        (home / "state.json").write_text(json.dumps(state))
+
+    return drop
+
+
+DAMAGES = {
+    "model truncated": _truncate("model.safetensors"),
+    "optimizer truncated": _truncate("optimizer.safetensors"),
+    "model missing": _remove("model.safetensors"),
+    "optimizer missing": _remove("optimizer.safetensors"),
+    "state cut off": _write_state('{"step": 4, "next'),
+    "state empty": _write_state(""),
+    "state not an object": _write_state("[]"),
+    "config not an object": _write_state('{"step": 4, "next_sample": 16, "loss_scale": {}, "config": null}'),
+    "state without a step": _without("step"),
+    "state without a config": _without("config"),
+    "model is the optimizer's file": lambda home: shutil.copy(
+        home / "optimizer.safetensors", home / "model.safetensors"
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_in_one_line(four_steps, assert_refused, damage):
+    parts = four_steps()
+    home = parts / "checkpoints" / "step-00000004"
+    DAMAGES[damage](home)
+    assert_refused(f"checkpoint {home} is damaged", *EIGHT, "--run-dir", parts)
+
+
+def test_a_damaged_checkpoint_leaves_the_metrics_as_they_were(four_steps, assert_refused):
+    parts = four_steps()
+    before = (parts / "metrics.jsonl").read_text()
+    _truncate("model.safetensors")(parts / "checkpoints" / "step-00000004")
+    assert_refused("is damaged", *EIGHT, "--run-dir", parts)
+    assert (parts / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (("--model.hidden-size", 64), "model.hidden_size = 32, this run has 64"),
+        (("--model.num-layers", 3), "model.num_layers = 2, this run has 3"),
+        (("--model.num-attention-heads", 2), "model.num_attention_heads = 4, this run has 2"),
+        (("--model.ffn-hidden-size", 64), "model.ffn_hidden_size"),
+        (("--model.seq-length", 8), "model.seq_length = 16, this run has 8"),
+        (("--model.vocab-size", 300), "model.vocab_size = 256, this run has 300"),
+        (("--seed", 1), "training.seed = 1234, this run has 1"),
+        (("--dtype", "bf16"), "holds torch.float32 weights, this run computes in torch.bfloat16"),
+    ],
+)
+def test_another_training_is_not_a_continuation(four_steps, assert_refused, flags, part):
+    assert_refused(part, *EIGHT, *flags, "--run-dir", four_steps())
+
+
+def test_ffn_size_may_be_spelled_out(run_here, whole_run, four_steps, assert_same_run):
+    """4 x hidden size is what its absence means."""
+    whole, parts = whole_run(), four_steps()
+    assert run_here(*EIGHT, "--model.ffn-hidden-size", 128, "--run-dir", parts) == 0
+    assert_same_run(parts, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_its_step_and_continues_to_the_same_bits(
+    child_command, child_environment, small_flags, run_here, read_metrics, assert_same_run, tmp_path, number
+):
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    flags = [*small_flags, "--training.eval-interval", "0", "--training.sample-tokens", "0"]
+    child = subprocess.Popen(
+        child_command(*flags, "--max-steps", 100_000, "--run-dir", stopped),
+        env=child_environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _wait_for_lines(stopped / "metrics.jsonl", 3, child)
+        os.kill(child.pid, number)
+        output, errors = child.communicate(timeout=60)
+    finally:
+        child.kill()
+        child.wait()
+    assert (child.returncode, errors) == (130, "")
+    assert "interrupted" in output
+    done = read_metrics(stopped)[-1]["step"]
+    assert (stopped / "checkpoints" / f"step-{done:08d}" / "state.json").is_file()
+    total = ("--max-steps", done + 3, "--training.eval-interval", 0, "--training.sample-tokens", 0)
+    assert run_here(*total, "--run-dir", stopped) == 0
+    assert run_here(*total, "--run-dir", whole) == 0
+    assert_same_run(stopped, whole, done + 3)
+
+
+def _wait_for_lines(path, count, child, seconds=60):
+    """Until the file has so many lines; the child must go on running."""
+    deadline = time.monotonic() + seconds
+    while not path.exists() or path.read_text().count("\n") < count:
+        assert child.poll() is None, child.stderr.read()
+        assert time.monotonic() < deadline, "no step was done in time"
+        time.sleep(POLL_SECONDS)
