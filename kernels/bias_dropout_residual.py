@@ -30,7 +30,7 @@ def bias_dropout_residual(
     bias and residual may be absent. Raises ValueError for a backend that cannot run here.
     """
     return torch.ops.megaselect.bias_dropout_residual(
-        x, bias, residual, sample_index, signed_seed(plane.seed), *plane[1:], store_mask, backend
+        x, bias, residual, sample_index.contiguous(), signed_seed(plane.seed), *plane[1:], store_mask, backend
     )[0]
 
 
@@ -123,11 +123,13 @@ class TorchTwin:
     ) -> tuple[Tensor, Tensor]:
         """(out, mask or empty)."""
         wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        biased = wide.clone() if bias is None else wide + bias
+        biased = wide if bias is None else wide + bias
         keep = _keep(x, sample_index, plane) if plane.threshold else x.new_empty(0, dtype=torch.int8)
         if plane.threshold:
-            biased.mul_(keep).mul_(-keep_scale(plane.threshold))  # keep is -1 where kept
-        out = biased if residual is None else biased.add_(residual)
+            scale = keep.to(biased.dtype).mul_(-keep_scale(plane.threshold))  # keep is -1 where kept
+            out = biased * scale if residual is None else torch.addcmul(residual.to(scale.dtype), biased, scale)
+        else:
+            out = biased.clone() if residual is None else biased + residual
         return out.to(x.dtype), keep if store_mask else x.new_empty(0, dtype=torch.int8)
 
     @staticmethod

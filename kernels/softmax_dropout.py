@@ -51,7 +51,14 @@ def softmax_dropout_value(
     Raises ValueError for a backend that cannot run here.
     """
     return torch.ops.megaselect.softmax_dropout_value(
-        scores, value, sample_index, signed_seed(plane.seed), *plane[1:], store_probs, store_mask, backend
+        scores.contiguous(),  # here, so that it is also what backward gets: the kernels know no strides
+        value,
+        sample_index.contiguous(),
+        signed_seed(plane.seed),
+        *plane[1:],
+        store_probs,
+        store_mask,
+        backend,
     )[0]
 
 
@@ -71,7 +78,6 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(context, row_max, inverse_sum, probs, mask, dropped); what the flags do not keep is returned empty."""
     plane = Plane(unsigned_seed(seed), site, threshold, row_offset, column_offset)
-    scores = scores.contiguous()
     arguments = (scores, sample_index, plane, store_probs and threshold > 0, store_mask and threshold > 0)
     dropped, row_max, inverse_sum, probs, mask = _kernels(backend, scores).forward(*arguments)
     context = _context(dropped, value, threshold)
@@ -85,14 +91,13 @@ def _forward(
 @_forward.register_fake
 def _(scores, value, sample_index, seed, site, threshold, row_offset, column_offset, store_probs, store_mask, backend):  # noqa: ANN001, ANN202
     batch, heads, rows, _ = scores.shape
-    empty = scores.new_empty(0)
-    statistics = (
-        [empty, empty] if store_probs else [scores.new_empty(batch, heads, rows, dtype=torch.float32) for _ in "ml"]
-    )
-    probs = torch.empty_like(scores) if store_probs and threshold > 0 else empty
+    statistics_shape = (0,) if store_probs else (batch, heads, rows)
+    statistics_dtype = scores.dtype if store_probs else _wide(scores.dtype)
+    statistics = [scores.new_empty(statistics_shape, dtype=statistics_dtype) for _ in "ml"]
+    probs = scores.new_empty(scores.shape if store_probs and threshold > 0 else (0,))
     mask_shape = scores.shape if store_mask and threshold > 0 else (0,)
     mask = scores.new_empty(mask_shape, dtype=torch.int8)
-    dropped = torch.empty_like(scores) if store_probs and (store_mask or threshold == 0) else scores.new_empty(0)
+    dropped = scores.new_empty(scores.shape if store_probs and (store_mask or threshold == 0) else (0,))
     return value.new_empty(rows, batch, heads * value.shape[-1]), *statistics, probs, mask, dropped
 
 
@@ -194,8 +199,11 @@ def _context(dropped: Tensor, value: Tensor, threshold: int) -> Tensor:
     batch, heads, rows, keys = dropped.shape
     context = value.new_empty(rows, batch, heads * value.shape[-1])
     flat_value = value.reshape(batch * heads, keys, -1)
-    out = _by_head(context, batch * heads)
-    torch.baddbmm(out, dropped.view(-1, rows, keys), flat_value, beta=0, alpha=keep_scale(threshold), out=out)
+    out, planes = _by_head(context, batch * heads), dropped.view(-1, rows, keys)
+    if context.device.type == "cpu":  # a batched product into strides runs plane by plane there, on one core
+        out.copy_(_scaled_product(planes, flat_value, keep_scale(threshold)))
+    else:
+        torch.baddbmm(out, planes, flat_value, beta=0, alpha=keep_scale(threshold), out=out)
     return context
 
 
