@@ -127,7 +127,8 @@ class TorchTwin:
         keep = _keep(x, sample_index, plane) if plane.threshold else x.new_empty(0, dtype=torch.int8)
         if plane.threshold:
             scale = keep.to(biased.dtype).mul_(-keep_scale(plane.threshold))  # keep is -1 where kept
-            out = biased * scale if residual is None else torch.addcmul(residual.to(scale.dtype), biased, scale)
+            scaled = scale.mul_(biased)
+            out = scaled if residual is None else scaled.add_(residual)
         else:
             out = biased.clone() if residual is None else biased + residual
         return out.to(x.dtype), keep if store_mask else x.new_empty(0, dtype=torch.int8)

@@ -25,7 +25,6 @@ _TRAINER_SETTINGS = {
     "normalization_rule_name": "identity",
     "add_dummy_prefix": False,
     "remove_extra_whitespaces": False,
-    "allow_whitespace_only_pieces": True,  # indentation is one piece, not one a space
     "max_sentence_length": 2**20,  # bytes; longer ones are skipped, and blocks of text are far shorter
     "unk_id": 0,
     "eos_id": 1,
