@@ -153,7 +153,7 @@ def make(tree: Path, *arguments: str, path: str = os.environ["PATH"]) -> tuple[i
 
 @needs_make
 def test_make_runs_without_installing_where_nothing_changed(tree):
-    assert make(tree, "-n", "train", "ARGS=--max-steps 10")[1] == ".venv/bin/python train.py --max-steps 10\n"
+    assert make(tree, "-n", "train", "ARGS=--max-steps 10")[1] == ".venv/bin/python train.py --recompute selective --max-steps 10\n"
     assert make(tree, "-n", "test")[1].splitlines() == [
         ".venv/bin/python -m ruff check .",
         ".venv/bin/python -m ruff format --check .",
@@ -185,7 +185,7 @@ def test_make_starts_over_where_the_environment_is_half_made(tree):
 def test_make_with_py_uses_that_python_and_installs_nothing(tree):
     shutil.rmtree(tree / ".venv")
     assert make(tree, "-n", "soak", "PY=python3")[1] == "python3 -m pytest -m soak \n"
-    assert make(tree, "-n", "train", "PY=python3")[1] == "python3 train.py \n"
+    assert make(tree, "-n", "train", "PY=python3")[1] == "python3 train.py --recompute selective \n"
 
 
 @needs_make
