@@ -153,7 +153,10 @@ def make(tree: Path, *arguments: str, path: str = os.environ["PATH"]) -> tuple[i
 
 @needs_make
 def test_make_runs_without_installing_where_nothing_changed(tree):
-    assert make(tree, "-n", "train", "ARGS=--max-steps 10")[1] == ".venv/bin/python train.py --recompute selective --max-steps 10\n"
+    assert (
+        make(tree, "-n", "train", "ARGS=--max-steps 10")[1]
+        == ".venv/bin/python train.py --recompute selective --max-steps 10\n"
+    )
     assert make(tree, "-n", "test")[1].splitlines() == [
         ".venv/bin/python -m ruff check .",
         ".venv/bin/python -m ruff format --check .",
