@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from megaselect.config import Config
+from typing import TYPE_CHECKING
+
 from megaselect.devices import check_backend, resolve_device, resolve_dtype
 from megaselect.model.gpt import GPT
 from megaselect.model.initialise import initialise
 from megaselect.recompute.apply import apply_recompute
 from megaselect.recompute.plan import make_plan
 from megaselect.recompute.theory import check_saves
+
+if TYPE_CHECKING:
+    from megaselect.config import Config
 
 
 def build_model(config: Config) -> GPT:

@@ -7,13 +7,17 @@ In [b, s, h] the hidden copies would cost 10sbh.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from megaselect.config import ModelConfig
 from megaselect.kernels.dropout_mask import SITES_PER_LAYER, Plane, drop_threshold
 from megaselect.kernels.softmax_dropout import softmax_dropout_value
 from megaselect.model.policy import LayerPolicy
+
+if TYPE_CHECKING:
+    from megaselect.config import ModelConfig
 
 
 class CoreAttention(nn.Module):

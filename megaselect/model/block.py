@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megaselect.config import ModelConfig
 from megaselect.kernels.dropout_mask import ATTENTION_PROJECTION_SITE, MLP_SITE, SITES_PER_LAYER
 from megaselect.model.attention import Attention
 from megaselect.model.layers import HiddenDropout, LayerNorm
 from megaselect.model.policy import LayerPolicy
+
+if TYPE_CHECKING:
+    from megaselect.config import ModelConfig
 
 
 class MLP(nn.Module):

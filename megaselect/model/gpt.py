@@ -3,16 +3,20 @@ v vocabulary, V vocabulary padded to a multiple of 128, which matrix products wa
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megaselect.config import ModelConfig
 from megaselect.errors import ConfigError, SampleIndexError
 from megaselect.kernels.cross_entropy import cross_entropy
 from megaselect.kernels.dropout_mask import EMBEDDING_SITE
 from megaselect.model.block import Block
 from megaselect.model.layers import HiddenDropout, LayerNorm
 from megaselect.model.policy import StackPolicy
+
+if TYPE_CHECKING:
+    from megaselect.config import ModelConfig
 
 
 class GPT(nn.Module):

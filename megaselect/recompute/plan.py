@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from megaselect.config import RecomputeConfig
 from megaselect.errors import RecomputeError
+
+if TYPE_CHECKING:
+    from megaselect.config import RecomputeConfig
 
 
 @dataclass(frozen=True)

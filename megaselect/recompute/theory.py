@@ -7,11 +7,13 @@ layers, V padded vocabulary. e is the size of an activation's element in bytes. 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from megaselect.config import Config
 from megaselect.errors import RecomputeError
 from megaselect.recompute.plan import RecomputePlan, make_plan
+
+if TYPE_CHECKING:
+    from megaselect.config import Config
 
 FP32_BYTES, INT64_BYTES, MASK_BYTES = 4, 8, 1
 

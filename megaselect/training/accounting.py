@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from megaselect.config import Config, RecomputeConfig
+from typing import TYPE_CHECKING
+
 from megaselect.recompute.flops import Flops, micro_batch_flops
 from megaselect.recompute.ledger import Ledger
 from megaselect.recompute.plan import make_plan
 from megaselect.recompute.theory import Shape, bytes_per_layer, layer_tensors, stored_bytes
 from megaselect.training.events import StoredReport
+
+if TYPE_CHECKING:
+    from megaselect.config import Config, RecomputeConfig
 
 SELECTIVE_ALTERNATIVES = (("softmax", "dropout"), ("core_attn", "dropout"))
 

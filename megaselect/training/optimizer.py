@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from megaselect.config import TrainingConfig
+if TYPE_CHECKING:
+    from megaselect.config import TrainingConfig
+
 
 INITIAL_LOSS_SCALE = 2.0**15
 
