@@ -22,17 +22,13 @@ grad_scores = probs * (keep * keep_scale * (grad_context @ valueᵀ) - delta), s
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from megaselect.kernels.backend import resolve_backend
 from megaselect.kernels.dropout_mask import Plane, keep_planes, keep_scale, signed_seed, unsigned_seed
-
-BITS_OF = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-LOG2_E = math.log2(math.e)
+from megaselect.kernels.twin import LOG2_E, and_keep, wide_dtype
 
 
 def softmax_dropout_value(
@@ -92,7 +88,7 @@ def _forward(
 def _(scores, value, sample_index, seed, site, threshold, row_offset, column_offset, store_probs, store_mask, backend):  # noqa: ANN001, ANN202
     batch, heads, rows, _ = scores.shape
     statistics_shape = (0,) if store_probs else (batch, heads, rows)
-    statistics_dtype = scores.dtype if store_probs else _wide(scores.dtype)
+    statistics_dtype = scores.dtype if store_probs else wide_dtype(scores.dtype)
     statistics = [scores.new_empty(statistics_shape, dtype=statistics_dtype) for _ in "ml"]
     probs = scores.new_empty(scores.shape if store_probs and threshold > 0 else (0,))
     mask_shape = scores.shape if store_mask and threshold > 0 else (0,)
@@ -219,7 +215,7 @@ def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
 
 def _row_dots(grad_context: Tensor, context: Tensor, batch: int, heads: int) -> Tensor:
     """delta [b, a, q] in fp32 (fp64 for fp64): the dot product of each head's gradient with its output."""
-    products = grad_context.to(_wide(context.dtype)) * context
+    products = grad_context.to(wide_dtype(context.dtype)) * context
     return products.view(context.shape[0], batch, heads, -1).sum(-1).permute(1, 2, 0).contiguous()
 
 
@@ -234,7 +230,7 @@ class TorchTwin:
         scores: Tensor, sample_index: Tensor, plane: Plane, store_probs: bool, store_mask: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(dropped, row_max, inverse_sum, probs, mask) as the Triton kernel returns them."""
-        wide = _wide(scores.dtype)
+        wide = wide_dtype(scores.dtype)
         dropped, row_max = torch.empty_like(scores), scores.new_empty(scores.shape[:-1], dtype=wide)
         inverse_sum = torch.empty_like(row_max)
         probs = torch.empty_like(scores) if store_probs else dropped
@@ -249,7 +245,7 @@ class TorchTwin:
             inverse.masked_fill_(inverse == torch.inf, 0)
             torch.mul(exponentials, inverse.unsqueeze(-1), out=_flat(probs)[chunk])  # fp32, rounded to the dtype
             if plane.threshold:
-                _and(_flat(probs)[chunk], _flat(keep)[chunk], out=_flat(dropped)[chunk])
+                and_keep(_flat(probs)[chunk], _flat(keep)[chunk], out=_flat(dropped)[chunk])
         empty, no_mask = scores.new_empty(0), scores.new_empty(0, dtype=torch.int8)
         return dropped, row_max, inverse_sum, probs if store_probs else empty, keep if store_mask else no_mask
 
@@ -280,9 +276,9 @@ class TorchTwin:
                 rounded = rebuilt.mul_(_flat(inverse_sum)[chunk].unsqueeze(-1)).to(scores.dtype)
             grad = _flat(grad_dropped)[chunk]
             if plane.threshold:
-                _and(grad, _flat(keep)[chunk], out=grad)
+                and_keep(grad, _flat(keep)[chunk], out=grad)
                 if write_dropped:
-                    _and(rounded, _flat(keep)[chunk], out=_flat(dropped)[chunk])
+                    and_keep(rounded, _flat(keep)[chunk], out=_flat(dropped)[chunk])
             else:
                 grad.tril_(plane.row_offset - plane.column_offset)  # 0 * inf above the diagonal would be NaN
                 if write_dropped:
@@ -305,13 +301,9 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.flatten(0, 1)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _dead(scores: Tensor, plane: Plane) -> Tensor:
     """[q, k], 0 where column_offset + column <= row_offset + row, else -inf; fp32 (fp64 for fp64)."""
-    dead = torch.full(scores.shape[-2:], -torch.inf, dtype=_wide(scores.dtype), device=scores.device)
+    dead = torch.full(scores.shape[-2:], -torch.inf, dtype=wide_dtype(scores.dtype), device=scores.device)
     return dead.triu_(plane.row_offset - plane.column_offset + 1)
 
 
@@ -323,9 +315,3 @@ def _exponentials_(masked: Tensor, row_max: Tensor) -> Tensor:
 def _keep(like: Tensor, sample_index: Tensor, plane: Plane) -> Tensor:
     _, planes, rows, columns = like.shape
     return keep_planes(sample_index.cpu(), plane, planes, rows, columns, causal=True).to(like.device)
-
-
-def _and(tensor: Tensor, keep: Tensor, out: Tensor) -> Tensor:
-    """The tensor where `keep` is -1, else 0, by a bitwise and: four times as fast as a select on a CPU, and exact."""
-    integer = BITS_OF[tensor.element_size()]
-    return torch.bitwise_and(tensor.view(integer), keep, out=out.view(integer)).view(tensor.dtype)

@@ -25,8 +25,8 @@ def build_model(config: Config) -> GPT:
     check_backend(config.model.kernel_backend, device)
     dtype = resolve_dtype(config.training.dtype, device)
     check_saves(config, dtype.itemsize)
-    model = GPT(config.model, config.training.seed)
+    model = GPT(config.model, config.training.seed, config.training.loss_chunk_tokens)
     initialise(model, config.model.init_std, config.training.seed)  # before the cast: every dtype rounds the same draw
     model.to(device=device, dtype=dtype)
-    apply_recompute(model, make_plan(config.recompute, config.model.num_layers))
+    apply_recompute(model, make_plan(config.recompute, config.model.num_layers), compiled=config.training.compile)
     return model

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
@@ -51,3 +52,21 @@ def _relative_error(actual, exact):
 def relative_error():
     """|actual - exact| / |exact|, both taken in fp64."""
     return _relative_error
+
+
+def _peak_bytes(function):
+    function()  # what only a first call allocates is no part of it
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@pytest.fixture
+def peak_bytes():
+    """peak_bytes(function): the most that a call of `function` held at a time of what torch's CPU allocator gave it."""
+    return _peak_bytes

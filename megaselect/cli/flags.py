@@ -31,6 +31,7 @@ SHORT_FLAGS = {
     "training.device": "--device",
     "training.dtype": "--dtype",
     "training.deterministic": "--deterministic",
+    "training.compile": "--compile",
     "model.kernel_backend": "--kernel-backend",
     "logging.wandb": "--wandb",
 }

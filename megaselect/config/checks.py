@@ -45,6 +45,15 @@ def check_model(model: ModelConfig) -> None:
         probability = getattr(model, name)
         if probability is not None:
             _check_dropout(f"model.{name}", probability)
+    attention_dropout_p = model.dropout_p if model.attention_dropout_p is None else model.attention_dropout_p
+    if model.attention == "sdpa" and attention_dropout_p > 0:
+        raise SettingError(
+            f"model.attention sdpa drops nothing, but the attention's dropout is {attention_dropout_p}: "
+            "use --attention fused, or --model.attention-dropout-p 0",
+            "model.attention",
+            "model.attention_dropout_p",
+            "model.dropout_p",
+        )
 
 
 def _check_dropout(name: str, probability: float) -> None:
@@ -118,7 +127,7 @@ def check_recompute(recompute: RecomputeConfig) -> None:
     if not recompute.modules:
         raise SettingError(
             "recompute.modules is empty, so that selective would keep everything; "
-            "name one of softmax, dropout, core_attn, or set the mode to none",
+            "name one of softmax, dropout, core_attn, layernorm, gelu, or all, or set the mode to none",
             "recompute.modules",
         )
     repeated = [name for name in recompute.modules if recompute.modules.count(name) > 1]

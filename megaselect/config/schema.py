@@ -16,6 +16,7 @@ from megaselect.config.origins import Origins, merge
 from megaselect.config.yaml_file import read_yaml
 
 VOCABULARY_MULTIPLE = 128
+MODULES = ("softmax", "dropout", "core_attn", "layernorm", "gelu")
 
 
 class Section(BaseModel):
@@ -47,7 +48,11 @@ class ModelConfig(Section):
     dropout_p: float = Field(0.1, description="dropout probability, in steps of 1/256")
     attention_dropout_p: float | None = Field(None, description="dropout after softmax; none: the same as dropout-p")
     hidden_dropout_p: float | None = Field(None, description="dropout elsewhere; none: the same as dropout-p")
-    attention: Literal["unfused"] = Field("unfused", description="how core attention is computed")
+    attention: Literal["unfused", "fused", "sdpa"] = Field(
+        "unfused",
+        description="how core attention is computed: unfused keeps scores or probs; fused never writes them, with the "
+        "same dropout masks; sdpa is torch's, without dropout",
+    )
     init_std: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
     layernorm_epsilon: float = Field(1e-5, gt=0, description="added to the variance in layernorm")
     kernel_backend: Literal["auto", "triton", "torch"] = Field(
@@ -112,6 +117,10 @@ class TrainingConfig(Section):
     epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     clip_grad: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
     seed: int = Field(1234, ge=0, lt=2**64, description="seed of weights, data order and dropout masks")
+    compile: bool = Field(False, description="compile each layer by torch.compile")
+    loss_chunk_tokens: int | None = Field(
+        None, ge=1, description="tokens whose logits exist at a time, computed again in backward; none: all, kept"
+    )
     deterministic: bool = Field(False, description="refuse operations whose bits vary from run to run")
     eval_interval: int = Field(100, ge=0, description="steps between evaluations; 0: never")
     eval_batches: int = Field(8, ge=1, description="micro batches per evaluation")
@@ -141,8 +150,9 @@ class RecomputeConfig(Section):
         json_schema_extra={"off": "none"},
         description="none keeps all; selective rebuilds softmax and dropout; full rebuilds whole layers",
     )
-    modules: tuple[Literal["softmax", "dropout", "core_attn"], ...] = Field(
-        ("softmax", "dropout"), description="what selective rebuilds: any of softmax, dropout, core_attn"
+    modules: tuple[Literal["softmax", "dropout", "core_attn", "layernorm", "gelu"], ...] = Field(
+        ("softmax", "dropout"),
+        description="what selective rebuilds: any of softmax, dropout, core_attn, layernorm, gelu; or all",
     )
     method: Literal["uniform", "block", "sqrt"] = Field(
         "uniform",
@@ -153,6 +163,12 @@ class RecomputeConfig(Section):
     layers: str | None = Field(
         None, description="only these layers, such as 0-11, 0,3,5-7, even, odd or skip-first-last; none: all"
     )
+
+    @field_validator("modules", mode="before")
+    @classmethod
+    def _expand_all(cls, value: Any) -> Any:
+        """`all`, alone, is every module."""
+        return MODULES if value in ("all", ["all"], ("all",)) else value
 
     @field_validator("layers", mode="before")
     @classmethod

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from megaselect.kernels.dropout_mask import ATTENTION_PROJECTION_SITE, MLP_SITE, SITES_PER_LAYER
+from megaselect.kernels.gelu import gelu
 from megaselect.model.attention import Attention
 from megaselect.model.layers import HiddenDropout, LayerNorm
 from megaselect.model.policy import LayerPolicy
@@ -23,10 +23,12 @@ class MLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.ffn_hidden_size)
         self.fc2 = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=False)
+        self.policy = LayerPolicy()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[s, b, h] to [s, b, h]."""
-        return self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
+    def forward(self, normed: Tensor, layernorm: nn.Module, source: Tensor) -> Tensor:
+        """[s, b, h] from normed = layernorm(source), [s, b, h] both."""
+        hidden = self.policy.product("layernorm", self.fc1, normed, layernorm, source)
+        return self.policy.product("gelu", self.fc2, gelu(hidden), gelu, hidden)
 
 
 class Block(nn.Module):
@@ -36,24 +38,28 @@ class Block(nn.Module):
         super().__init__()
         site = layer * SITES_PER_LAYER
         dropout = (config.hidden_size, config.hidden_dropout_p, seed)
+        backend = config.kernel_backend
         self.layer = layer
-        self.ln1 = LayerNorm(config.hidden_size, config.layernorm_epsilon)
+        self.ln1 = LayerNorm(config.hidden_size, config.layernorm_epsilon, backend)
         self.attention = Attention(config, seed, layer)
-        self.attention_dropout = HiddenDropout(
-            *dropout, site + ATTENTION_PROJECTION_SITE, config.kernel_backend, bias=True
-        )
-        self.ln2 = LayerNorm(config.hidden_size, config.layernorm_epsilon)
+        self.attention_dropout = HiddenDropout(*dropout, site + ATTENTION_PROJECTION_SITE, backend, bias=True)
+        self.ln2 = LayerNorm(config.hidden_size, config.layernorm_epsilon, backend)
         self.mlp = MLP(config)
-        self.mlp_dropout = HiddenDropout(*dropout, site + MLP_SITE, config.kernel_backend, bias=True)
+        self.mlp_dropout = HiddenDropout(*dropout, site + MLP_SITE, backend, bias=True)
         self.set_policy(LayerPolicy())
 
     def set_policy(self, policy: LayerPolicy) -> None:
         """Decide what the layer may keep for backward."""
-        self.policy = policy
-        self.attention.core.policy = policy
+        for module in (self, self.attention, self.attention.core, self.mlp):
+            module.policy = policy
 
     def forward(self, x: Tensor, sample_index: Tensor) -> Tensor:
         """[s, b, h] to [s, b, h]; sample_index int64 [b]."""
         store_mask = self.policy.store_hidden_masks
-        x = self.attention_dropout(self.attention(self.ln1(x), sample_index), x, sample_index, store_mask)
-        return self.mlp_dropout(self.mlp(self.ln2(x)), x, sample_index, store_mask)
+        attended = self.attention(self.ln1(x), sample_index, self.ln1, x)
+        if self.policy.fuse_layernorm:
+            x, normed = self.attention_dropout.then_layernorm(attended, x, self.ln2, sample_index, store_mask)
+        else:
+            x = self.attention_dropout(attended, x, sample_index, store_mask)
+            normed = self.ln2(x)
+        return self.mlp_dropout(self.mlp(normed, self.ln2, x), x, sample_index, store_mask)

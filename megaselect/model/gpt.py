@@ -11,6 +11,7 @@ from torch.nn import functional
 from megaselect.errors import ConfigError, SampleIndexError
 from megaselect.kernels.cross_entropy import cross_entropy
 from megaselect.kernels.dropout_mask import EMBEDDING_SITE
+from megaselect.kernels.linear_cross_entropy import linear_cross_entropy
 from megaselect.model.block import Block
 from megaselect.model.layers import HiddenDropout, LayerNorm
 from megaselect.model.policy import StackPolicy
@@ -20,18 +21,22 @@ if TYPE_CHECKING:
 
 
 class GPT(nn.Module):
-    """Weights are uninitialised until build_model fills them. `policy` runs the stack; blocks hold their own."""
+    """Weights are uninitialised until build_model fills them. `policy` runs the stack; blocks hold their own.
 
-    def __init__(self, config: ModelConfig, seed: int) -> None:
+    loss_chunk_tokens: logits exist for so many tokens at a time, and are computed again in backward; None: for all.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int, loss_chunk_tokens: int | None = None) -> None:
         super().__init__()
         self.config = config
+        self.loss_chunk_tokens = loss_chunk_tokens
         self.token_embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.seq_length, config.hidden_size)
         self.embedding_dropout = HiddenDropout(
             config.hidden_size, config.hidden_dropout_p, seed, EMBEDDING_SITE, config.kernel_backend, bias=False
         )
         self.layers = nn.ModuleList(Block(config, seed, layer) for layer in range(config.num_layers))
-        self.final_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon)
+        self.final_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, config.kernel_backend)
         self.policy = StackPolicy()
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, sample_index: Tensor | None = None) -> Tensor:
@@ -45,8 +50,14 @@ class GPT(nn.Module):
         if targets is None:
             logits = functional.linear(hidden, self.token_embedding.weight[: self.config.vocab_size])
             return logits.transpose(0, 1)
-        logits = functional.linear(hidden, self.token_embedding.weight)  # [s, b, V]
-        return cross_entropy(logits.flatten(0, 1), targets.t().reshape(-1), self.config.vocab_size)
+        return self._loss(hidden.flatten(0, 1), targets.t().reshape(-1))
+
+    def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy from hidden [n, h] and targets [n]."""
+        head, vocabulary = self.token_embedding.weight, self.config.vocab_size
+        if self.loss_chunk_tokens is not None:
+            return linear_cross_entropy(hidden, head, targets, vocabulary, self.loss_chunk_tokens)
+        return cross_entropy(functional.linear(hidden, head), targets, vocabulary)
 
     def _embed(self, tokens: Tensor, sample_index: Tensor) -> Tensor:
         """Embeddings through the stack of layers: [s, b, h] from tokens [b, s]."""

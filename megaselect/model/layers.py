@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from megaselect.kernels.bias_dropout_residual import bias_dropout_residual
+from megaselect.kernels.bias_dropout_residual_layer_norm import bias_dropout_residual_layer_norm
 from megaselect.kernels.dropout_mask import Plane, drop_threshold
 from megaselect.kernels.layer_norm import layer_norm
 
@@ -28,21 +29,41 @@ class HiddenDropout(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None, sample_index: Tensor, store_mask: bool) -> Tensor:
         """[s, b, h]; store_mask keeps the mask for backward instead of computing it again."""
-        plane = self.plane if self.training else self.plane._replace(threshold=0)
         return bias_dropout_residual(
-            x, self.bias, residual, sample_index, plane, store_mask=store_mask, backend=self.backend
+            x, self.bias, residual, sample_index, self._plane(), store_mask=store_mask, backend=self.backend
         )
+
+    def then_layernorm(
+        self, x: Tensor, residual: Tensor, layernorm: LayerNorm, sample_index: Tensor, store_mask: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(out, layernorm(out)) in one op, with the bits of the two ops."""
+        return bias_dropout_residual_layer_norm(
+            x,
+            self.bias,
+            residual,
+            layernorm.weight,
+            layernorm.bias,
+            sample_index,
+            self._plane(),
+            epsilon=layernorm.epsilon,
+            store_mask=store_mask,
+            backend=self.backend,
+        )
+
+    def _plane(self) -> Plane:
+        return self.plane if self.training else self.plane._replace(threshold=0)
 
 
 class LayerNorm(nn.Module):
     """Over the last dimension, with fp32 statistics."""
 
-    def __init__(self, hidden_size: int, epsilon: float) -> None:
+    def __init__(self, hidden_size: int, epsilon: float, backend: str) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size))
         self.bias = nn.Parameter(torch.zeros(hidden_size))
         self.epsilon = epsilon
+        self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., h] in x's dtype."""
-        return layer_norm(x, self.weight, self.bias, self.epsilon)
+        return layer_norm(x, self.weight, self.bias, self.epsilon, self.backend)

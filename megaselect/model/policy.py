@@ -1,7 +1,7 @@
 """What the model asks about storage. It never asks which mode is on; megaselect.recompute answers.
 
-A layer asks its LayerPolicy what each op may keep for backward, and hands it the regions that may be computed again.
-The model hands its StackPolicy the whole stack of layers.
+A layer asks its LayerPolicy what each op may keep for backward, and hands it the parts that may be computed again. The
+model hands its StackPolicy the whole stack of layers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Region = Callable[..., Tensor]
 
@@ -21,10 +21,18 @@ class LayerPolicy:
     store_probs: bool = True
     store_attention_mask: bool = True
     store_hidden_masks: bool = True
+    fuse_layernorm: bool = True  # the second layernorm in one op with the dropout and residual before it: the same bits
 
     def core_attention(self, region: Region, *tensors: Tensor) -> Tensor:
         """Run scores, softmax, dropout and the product with V."""
         return region(*tensors)
+
+    def product(self, kind: str, product: nn.Module, made: Tensor, rebuild: Region, source: Tensor) -> Tensor:
+        """product(made), where made = rebuild(source).
+
+        kind: "layernorm" or "gelu", whichever made it. A policy may have it made again in backward instead of kept.
+        """
+        return product(made)
 
 
 @dataclass(frozen=True)

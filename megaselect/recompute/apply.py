@@ -9,35 +9,57 @@ from torch import Tensor, nn
 
 from megaselect.model.gpt import GPT
 from megaselect.model.policy import LayerPolicy, Region, StackPolicy
-from megaselect.recompute.checkpoint import checkpointed
+from megaselect.recompute.checkpoint import checkpointed, product_of_rebuilt
+from megaselect.recompute.compiled import compile_layer, uncompile_layer
 from megaselect.recompute.plan import Chunk, RecomputePlan
 
 
-def apply_recompute(model: GPT, plan: RecomputePlan) -> None:
+def apply_recompute(model: GPT, plan: RecomputePlan, compiled: bool = False) -> None:
     """Set the policies of the stack and of every layer; may be called again with another plan."""
     inside_full = {layer for chunk in plan.chunks if chunk.checkpointed for layer in _numbers(chunk)}
     for layer, block in enumerate(model.layers):
-        block.set_policy(INSIDE_FULL if layer in inside_full else layer_policy(plan.modules[layer], layer))
+        modules = plan.modules[layer]
+        policy = INSIDE_FULL if layer in inside_full else layer_policy(modules, layer)
+        if compiled:
+            compile_layer(block, _without_regions(policy, modules), modules)
+        else:
+            uncompile_layer(block)
+            block.set_policy(policy)
     model.policy = ChunkedStack(not plan.rebuild_embedding_mask, plan.chunks)
 
 
 @dataclass(frozen=True)
-class RebuildCoreAttention(LayerPolicy):
-    """Keeps q, k and v, and runs scores, softmax, dropout and the product with V again (the paper's selective)."""
+class SelectiveLayer(LayerPolicy):
+    """Rebuilds `modules` of layer number `layer` in backward; softmax and dropout by the flags of their ops alone."""
 
+    modules: frozenset[str] = frozenset()
     layer: int = 0
 
     def core_attention(self, region: Region, *tensors: Tensor) -> Tensor:
-        """The region without what is inside it."""
+        """The region; with core_attn without what is inside it (the paper's selective)."""
+        if "core_attn" not in self.modules:
+            return region(*tensors)
         return checkpointed(f"layers.{self.layer}.attention.core", region, *tensors)
+
+    def product(self, kind: str, product: nn.Module, made: Tensor, rebuild: Region, source: Tensor) -> Tensor:
+        """product(made); where `kind` is rebuilt, without keeping `made`."""
+        if kind not in self.modules:
+            return product(made)
+        return product_of_rebuilt(f"layers.{self.layer}", product, made, rebuild, source)
 
 
 def layer_policy(modules: frozenset[str], layer: int) -> LayerPolicy:
     """What layer number `layer` keeps when selective rebuilds `modules`."""
-    store_hidden_masks = "dropout" not in modules
-    if "core_attn" in modules:
-        return RebuildCoreAttention(False, False, store_hidden_masks, layer)
-    return LayerPolicy("softmax" not in modules, "dropout" not in modules, store_hidden_masks)
+    store_masks = "dropout" not in modules
+    if "core_attn" in modules:  # what the op keeps lives inside its region only: the least is best
+        return SelectiveLayer(False, False, store_masks, modules=modules, layer=layer)
+    return SelectiveLayer("softmax" not in modules, store_masks, store_masks, modules=modules, layer=layer)
+
+
+def _without_regions(policy: LayerPolicy, modules: frozenset[str]) -> LayerPolicy:
+    """What the policy's ops keep, for a compiled layer: a rebuilt layernorm needs an op of its own there."""
+    flags = (policy.store_probs, policy.store_attention_mask, policy.store_hidden_masks)
+    return LayerPolicy(*flags, fuse_layernorm="layernorm" not in modules)
 
 
 # Inside a chunk that runs again, what an op keeps lives for one chunk's backward only. Scores instead of probs, mask

@@ -27,6 +27,40 @@ def checkpointed(name: str, region: Callable[..., Tensor], *tensors: Tensor) -> 
         return checkpoint(region, *tensors, use_reentrant=False, preserve_rng_state=False, context_fn=guard.contexts)
 
 
+def product_of_rebuilt(
+    name: str, product: nn.Module, made: Tensor, rebuild: Callable[..., Tensor], source: Tensor
+) -> Tensor:
+    """product(made), keeping `source` for backward but not `made`, which is rebuild(source) and is made again there.
+
+    The product may be anything that keeps its input: a wrapped linear layer too. What made `made` is left alone: its
+    own backward uses what its own forward kept, so only the product's copy of it goes.
+    """
+    if not torch.is_grad_enabled():
+        return product(made)
+    return checkpointed(name, _ProductOfRebuilt(product, made, rebuild), source)
+
+
+class _ProductOfRebuilt:
+    """The region: its first run takes what is there, and lets go of it; every later run makes it again."""
+
+    def __init__(self, product: nn.Module, made: Tensor, rebuild: Callable[..., Tensor]) -> None:
+        self.product, self.rebuild = product, rebuild
+        self.made: Tensor | None = made
+        self.requires_grad = made.requires_grad
+
+    def __call__(self, source: Tensor) -> Tensor:
+        made, self.made = self.made, None
+        if made is None:
+            with torch.no_grad():
+                made = self.rebuild(source)
+            made.requires_grad_(self.requires_grad)  # else the product would keep less than in its first run
+        return self.product(made)
+
+    def modules_inside(self) -> Iterator[tuple[str, nn.Module]]:
+        """(path, module) of everything that runs in the region."""
+        yield from self.product.named_modules()
+
+
 class _RngGuard:
     """Notices that a region drew random numbers, and makes its second run draw the same."""
 
@@ -76,7 +110,11 @@ class _RngGuard:
 def _warn_of_random_numbers(name: str, region: Callable[..., Tensor]) -> None:
     """Once a region: which modules may be the ones that drew."""
     modules = getattr(region, "modules_inside", lambda: ())()
-    drawing = [path for path, module in modules if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0]
+    drawing = [
+        path or type(module).__name__
+        for path, module in modules
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+    ]
     suspects = f" ({', '.join(drawing)})" if drawing else ""
     warnings.warn(
         f"{name} draws random numbers{suspects}: its RNG state is kept and replayed when it is computed again",

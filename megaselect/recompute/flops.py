@@ -1,8 +1,9 @@
 """Model FLOPs and hardware FLOPs of a step, exactly, by arithmetic. No torch.
 
 Only matrix products count, 2 FLOPs a multiply-add, attention's s² products in full (not halved for causality), as in
-Korthikanti et al. 2022 and Megatron-LM. Backward is twice forward. Hardware FLOPs add what a mode runs again:
-selective's softmax and dropout hold no matrix product and add none.
+Korthikanti et al. 2022 and Megatron-LM. Backward is twice forward. Hardware FLOPs add what a setting runs again:
+softmax, dropout, layernorm and gelu hold no matrix product and add none; a loss in chunks computes the logits again. The
+scores that flash-style attention rebuilds inside its backward kernels are not counted, as in the field.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ def core_attention_flops(shape: Shape) -> int:
     return 4 * shape.batch * shape.sequence**2 * shape.hidden
 
 
+def _rebuilt_attention_flops(shape: Shape) -> int:
+    """What core_attn runs again: both products; the scores' alone where a compiled layer keeps the context."""
+    return core_attention_flops(shape) // 2 if shape.compiled else core_attention_flops(shape)
+
+
 def layer_flops(shape: Shape) -> int:
     """Forward of one layer: qkv, core attention, projection, fc1 and fc2."""
     products = 3 * shape.hidden**2 + shape.hidden**2 + 2 * shape.hidden * shape.ffn
@@ -39,5 +45,8 @@ def micro_batch_flops(shape: Shape, plan: RecomputePlan) -> Flops:
     head = 2 * shape.tokens * shape.hidden * shape.padded_vocab
     model = FORWARD_AND_BACKWARD * (len(plan.modules) * layer_flops(shape) + head)
     again = sum(chunk.count * layer_flops(shape) for chunk in plan.chunks if chunk.checkpointed)
-    again += sum(core_attention_flops(shape) for modules in plan.modules if "core_attn" in modules)
+    if shape.attention == "unfused":
+        again += sum(_rebuilt_attention_flops(shape) for modules in plan.modules if "core_attn" in modules)
+    if shape.chunked_loss:
+        again += head
     return Flops(model, model + again)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from megaselect.recompute.compiled import is_compiled
 from megaselect.recompute.tensor_names import SHARED, name_of
 
 _scopes: ContextVar[tuple[str, ...]] = ContextVar("ledger_scopes", default=())
@@ -73,8 +74,9 @@ def record(model: nn.Module) -> Iterator[Ledger]:
     """Record what forward passes inside keep for backward. Run backward outside, or rows of recomputation join in."""
     recorder = _Recorder(model)
     handles = []
+    compiled = tuple(f"{name}." for name, module in model.named_modules() if is_compiled(module))
     for name, module in model.named_modules():
-        if name:
+        if name and not name.startswith(compiled):  # hooks inside would compile the layer anew
             handles.append(module.register_forward_pre_hook(functools.partial(recorder.enter, name)))
             handles.append(module.register_forward_hook(recorder.leave, always_call=True))
     try:
@@ -108,9 +110,10 @@ class _Recorder:
         if size and key not in self.seen:
             self.seen.add(key)
             self.kept_alive.append(tensor.untyped_storage())
+            is_region = not self.path and bool(_scopes.get())
             module = (self.path or _scopes.get() or ("",))[-1]
             taken = [row.name for row in self.ledger.rows if row.module == module]
-            name = name_of(self.model, module, tensor, size, taken)
+            name = name_of(self.model, module, tensor, size, taken, is_region)
             layer = "" if name == SHARED else _layer_of(module)
             self.ledger.rows.append(StoredRow(layer, module, name, tuple(tensor.shape), tensor.dtype, size))
         return tensor

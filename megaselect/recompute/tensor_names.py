@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from megaselect.model.attention import CoreAttention
+from megaselect.model.attention import CoreAttention, FusedCoreAttention, UnfusedCoreAttention
+from megaselect.model.block import Block
 from megaselect.model.gpt import GPT
+from megaselect.recompute.compiled import is_compiled
 
 # What a module of our model keeps when it keeps one activation. The name is the place that made it.
 INPUTS = {
@@ -31,17 +33,16 @@ STATISTICS = {"ln1": "ln1 statistics", "ln2": "ln2 statistics", "final_layernorm
 SHARED = "sample indices"  # one tensor that every layer keeps: it belongs to none
 
 
-def name_of(model: nn.Module, module: str, tensor: Tensor, pinned_bytes: int, taken: list[str]) -> str:
-    """A name for what `module` (its path; the region's where no module claims it) keeps, with pinned_bytes behind it.
+def name_of(model: nn.Module, module: str, tensor: Tensor, pinned_bytes: int, taken: list[str], is_region: bool) -> str:
+    """A name for what `module` (its path; the region's where is_region) keeps, with pinned_bytes behind it.
 
-    taken: the module's names so far. In somebody else's model kept tensors are numbered.
+    taken: the module's names so far. In somebody else's model and in compiled layers kept tensors are numbered.
     """
     if not isinstance(model, GPT):
         return f"tensor {len(taken)}"
-    is_chunk = module.count(".") == 1 and module.startswith("layers.")
     if tensor.dtype == torch.int64 and module != "token_embedding":
         return SHARED if module else "targets"
-    if is_chunk:
+    if is_region:
         return "block input"
     if not module:
         return (
@@ -51,8 +52,10 @@ def name_of(model: nn.Module, module: str, tensor: Tensor, pinned_bytes: int, ta
             if "final layernorm output" in taken
             else "final layernorm output"
         )
-    place = module.split(".", 2)[2] if module.startswith("layers.") else module
     submodule = model.get_submodule(module)
+    if isinstance(submodule, Block):
+        return f"tensor {len(taken)}" if is_compiled(submodule) else _name_in_block(tensor, taken)
+    place = module.split(".", 2)[2] if module.startswith("layers.") else module
     if isinstance(submodule, CoreAttention):
         return _name_in_core_attention(submodule, tensor, pinned_bytes, taken)
     if tensor.dtype == torch.int8:
@@ -62,13 +65,31 @@ def name_of(model: nn.Module, module: str, tensor: Tensor, pinned_bytes: int, ta
     return INPUTS[place]
 
 
+def _name_in_block(tensor: Tensor, taken: list[str]) -> str:
+    """What the op of dropout, residual and layernorm keeps: its output first."""
+    if tensor.dtype == torch.int8:
+        return MASKS["attention_dropout"]
+    return "ln2 statistics" if "ln2 input" in taken else "ln2 input"
+
+
 def _name_in_core_attention(core: CoreAttention, tensor: Tensor, pinned_bytes: int, taken: list[str]) -> str:
     if tensor.dtype == torch.int8:
         return "attention dropout mask"
     if pinned_bytes > tensor.numel() * tensor.element_size():  # a view of what one product made for all three
         return "q, k, v"
+    if not isinstance(core, UnfusedCoreAttention):
+        return _name_in_flash_style(core, tensor, taken)
     if tensor.dim() == 3:  # the op keeps its output first
         return "softmax statistics" if "context" in taken else "context"
     if not core.policy.store_probs:
         return "scores"
     return "dropped probs" if "probs" in taken else "probs"
+
+
+def _name_in_flash_style(core: CoreAttention, tensor: Tensor, taken: list[str]) -> str:
+    """Our op keeps qkv [s, b, a, 3, d], context and log-sum-exp in this order; torch's its context as [b, a, s, d]."""
+    if tensor.dim() == 5:
+        return "q, k, v"
+    if isinstance(core, FusedCoreAttention):
+        return "log-sum-exp" if "context" in taken else "context"
+    return "context" if tensor.dim() == 4 else "log-sum-exp"

@@ -13,7 +13,7 @@ from megaselect.errors import RecomputeError
 from megaselect.recompute.plan import RecomputePlan, make_plan
 
 if TYPE_CHECKING:
-    from megaselect.config import Config
+    from megaselect.config import Config, RecomputeConfig
 
 FP32_BYTES, INT64_BYTES, MASK_BYTES = 4, 8, 1
 
@@ -28,7 +28,10 @@ class StoredTensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """What the bytes of a model depend on. element_bytes: of an activation. *_dropout: whether it drops anything."""
+    """What the bytes of a model depend on, apart from the plan.
+
+    element_bytes: of an activation. *_dropout: whether it drops anything. chunked_loss: logits are not kept.
+    """
 
     sequence: int
     batch: int
@@ -39,6 +42,9 @@ class Shape:
     element_bytes: int
     attention_dropout: bool
     hidden_dropout: bool
+    attention: str = "unfused"
+    compiled: bool = False
+    chunked_loss: bool = False
 
     @classmethod
     def of(cls, config: Config, element_bytes: int, batch: int | None = None) -> Shape:
@@ -54,6 +60,9 @@ class Shape:
             element_bytes=element_bytes,
             attention_dropout=model.attention_dropout_p > 0,
             hidden_dropout=model.hidden_dropout_p > 0,
+            attention=model.attention,
+            compiled=config.training.compile,
+            chunked_loss=config.training.loss_chunk_tokens is not None,
         )
 
     @property
@@ -74,33 +83,38 @@ class Shape:
 
 def layer_tensors(shape: Shape, modules: frozenset[str]) -> dict[str, int]:
     """Name -> bytes of what one layer keeps when selective rebuilds `modules` (none: empty)."""
-    statistics = 2 * shape.tokens * FP32_BYTES  # mean and 1/standard deviation
     hidden_mask = shape.tokens * shape.hidden * MASK_BYTES if shape.hidden_dropout and "dropout" not in modules else 0
+    normed = 0 if "layernorm" in modules else shape.hidden_bytes
+    # A compiled layer rebuilds an op whole: a rebuilt layernorm keeps no statistics (see megaselect/recompute/compiled.py).
+    statistics = 0 if shape.compiled and not normed else 2 * shape.tokens * FP32_BYTES  # mean, 1/standard deviation
     ffn_bytes = shape.tokens * shape.ffn * shape.element_bytes
     tensors = {
         "block input": shape.hidden_bytes,
         "ln1 statistics": statistics,
-        "ln1 output": shape.hidden_bytes,
+        "ln1 output": normed,
         "q, k, v": 3 * shape.hidden_bytes,
         **_core_attention_tensors(shape, modules),
         "context": shape.hidden_bytes,
         "projection dropout mask": hidden_mask,
         "ln2 input": shape.hidden_bytes,
         "ln2 statistics": statistics,
-        "ln2 output": shape.hidden_bytes,
+        "ln2 output": normed,
         "fc1 output": ffn_bytes,
-        "gelu output": ffn_bytes,
+        "gelu output": 0 if "gelu" in modules else ffn_bytes,
         "MLP dropout mask": hidden_mask,
     }
     return {name: size for name, size in tensors.items() if size}
 
 
 def _core_attention_tensors(shape: Shape, modules: frozenset[str]) -> dict[str, int]:
+    row_numbers = shape.heads * shape.tokens * FP32_BYTES  # one a row of the scores
+    if shape.attention != "unfused":
+        return {"log-sum-exp": row_numbers}
     if "core_attn" in modules:
-        return {}
+        return {"softmax statistics": 2 * row_numbers} if shape.compiled else {}
     wide = shape.scores * shape.element_bytes
     if "softmax" in modules:
-        tensors = {"scores": wide, "softmax statistics": 2 * shape.heads * shape.tokens * FP32_BYTES}
+        tensors = {"scores": wide, "softmax statistics": 2 * row_numbers}
     else:
         tensors = {"probs": wide}
     if shape.attention_dropout and "dropout" not in modules:
@@ -113,7 +127,7 @@ def _core_attention_tensors(shape: Shape, modules: frozenset[str]) -> dict[str, 
 def outside_tensors(shape: Shape, plan: RecomputePlan) -> dict[str, int]:
     """Name -> bytes of what is kept outside the layers."""
     dropout = shape.attention_dropout or shape.hidden_dropout
-    region = any(chunk.checkpointed for chunk in plan.chunks) or any("core_attn" in names for names in plan.modules)
+    region = any(chunk.checkpointed for chunk in plan.chunks) or _has_attention_region(shape, plan)
     embedding_mask = shape.hidden_dropout and not plan.rebuild_embedding_mask
     tensors = {
         "token indices": shape.tokens * INT64_BYTES,
@@ -122,11 +136,17 @@ def outside_tensors(shape: Shape, plan: RecomputePlan) -> dict[str, int]:
         "final layernorm input": shape.hidden_bytes,
         "final layernorm statistics": 2 * shape.tokens * FP32_BYTES,
         "final layernorm output": shape.hidden_bytes,
-        "logits": shape.tokens * shape.padded_vocab * shape.element_bytes,
+        "logits": 0 if shape.chunked_loss else shape.tokens * shape.padded_vocab * shape.element_bytes,
         "targets": shape.tokens * INT64_BYTES,
         "log-sum-exp": shape.tokens * FP32_BYTES,
     }
     return {name: size for name, size in tensors.items() if size}
+
+
+def _has_attention_region(shape: Shape, plan: RecomputePlan) -> bool:
+    """Whether a layer's core attention runs again, from q, k, v and the sample indices."""
+    rebuilt = any("core_attn" in modules for modules in plan.modules)
+    return rebuilt and shape.attention == "unfused" and not shape.compiled
 
 
 def stored_tensors(shape: Shape, plan: RecomputePlan) -> list[StoredTensor]:
@@ -169,15 +189,22 @@ def check_saves(config: Config, element_bytes: int) -> None:
     saved = stored_bytes(shape, keep_all) - stored_bytes(shape, plan)
     if saved > 0:
         return
-    reason = f"it keeps {-saved} bytes more than none in a micro-batch"
-    if not (shape.attention_dropout or shape.hidden_dropout):
-        reason = "dropout_p is 0, so there are no masks"
-        if "softmax" in settings.modules:
-            reason += ", and scores would be kept in place of probs"
     raise RecomputeError(
-        f"recompute {settings.mode} with {_described(config)} would save nothing: {reason}; use --recompute none, "
-        "--recompute full or --recompute-modules core_attn"
+        f"recompute {settings.mode} with {_described(config)} would save nothing: {_reason(shape, settings, -saved)}; "
+        "use --recompute none, --recompute full or --recompute-modules all"
     )
+
+
+def _reason(shape: Shape, settings: RecomputeConfig, excess: int) -> str:
+    """Why a setting saves nothing."""
+    reasons = []
+    if not (shape.attention_dropout or shape.hidden_dropout) and "dropout" in settings.modules:
+        reasons.append("dropout_p is 0, so there are no masks")
+    if shape.attention != "unfused" and {"softmax", "core_attn"} & set(settings.modules):
+        reasons.append(f"{shape.attention} attention keeps no scores or probs as it is")
+    elif "softmax" in settings.modules and reasons:
+        reasons.append("scores would be kept in place of probs")
+    return ", and ".join(reasons) or f"it keeps {excess} bytes more than none in a micro-batch"
 
 
 def _described(config: Config) -> str:

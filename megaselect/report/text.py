@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from megaselect.config.schema import MODULES
 from megaselect.training.events import Metrics, RunHeader, RunSummary, StoredReport
 
 MIB_BYTES, GIB_BYTES = 2**20, 2**30
@@ -40,7 +41,11 @@ def header_rows(header: RunHeader) -> list[tuple[str, str]]:
     """Label and value, in the order of the header; an empty label continues the row above."""
     recompute = [("recompute", header.recompute)]
     settings = header.config["recompute"]
-    if settings["mode"] == "selective" and set(settings["modules"]) == {"softmax", "dropout"}:
+    if (
+        settings["mode"] == "selective"
+        and set(settings["modules"]) == {"softmax", "dropout"}
+        and header.config["model"]["attention"] == "unfused"
+    ):
         recompute.append(("", MEGATRON_NOTE))
     return [
         ("device", header.device),
@@ -66,7 +71,9 @@ def _steps(header: RunHeader) -> str:
 def setting_name(config: dict[str, Any]) -> str:
     """The recompute setting of a run, as the keys of StoredReport.alternatives spell it."""
     recompute = config["recompute"]
-    return " ".join(recompute["modules"]) if recompute["mode"] == "selective" else recompute["mode"]
+    if recompute["mode"] != "selective":
+        return recompute["mode"]
+    return "all" if set(recompute["modules"]) == set(MODULES) else " ".join(recompute["modules"])
 
 
 def stored_lines(report: StoredReport, setting: str) -> list[Line]:

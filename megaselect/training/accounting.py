@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from megaselect.config.schema import MODULES
 from megaselect.recompute.flops import Flops, micro_batch_flops
 from megaselect.recompute.ledger import Ledger
 from megaselect.recompute.plan import make_plan
@@ -13,7 +15,11 @@ from megaselect.training.events import StoredReport
 if TYPE_CHECKING:
     from megaselect.config import Config, RecomputeConfig
 
-SELECTIVE_ALTERNATIVES = (("softmax", "dropout"), ("core_attn", "dropout"))
+SELECTIVE_SETTINGS = {
+    "softmax dropout": ("softmax", "dropout"),
+    "core_attn dropout": ("core_attn", "dropout"),
+    "all": MODULES,
+}
 
 
 def step_flops(config: Config, element_bytes: int) -> Flops:
@@ -30,17 +36,31 @@ def stored_report(config: Config, element_bytes: int, ledger: Ledger) -> StoredR
     plan = make_plan(config.recompute, config.model.num_layers)
     measured = ledger.by_layer()
     measured.pop("", None)
-    alternatives = {"none": sum(layer_tensors(shape, frozenset()).values())}
-    for modules in SELECTIVE_ALTERNATIVES:
-        alternatives[" ".join(modules)] = sum(layer_tensors(shape, frozenset(modules)).values())
-    alternatives["full"] = shape.hidden_bytes
     return StoredReport(
         predicted=bytes_per_layer(shape, plan),
         measured=measured,
         predicted_total=stored_bytes(shape, plan),
         measured_total=ledger.total,
-        alternatives=alternatives,
+        alternatives=_alternatives(shape),
     )
+
+
+def _alternatives(shape: Shape) -> dict[str, int]:
+    """Setting -> bytes a layer: with the run's attention, and with fused attention where scores are in memory."""
+    unfused = shape.attention == "unfused"
+    alternatives = {"none": _layer_bytes(shape, ())}
+    for name, modules in SELECTIVE_SETTINGS.items():
+        if unfused or name != "core_attn dropout":  # which is `softmax dropout` where no scores are in memory
+            alternatives[name] = _layer_bytes(shape, modules)
+    alternatives["full"] = shape.hidden_bytes
+    if unfused:
+        fused = replace(shape, attention="fused")
+        alternatives |= {"fused none": _layer_bytes(fused, ()), "fused all": _layer_bytes(fused, MODULES)}
+    return alternatives
+
+
+def _layer_bytes(shape: Shape, modules: tuple[str, ...]) -> int:
+    return sum(layer_tensors(shape, frozenset(modules)).values())
 
 
 def describe_recompute(settings: RecomputeConfig) -> str:
@@ -49,6 +69,7 @@ def describe_recompute(settings: RecomputeConfig) -> str:
     if settings.mode == "none":
         return "none"
     if settings.mode == "selective":
-        return f"selective: {', '.join(settings.modules)}{layers}"
+        modules = "all" if set(settings.modules) == set(MODULES) else ", ".join(settings.modules)
+        return f"selective: {modules}{layers}"
     count = {"uniform": f", {settings.num_layers or 1} a chunk", "block": f", first {settings.num_layers}", "sqrt": ""}
     return f"full: {settings.method}{count[settings.method]}{layers}"

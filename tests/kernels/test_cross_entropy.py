@@ -101,9 +101,22 @@ def test_nothing_is_kept_without_gradients(record_saved):
     assert not loss.requires_grad
 
 
-def test_gradcheck():
-    logits, targets = make_inputs((5, 8, 6), torch.float64, poison=3.0)
-    assert torch.autograd.gradcheck(lambda leaf: ours(leaf, targets, 6), logits.requires_grad_())
+def test_the_gradient_is_written_over_the_logits():
+    logits, targets = make_inputs((40, 128, 101), torch.bfloat16)
+    inner = logits.requires_grad_() * 1  # not a leaf, as what a product makes
+    address = inner.data_ptr()
+    addresses = []
+    inner.register_hook(lambda grad: addresses.append(grad.data_ptr()))
+    ours(inner, targets, 101).backward()
+    assert addresses == [address]
+
+
+def test_a_second_backward_says_that_the_logits_are_gone():
+    logits, targets = make_inputs((5, 8, 6), torch.float32)
+    loss = ours(logits.requires_grad_() * 1, targets, 6)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

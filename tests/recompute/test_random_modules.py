@@ -32,8 +32,8 @@ def append_noise(model):
 
 def drop_context(model):
     core = model.layers[1].attention.core
-    attend = core._attend
-    core._attend = lambda *tensors: nn.functional.dropout(attend(*tensors), 0.3)
+    attend = core._from_scores
+    core._from_scores = lambda *arguments: nn.functional.dropout(attend(*arguments), 0.3)
 
 
 def step(recompute, change):
