@@ -51,6 +51,11 @@ class CoreAttention(nn.Module):
 class UnfusedCoreAttention(CoreAttention):
     """Batched products with the scores in memory, and one op for softmax, dropout and the product with v."""
 
+    def __init__(self, config: ModelConfig, seed: int, layer: int, head_offset: int = 0) -> None:
+        super().__init__(config, seed, layer, head_offset)
+        # What baddbmm would add to the product if it were told to. A buffer, since a graph would keep it for backward.
+        self.register_buffer("unread", torch.empty(1, 1, 1), persistent=False)
+
     def attend(self, qkv: Tensor, sample_index: Tensor, plane: Plane) -> Tensor:
         """Context [s, b, a*d] from qkv [s, b, a, 3, d]."""
         query, key, value = (part.transpose(0, 1) for part in qkv.flatten(1, 2).unbind(2))  # [b*a, s, d]
@@ -62,8 +67,7 @@ class UnfusedCoreAttention(CoreAttention):
 
     def _from_scores(self, query: Tensor, key: Tensor, value: Tensor, sample_index: Tensor, plane: Plane) -> Tensor:
         # The scale is the product's alpha, applied to its fp32 accumulator: fp16 scores cannot overflow before it.
-        unread = query.new_empty(1, 1, 1)
-        scores = torch.baddbmm(unread, query, key.transpose(1, 2), beta=0, alpha=self.scale)  # [b*a, s, s]
+        scores = torch.baddbmm(self.unread, query, key.transpose(1, 2), beta=0, alpha=self.scale)  # [b*a, s, s]
         by_sample = (sample_index.shape[0], -1)
         return softmax_dropout_value(
             scores.unflatten(0, by_sample),

@@ -1,28 +1,26 @@
 """Layers under torch.compile, one graph a layer, with the same storage as without it.
 
-A compiler sees through a checkpointed region: what backward would make again it merges with what forward made, and keeps
-that. So softmax, dropout, layernorm and gelu are ops that it cannot see into, and what selective rebuilds is said by a
-policy of torch's selective checkpoint, op by op: layernorm, gelu and (core_attn) the scores are run again, every other
-result that backward needs is kept. An op is kept or run again whole, hence two differences in bytes from the same setting
-without compiling: a rebuilt layernorm keeps no statistics (8sb less each), and core_attn keeps the context's op, so its
-row statistics (8asb more). Chunks of `full` stay outside: they run the compiled layers again.
+A compiler sees through a checkpointed region: what backward would make again it merges with what forward made, and
+keeps that. So softmax, dropout, layernorm and gelu are ops that it cannot see into, and what selective rebuilds is said
+by a policy of torch's selective checkpoint, op by op: layernorm, gelu and (core_attn) the scores are run again, every
+other result that backward needs is kept. An op is kept or run again whole, hence two differences in bytes from the same
+setting without compiling: a rebuilt layernorm keeps no statistics (8sb less each), and core_attn keeps what the
+context's op returns, its row statistics too (8asb more). Chunks of `full` stay outside: they run compiled layers again.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from megaselect.model.attention import UnfusedCoreAttention
 from megaselect.model.block import Block
 from megaselect.model.policy import LayerPolicy
-
-if TYPE_CHECKING:
-    pass
 
 REBUILT_OPS = {
     "layernorm": torch.ops.megaselect.layer_norm.default,
@@ -38,7 +36,10 @@ def compile_layer(block: Block, policy: LayerPolicy, modules: frozenset[str]) ->
     torch._dynamo.config.allow_unspec_int_on_nn_module = True
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS_PER_FUNCTION)
     block.set_policy(policy)
-    block.forward = _CompiledForward(block, _compiled(frozenset(modules & REBUILT_OPS.keys())))
+    rebuilt = frozenset(modules & REBUILT_OPS.keys())
+    if not isinstance(block.attention.core, UnfusedCoreAttention):
+        rebuilt -= {"core_attn"}  # inherent there
+    block.forward = _CompiledForward(block, _compiled(rebuilt))
 
 
 def uncompile_layer(block: Block) -> None:
@@ -76,6 +77,9 @@ def _compiled(modules: frozenset[str]) -> Callable[..., Tensor]:
         contexts = functools.partial(create_selective_checkpoint_contexts, policy)
         return checkpoint(_forward, block, x, sample_index, use_reentrant=False, context_fn=contexts)
 
+    # Graphs are cached by code object, and a policy is not among what they are checked against: without a code object
+    # of its own, one setting would run the graph of another.
+    selective_forward.__code__ = selective_forward.__code__.replace(co_name=f"rebuild_{'_'.join(sorted(modules))}")
     return torch.compile(selective_forward, fullgraph=True)
 
 

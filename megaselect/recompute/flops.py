@@ -2,8 +2,8 @@
 
 Only matrix products count, 2 FLOPs a multiply-add, attention's s² products in full (not halved for causality), as in
 Korthikanti et al. 2022 and Megatron-LM. Backward is twice forward. Hardware FLOPs add what a setting runs again:
-softmax, dropout, layernorm and gelu hold no matrix product and add none; a loss in chunks computes the logits again. The
-scores that flash-style attention rebuilds inside its backward kernels are not counted, as in the field.
+softmax, dropout, layernorm and gelu hold no matrix product and add none; a loss in chunks computes the logits again.
+The scores that flash-style attention rebuilds inside its backward kernels are not counted.
 """
 
 from __future__ import annotations

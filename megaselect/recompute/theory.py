@@ -85,7 +85,7 @@ def layer_tensors(shape: Shape, modules: frozenset[str]) -> dict[str, int]:
     """Name -> bytes of what one layer keeps when selective rebuilds `modules` (none: empty)."""
     hidden_mask = shape.tokens * shape.hidden * MASK_BYTES if shape.hidden_dropout and "dropout" not in modules else 0
     normed = 0 if "layernorm" in modules else shape.hidden_bytes
-    # A compiled layer rebuilds an op whole: a rebuilt layernorm keeps no statistics (see megaselect/recompute/compiled.py).
+    # A compiled layer rebuilds an op whole: a rebuilt layernorm keeps no statistics (recompute/compiled.py says why).
     statistics = 0 if shape.compiled and not normed else 2 * shape.tokens * FP32_BYTES  # mean, 1/standard deviation
     ffn_bytes = shape.tokens * shape.ffn * shape.element_bytes
     tensors = {

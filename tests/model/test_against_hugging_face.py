@@ -80,11 +80,14 @@ def shaken(model):
     return model
 
 
-@pytest.fixture(params=[("fp64", 1e-10), ("fp32", 2e-5)], ids=lambda case: case[0])
+CASES = [(attention, *case) for attention in ("unfused", "fused", "sdpa") for case in (("fp64", 1e-10), ("fp32", 2e-5))]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]} {case[1]}")
 def pair(request):
     """(our model, theirs, config, tolerance)"""
-    dtype, tolerance = request.param
-    config = make_config(batch=3, **MODEL)
+    attention, dtype, tolerance = request.param
+    config = make_config(batch=3, attention=attention, **MODEL)
     ours = shaken(build_model(config).to({"fp64": torch.float64, "fp32": torch.float32}[dtype]))
     return ours, build_theirs(config, ours.state_dict()), config, tolerance
 
@@ -115,8 +118,9 @@ def test_fewer_tokens_than_positions(pair, relative_error):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("changed", [1, 12, 20])
-def test_a_later_token_does_not_change_earlier_logits(dtype, changed):
-    config = make_config(dtype=dtype)
+@pytest.mark.parametrize("attention", ["unfused", "fused"])
+def test_a_later_token_does_not_change_earlier_logits(dtype, changed, attention):
+    config = make_config(dtype=dtype, attention=attention)
     model = build_model(config)
     tokens, _, samples = make_batch(config)
     other = tokens.clone()

@@ -16,7 +16,7 @@ from torch.nn import functional
 from megaselect import build_model
 
 EMBEDDING, PROJECTION, MLP = 2**31 - 1, 4000, 4001
-SELECTIVE = {"mode": "selective"}
+SELECTIVE, ALL = {"mode": "selective"}, {"mode": "selective", "modules": "all"}
 SHAPE = {"num_layers": 2, "hidden_size": 70, "num_attention_heads": 5, "ffn_hidden_size": 44, "seq_length": 19}
 
 
@@ -106,6 +106,15 @@ def test_seeds_and_samples(seed, samples, relative_error):
 @pytest.mark.parametrize(("attention_p", "hidden_p"), PROBABILITIES)
 def test_probabilities_in_every_mode(recompute, attention_p, hidden_p, relative_error):
     config = make_config(recompute, **SHAPE, attention_dropout_p=attention_p, hidden_dropout_p=hidden_p)
+    errors = errors_against_the_plain_gpt(config, [3, 40], relative_error)
+    assert all(error < 1e-10 for error in errors.values()), errors
+
+
+@pytest.mark.parametrize("recompute", [{}, ALL, {"mode": "full"}], ids=["none", "all", "full"])
+@pytest.mark.parametrize(("attention_p", "hidden_p"), PROBABILITIES)
+def test_fused_attention_in_every_mode(recompute, attention_p, hidden_p, relative_error):
+    dropout = {"attention_dropout_p": attention_p, "hidden_dropout_p": hidden_p}
+    config = make_config(recompute, **SHAPE, **dropout, attention="fused", loss_chunk_tokens=7)
     errors = errors_against_the_plain_gpt(config, [3, 40], relative_error)
     assert all(error < 1e-10 for error in errors.values()), errors
 

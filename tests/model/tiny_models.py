@@ -17,8 +17,9 @@ MODEL = {
 }
 
 
-def make_config(recompute=None, *, dtype="fp32", seed=1234, batch=2, **model):
+def make_config(recompute=None, *, dtype="fp32", seed=1234, batch=2, loss_chunk_tokens=None, **model):
     training = {"device": "cpu", "dtype": dtype, "seed": seed, "micro_batch_size": batch, "global_batch_size": batch}
+    training["loss_chunk_tokens"] = loss_chunk_tokens
     model = MODEL | model
     data = {"vocab_size": model["vocab_size"]}
     return Config.from_dict({"model": model, "data": data, "training": training, "recompute": recompute or {}})

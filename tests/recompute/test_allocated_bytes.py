@@ -28,10 +28,15 @@ def still_allocated(forward):
     return sum(event.self_cpu_memory_usage for event in profiler.key_averages())
 
 
+ALLOCATIONS = ["none", "softmax", "dropout", "softmax dropout", "core_attn", "layernorm", "gelu", "all"]
+
+
+@pytest.mark.parametrize("attention", ["unfused", "fused", "sdpa"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["none", "softmax", "dropout", "softmax dropout", "core_attn", "uniform 2", "block 3"])
-def test_the_allocator_agrees_with_the_ledger(name, dtype):
-    config = make_config(SETTINGS[name], dtype=dtype)
+@pytest.mark.parametrize("name", [*ALLOCATIONS, "uniform 2", "block 3"])
+def test_the_allocator_agrees_with_the_ledger(name, dtype, attention):
+    dropout_p = 0.0 if attention == "sdpa" else 0.1
+    config = make_config(SETTINGS[name], dtype=dtype, attention=attention, attention_dropout_p=dropout_p)
     model, batch = build_unchecked(config), make_batch(config)
     with record(model) as ledger:
         model(*batch)

@@ -74,7 +74,7 @@ def test_modules_are_planned_for_the_chosen_layers_only():
 def test_the_embedding_mask_is_rebuilt_where_dropout_is():
     rebuilt = {name for name, recompute in SETTINGS.items() if plan(recompute, 4).rebuild_embedding_mask}
     full_names = {name for name, recompute in SETTINGS.items() if recompute.get("mode") == "full"}
-    assert rebuilt == full_names | {name for name in SETTINGS if "dropout" in name}
+    assert rebuilt == full_names | {name for name in SETTINGS if "dropout" in name or name == "all"}
 
 
 @pytest.mark.parametrize("method", ["uniform", "block"])
@@ -168,7 +168,7 @@ def test_the_reason_is_the_right_one():
     less = total(make_config(dtype="bf16", **TINY_HEADS))
     assert more > less
     assert f"it keeps {more - less} bytes more than none in a micro-batch" in str(tiny_heads.value)
-    assert "--recompute full or --recompute-modules core_attn" in str(tiny_heads.value)
+    assert "--recompute full or --recompute-modules all" in str(tiny_heads.value)
 
 
 def total(config):

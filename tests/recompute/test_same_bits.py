@@ -57,7 +57,38 @@ def test_every_setting_gives_the_same_bits_at_other_dropout_probabilities(settin
     assert different(trace, trained_with_none(dtype, 2, 1, **dropout)) == []
 
 
-@pytest.mark.parametrize("name", ["softmax dropout", "core_attn", "uniform 2"])
+@pytest.mark.parametrize(("attention", "attention_p"), [("fused", 0.1), ("fused", 0.0), ("sdpa", 0.0)])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_every_setting_gives_the_same_bits_within_each_attention(setting, dtype, attention, attention_p):
+    model = {"attention": attention, "attention_dropout_p": attention_p}
+    config = make_config(setting, dtype=dtype, **model)
+    trace = train(build_unchecked(config), config, 2)
+    assert different(trace, trained_with_none(dtype, 2, 2, **model)) == []
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("chunk", [1, 8, 1000])
+def test_a_loss_in_chunks_gives_the_same_bits_in_every_mode(dtype, chunk):
+    settings = ({}, SETTINGS["all"], SETTINGS["uniform 2"])
+    configs = [make_config(recompute, dtype=dtype, loss_chunk_tokens=chunk) for recompute in settings]
+    traces = [train(build_model(config), config, 1) for config in configs]
+    assert different(traces[1], traces[0]) == different(traces[2], traces[0]) == []
+
+
+@pytest.mark.parametrize("attention", ["fused", "sdpa"])
+def test_another_attention_changes_rounding_only(attention, relative_error):
+    def gradients_of(kind):
+        config = make_config(attention=kind, attention_dropout_p=0.1 if attention == "fused" else 0.0)
+        model = build_model(config).double()
+        model(*make_batch(config)).backward()
+        return gradients(model)
+
+    expected = gradients_of("unfused")
+    errors = {name: relative_error(grad, expected[name]) for name, grad in gradients_of(attention).items()}
+    assert all(error < 1e-12 for error in errors.values()), errors
+
+
+@pytest.mark.parametrize("name", ["softmax dropout", "core_attn", "all", "uniform 2"])
 def test_two_threads_give_the_same_bits_in_every_mode(name):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

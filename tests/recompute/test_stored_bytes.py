@@ -42,10 +42,19 @@ def test_every_row_is_as_predicted(setting, dtype, attention_p, hidden_p):
     assert_as_predicted(make_config(setting, dtype=dtype, batch=3, **ODD, **dropout))
 
 
+@pytest.mark.parametrize("hidden_p", [0.1, 0.0])
+@pytest.mark.parametrize(("attention", "attention_p"), [("fused", 0.1), ("fused", 0.0), ("sdpa", 0.0)])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_every_row_is_as_predicted_with_each_attention(setting, dtype, attention, attention_p, hidden_p):
+    model = {"attention": attention, "attention_dropout_p": attention_p, "hidden_dropout_p": hidden_p}
+    assert_as_predicted(make_config(setting, dtype=dtype, batch=3, loss_chunk_tokens=10, **ODD, **model))
+
+
 @st.composite
 def configs(draw):
     heads = draw(st.integers(1, 5))
     probability = st.sampled_from([0.0, 0.002, 0.1, 0.5])
+    attention = draw(st.sampled_from(["unfused", "fused", "sdpa"]))
     return make_config(
         SETTINGS[draw(st.sampled_from(sorted(SETTINGS)))],
         dtype=draw(st.sampled_from(sorted(ELEMENT_BYTES))),
@@ -55,12 +64,14 @@ def configs(draw):
         ffn_hidden_size=draw(st.integers(1, 50)),
         seq_length=draw(st.integers(1, 33)),
         vocab_size=draw(st.integers(1, 300)),
-        attention_dropout_p=draw(probability),
+        attention=attention,
+        loss_chunk_tokens=draw(st.sampled_from([None, 1, 40])),
+        attention_dropout_p=0.0 if attention == "sdpa" else draw(probability),
         hidden_dropout_p=draw(probability),
     )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(configs())
 def test_every_row_is_as_predicted_for_any_shape(config):
     assert_as_predicted(config)
@@ -82,6 +93,9 @@ PER_LAYER = {
     "softmax dropout": ((32, 2), (64, 4)),
     "core_attn": ((34, 0), (66, 0)),
     "core_attn dropout": ((32, 0), (64, 0)),
+    "layernorm": ((30, 5), (58, 9)),
+    "gelu": ((26, 5), (50, 9)),
+    "all": ((20, 0), (40, 0)),
     "uniform 1": ((2, 0), (4, 0)),
 }
 
@@ -102,6 +116,33 @@ def test_a_layer_keeps_what_the_closed_formulas_say(name, dtype):
     assert [ledger.by_layer()[f"layers.{layer}"] for layer in range(4)] == [expected] * 4
 
 
+# The same with attention that never writes scores; what is inherent there changes nothing.
+PER_LAYER_FUSED = {
+    "none": (34, 66),
+    "softmax": (34, 66),
+    "core_attn": (34, 66),
+    "dropout": (32, 64),
+    "softmax dropout": (32, 64),
+    "softmax dropout layernorm": (28, 56),
+    "all": (20, 40),
+    "uniform 1": (2, 4),
+}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("attention", ["fused", "sdpa"])
+@pytest.mark.parametrize("name", PER_LAYER_FUSED)
+def test_a_layer_with_fused_attention_keeps_what_the_closed_formulas_say(name, attention, dtype):
+    s, b, h, a = 23, 3, 42, 7
+    shape = {"hidden_size": h, "num_attention_heads": a, "ffn_hidden_size": 4 * h, "seq_length": s}
+    dropout = {"attention_dropout_p": 0.1 if attention == "fused" else 0.0}
+    config = make_config(SETTINGS[name], dtype=dtype, batch=b, attention=attention, **shape, **dropout)
+    statistics = 0 if name == "uniform 1" else 16 * s * b + 4 * a * s * b
+    expected = PER_LAYER_FUSED[name][dtype == "fp32"] * s * b * h + statistics
+    ledger = measure(build_unchecked(config), config)
+    assert [ledger.by_layer()[f"layers.{layer}"] for layer in range(4)] == [expected] * 4
+
+
 @pytest.mark.parametrize("name", ["none", "softmax dropout", "uniform 1"])
 def test_outside_the_layers_is_kept_what_the_closed_formula_says(name):
     config = make_config(SETTINGS[name], dtype="bf16", batch=3, **ODD)
@@ -112,7 +153,8 @@ def test_outside_the_layers_is_kept_what_the_closed_formula_says(name):
 
 
 def test_modes_keep_less_and_less():
-    order = [{}, selective("softmax", "dropout"), selective("core_attn", "dropout"), full(), full(num_layers=4)]
+    core_attn, everything = selective("core_attn", "dropout"), SETTINGS["all"]
+    order = [{}, selective("softmax", "dropout"), core_attn, everything, full(), full(num_layers=4)]
     totals = [measure(build_model(config), config).total for config in map(make_config, order)]
     assert totals == sorted(totals, reverse=True)
     assert len(set(totals)) == len(totals)
