@@ -5,43 +5,49 @@ Shapes: b micro-batch, s sequence, h hidden, a heads, d = h/a head size, V padde
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from megaselect.config import Config, ModelConfig
-
-VOCABULARY_MULTIPLE = 128
+from benchmarks.settings import ModelSettings
 
 
 class PlainAttention(nn.Module):
-    """Causal self-attention by matrix products and torch's softmax and dropout."""
+    """Causal self-attention by matrix products and torch's softmax and dropout, or by torch's fused attention."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelSettings) -> None:
         super().__init__()
         self.heads = config.num_attention_heads
         self.dropout_p = config.attention_dropout_p
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.projection = nn.Linear(config.hidden_size, config.hidden_size)
-        future = torch.ones(config.seq_length, config.seq_length, dtype=torch.bool).triu(1)
-        self.register_buffer("future", future, persistent=False)
+        self.sdpa = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[b, s, h] to [b, s, h]."""
+    def forward(self, x: Tensor, future: Tensor) -> Tensor:
+        """[b, s, h] to [b, s, h]; future: bool [s, s], where attention must not look."""
         batch, sequence, hidden = x.shape
         parts = self.qkv(x).split(hidden, dim=2)
         query, key, value = (part.view(batch, sequence, self.heads, -1).transpose(1, 2) for part in parts)
-        scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
-        scores = scores.masked_fill(self.future[:sequence, :sequence], float("-inf"))
-        probs = functional.dropout(functional.softmax(scores, dim=-1), self.dropout_p, self.training)
-        context = (probs @ value).transpose(1, 2).reshape(batch, sequence, hidden)
-        return self.projection(context)
+        dropout_p = self.dropout_p if self.training else 0.0
+        if self.sdpa:
+            context = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, is_causal=True)
+        else:
+            scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+            probs = functional.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
+            context = functional.dropout(probs, dropout_p) @ value
+        return self.projection(context.transpose(1, 2).reshape(batch, sequence, hidden))
 
 
 class PlainBlock(nn.Module):
     """Pre-layernorm attention and MLP with residuals."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelSettings) -> None:
         super().__init__()
         self.ln1 = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
         self.attention = PlainAttention(config)
@@ -50,66 +56,87 @@ class PlainBlock(nn.Module):
         self.fc2 = nn.Linear(config.ffn_hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_p)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, future: Tensor) -> Tensor:
         """[b, s, h] to [b, s, h]."""
-        x = x + self.dropout(self.attention(self.ln1(x)))
+        x = x + self.dropout(self.attention(self.ln1(x), future))
         return x + self.dropout(self.fc2(functional.gelu(self.fc1(self.ln2(x)), approximate="tanh")))
 
 
 class PlainGPT(nn.Module):
-    """Learned positions, tied head; the vocabulary is padded as Megaselect's is, so that the products are the same."""
+    """Learned positions, tied head; the vocabulary is padded as Megaselect's is, so that the products are the same.
 
-    def __init__(self, config: ModelConfig, seed: int) -> None:
+    run_layer: how a layer runs; replaced to checkpoint or compile it.
+    """
+
+    def __init__(self, config: ModelSettings) -> None:
         super().__init__()
-        padded = -(-config.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        self.token_embedding = nn.Embedding(padded, config.hidden_size)
+        self.token_embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.seq_length, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_p)
         self.layers = nn.ModuleList(PlainBlock(config) for _ in range(config.num_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
-        generator = torch.Generator().manual_seed(seed)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, 0, config.init_std, generator=generator)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+        self.run_layer: Callable[[nn.Module, Tensor, Tensor], Tensor] = call
+
+    def use_sdpa(self, sdpa: bool) -> None:
+        """Switch every layer's attention."""
+        for layer in self.layers:
+            layer.attention.sdpa = sdpa
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean loss, an fp32 scalar, from int64 tokens and targets [b, s]."""
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        sequence = tokens.shape[1]
+        positions = torch.arange(sequence, device=tokens.device)
+        future = torch.ones(sequence, sequence, dtype=torch.bool, device=tokens.device).triu_(1)
         x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
         for layer in self.layers:
-            x = layer(x)
+            x = self.run_layer(layer, x, future)
         logits = functional.linear(self.final_layernorm(x), self.token_embedding.weight)
         return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-class PlainStep:
-    """PlainGPT with fused AdamW and clipping.
+def call(layer: nn.Module, x: Tensor, future: Tensor) -> Tensor:
+    """As it is: everything is kept."""
+    return layer(x, future)
 
-    In 16 bit the weights and moments are 16 bit too: there are no fp32 master weights as Megaselect has them, so the
-    rival does less work a step, not more.
-    """
 
-    def __init__(self, config: Config, device: torch.device, dtype: torch.dtype) -> None:
-        training = config.training
-        self.model = PlainGPT(config.model, training.seed).to(device=device, dtype=dtype)
-        self.clip = training.clip_grad
-        self.adam = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=training.lr,
-            betas=(training.beta1, training.beta2),
-            eps=training.epsilon,
-            weight_decay=training.weight_decay,
-            fused=True,
-        )
+def checkpointed(layer: nn.Module, x: Tensor, future: Tensor) -> Tensor:
+    """torch.utils.checkpoint a layer."""
+    return checkpoint(layer, x, future, use_reentrant=False)
 
-    def __call__(self, batch: tuple[Tensor, Tensor, Tensor]) -> float:
-        """Forward, backward, clip, AdamW on (tokens, targets, sample_index), of which the last is not needed here."""
-        loss = self.model(batch[0], batch[1])
-        loss.backward()
-        if self.clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
-        return loss.item()
+
+def saving_products(layer: nn.Module, x: Tensor, future: Tensor) -> Tensor:
+    """torch's selective checkpoint: matrix products and fused attention are kept, the rest runs again."""
+    contexts = functools.partial(create_selective_checkpoint_contexts, _keep_products)
+    return checkpoint(layer, x, future, use_reentrant=False, context_fn=contexts)
+
+
+def compiled(budget: float) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """torch.compile a layer; budget: the share of activations that the partitioner may keep, 1 being its default."""
+    run = torch.compile(_compiled_layer, fullgraph=True)
+
+    def within_budget(layer: nn.Module, x: Tensor, future: Tensor) -> Tensor:
+        with torch._functorch.config.patch(activation_memory_budget=budget):
+            return run(layer, x, future, f"budget {budget}")
+
+    return within_budget
+
+
+def _compiled_layer(layer: nn.Module, x: Tensor, future: Tensor, purpose: str) -> Tensor:
+    if not purpose.startswith("budget"):  # looked at, so that graphs of different budgets are told apart
+        raise ValueError(purpose)
+    return layer(x, future)
+
+
+_PRODUCTS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
+
+
+def _keep_products(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in _PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE

@@ -3,10 +3,10 @@
     out    = residual + keep * keep_scale * (x + bias), rounded to x's dtype
     normed = layer normalisation of out as rounded
 
-Shapes: s sequence, b micro-batch, h hidden; x, residual, out and normed are [s, b, h]; bias, weight and ln_bias are [h].
+Shapes: s sequence, b micro-batch, h hidden; x, residual, out and normed are [s, b, h]; bias, weight, ln_bias are [h].
 Both outputs and all gradients have the bits of bias_dropout_residual followed by layer_norm on the same backend, so a
-layer may run one or the other, and may have normed made again from out by layer_norm alone. Kept for backward: out, mean
-and 1/standard deviation in fp32 (8 bytes a row), and with `store_mask` the mask (int8, s*b*h bytes).
+layer may run one or the other, and may have normed made again from out by layer_norm alone. Kept for backward: out,
+mean and 1/standard deviation in fp32 (8 bytes a row), and with `store_mask` the mask (int8, s*b*h bytes).
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def _autograd_backward(ctx, grad_out, grad_normed, *_):  # noqa: ANN001, ANN002,
             _, _, _, mask, samples, _, _ = saved
             grad_x = torch.ops.megaselect.bias_dropout_residual_backward(grad_out, mask, samples, *ctx.scalars)
     else:
-        grad_x, grad_residual, grad_weight, grad_ln_bias = torch.ops.megaselect.bias_dropout_residual_layer_norm_backward(
-            grad_out, grad_normed, *saved, *ctx.scalars
+        grad_x, grad_residual, grad_weight, grad_ln_bias = (
+            torch.ops.megaselect.bias_dropout_residual_layer_norm_backward(grad_out, grad_normed, *saved, *ctx.scalars)
         )
         grad_x = grad_x if threshold else grad_residual
     grad_bias = grad_x.sum((0, 1)) if ctx.needs_input_grad[1] else None
@@ -146,7 +146,7 @@ def _kernels(backend: str, tensor: Tensor, plane: Plane):  # noqa: ANN202
 
 
 class Pair:
-    """The op as the two ops that it equals, from the kernels of each: in plain torch, for the CPU, and as a reference."""
+    """The op as the two that it equals, from the kernels of each: in plain torch, for the CPU, and as a reference."""
 
     def __init__(self, dropout, normalisation) -> None:  # noqa: ANN001
         self.dropout, self.normalisation = dropout, normalisation

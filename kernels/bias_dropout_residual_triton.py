@@ -57,6 +57,12 @@ def _place(rows, batch, columns, row_offset, column_lead, BLOCK_M: tl.constexpr,
     return sample, tile, start, offset, (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
 
 
+@triton.jit
+def scaled_where_kept(value, kept, THRESHOLD: tl.constexpr):
+    """fp32: value * keep_scale where kept, else 0."""
+    return tl.where(kept, value * (256 / (256 - THRESHOLD)), 0.0)
+
+
 @triton.jit(do_not_specialize=RUNTIME_SCALARS)
 def _forward_kernel(
     x, bias, residual, out, mask, sample_index,
@@ -76,7 +82,7 @@ def _forward_kernel(
             tile, row_offset, column_offset + start, load_sample(sample_index + sample, BLOCK_M, BLOCK_N),
             site, seed_low, seed_high, THRESHOLD, BLOCK_M, BLOCK_N,
         )  # fmt: skip
-        value = tl.where(kept, value * (256 / (256 - THRESHOLD)), 0.0)
+        value = scaled_where_kept(value, kept, THRESHOLD)
         if STORE_MASK:
             tl.store(mask + offset, -kept.to(tl.int8), mask=inside)
     if HAS_RESIDUAL:
@@ -103,7 +109,7 @@ def _backward_kernel(
                 tile, row_offset, column_offset + start, load_sample(sample_index + sample, BLOCK_M, BLOCK_N),
                 site, seed_low, seed_high, THRESHOLD, BLOCK_M, BLOCK_N,
             )  # fmt: skip
-        grad = tl.where(kept, grad * (256 / (256 - THRESHOLD)), 0.0)
+        grad = scaled_where_kept(grad, kept, THRESHOLD)
     tl.store(grad_x + offset, grad.to(grad_x.dtype.element_ty), mask=inside)
 
 

@@ -130,6 +130,79 @@ def kept_tile(
 
 
 @triton.jit
+def kept_score_tile(
+    first_row, first_column, sample, site, seed_low, seed_high,
+    THRESHOLD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Bool [BLOCK_M, BLOCK_N], True where kept, for a tile of scores that comes out of a matrix product.
+
+    first_row and first_column are global, multiples of 16 and 64, as BLOCK_M and BLOCK_N are; sample is a uint32.
+    A thread then holds just the 32 elements of a word it computes itself: nothing is exchanged.
+    """
+    words = _word_tile(first_row, first_column, sample, site, seed_low, seed_high, THRESHOLD, BLOCK_M, BLOCK_N)
+    return _expand(words, BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def load_sample_transposed(sample_index, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COPIES: tl.constexpr):
+    """`load_sample` for `kept_tile_transposed`; COPIES: threads for each word, where a tile has fewer words."""
+    copies = tl.load(sample_index + tl.zeros([BLOCK_N // 16, BLOCK_M // 2, COPIES], tl.int32)).to(tl.uint32)
+    return tl.max(copies, 2)
+
+
+@triton.jit
+def kept_tile_transposed(
+    first_row, first_column, sample, site, seed_low, seed_high,
+    THRESHOLD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Bool [BLOCK_N, BLOCK_M], True where kept: the mask of a tile of transposed scores, otherwise `kept_score_tile`.
+
+    sample comes from `load_sample_transposed`: here a thread holds elements of several words, four of each, so words
+    are computed once and exchanged.
+    """
+    BLOCKS: tl.constexpr = BLOCK_M // 16
+    COLUMNS: tl.constexpr = BLOCK_N // 64
+    row_groups = first_row // 16 * 8 + tl.arange(0, BLOCK_M // 2)
+    column_groups = first_column // 16 + tl.arange(0, BLOCK_N // 16)
+    words = _drop_words(
+        row_groups.to(tl.uint32)[None, :], column_groups.to(tl.uint32)[:, None],
+        sample, site, seed_low, seed_high, THRESHOLD,
+    )  # fmt: skip
+    # Axes: 64-column block, k, g, e, 16-row block, half of it, r.
+    words = tl.reshape(words, [COLUMNS, 1, 4, 1, BLOCKS, 1, 8])
+    words = tl.broadcast_to(words, [COLUMNS, 8, 4, 2, BLOCKS, 2, 8])
+    place = (
+        tl.reshape(tl.arange(0, 8) * 2, [1, 8, 1, 1, 1, 1, 1])
+        + tl.reshape(tl.arange(0, 2), [1, 1, 1, 2, 1, 1, 1])
+        + tl.reshape(tl.arange(0, 2) * 16, [1, 1, 1, 1, 1, 2, 1])
+    )
+    bit = tl.full([1, 8, 1, 2, 1, 2, 1], 1, tl.uint32) << place.to(tl.uint32)
+    return tl.reshape((words & bit) == 0, [BLOCK_N, BLOCK_M])
+
+
+@triton.jit
+def kept_rows(
+    row, first_column, sample, site, seed_low, seed_high, THRESHOLD: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Bool [BLOCK_M, BLOCK_N], True where kept: the global rows `row` (int32 [BLOCK_M]) from the column first_column.
+
+    For programs that own whole rows of any samples, at twice the words of `kept_tile`: half the bits of each go unused.
+    sample: loaded as in `load_sample` and for its reason, [BLOCK_M, BLOCK_N / 64, 4]. first_column: a multiple of 64.
+    """
+    row = tl.reshape(row, [BLOCK_M, 1, 1])
+    column_groups = tl.reshape(first_column // 16 + tl.arange(0, BLOCK_N // 16), [1, BLOCK_N // 64, 4])
+    row_groups = row // 16 * 8 + row % 8
+    words = _drop_words(
+        row_groups.to(tl.uint32), column_groups.to(tl.uint32), sample, site, seed_low, seed_high, THRESHOLD
+    )
+    words = tl.reshape(words >> (row % 16 // 8 * 16).to(tl.uint32), [BLOCK_M, BLOCK_N // 64, 1, 4, 1])
+    place = tl.reshape(tl.arange(0, 8) * 2, [1, 1, 8, 1, 1]) + tl.reshape(tl.arange(0, 2), [1, 1, 1, 1, 2])
+    bit = tl.full([1, 1, 8, 1, 2], 1, tl.uint32) << place.to(tl.uint32)
+    return tl.reshape((words & bit) == 0, [BLOCK_M, BLOCK_N])
+
+
+@triton.jit
 def _expand(words, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Bool [BLOCK_M, BLOCK_N], True where kept, from the words of `_word_tile`."""
     BLOCKS: tl.constexpr = (BLOCK_M + 15) // 16

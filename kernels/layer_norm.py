@@ -22,7 +22,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, backend:
 @torch.library.custom_op("megaselect::layer_norm", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """(out [..., h], mean [..., 1], 1/standard deviation [..., 1]), statistics in fp32 (fp64 for fp64)."""
-    return layer_norm_kernels(backend, x).forward(x.contiguous(), weight, bias, epsilon)
+    return _kernels(backend, x).forward(x.contiguous(), weight, bias, epsilon)
 
 
 @_forward.register_fake
@@ -36,7 +36,7 @@ def _backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of (x, weight, bias), each in its own dtype."""
-    kernels = layer_norm_kernels(backend, x)
+    kernels = _kernels(backend, x)
     return kernels.backward(grad_out.contiguous(), x.contiguous(), weight, bias, mean, rstd)
 
 
@@ -62,8 +62,7 @@ def _autograd_backward(ctx, grad_out, *_):  # noqa: ANN001, ANN002, ANN202
 _forward.register_autograd(_autograd_backward, setup_context=_setup_context)
 
 
-def layer_norm_kernels(backend: str, tensor: Tensor):  # noqa: ANN202
-    """The module or class whose `forward` and `backward` run for this backend on the tensor's device."""
+def _kernels(backend: str, tensor: Tensor):  # noqa: ANN202
     if resolve_backend(backend, tensor.device) == "torch":
         return TorchTwin
     from megaselect.kernels import layer_norm_triton

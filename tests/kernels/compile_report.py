@@ -22,7 +22,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from megaselect.kernels import bias_dropout_residual_triton, dropout_mask_triton, softmax_dropout_triton
+from megaselect.kernels import (
+    bias_dropout_residual_layer_norm_triton,
+    bias_dropout_residual_triton,
+    dropout_mask_triton,
+    layer_norm_triton,
+    softmax_dropout_triton,
+)
 from megaselect.kernels.dropout_mask import Plane
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -97,6 +103,27 @@ def bias_dropout_residual(dtype, width, form, direction):
         bias_dropout_residual_triton.backward(x, samples, PLANE, mask)
 
 
+def layer_norm(dtype, width, _, direction):
+    x = torch.empty(64, 2, width, dtype=dtype, device="meta")
+    if direction == "forward":
+        layer_norm_triton.forward(x, x[0, 0], x[0, 0], 1e-5)
+    else:
+        statistics = x.new_empty(64, 2, 1, dtype=torch.float32)
+        layer_norm_triton.backward(x, x, x[0, 0], x[0, 0], statistics, statistics)
+
+
+def bias_dropout_residual_layer_norm(dtype, width, form, direction):
+    x = torch.empty(64, 2, width, dtype=dtype, device="meta")
+    samples, kernels = torch.empty(2, dtype=torch.int64, device="meta"), bias_dropout_residual_layer_norm_triton.Fused
+    vector, store_mask = x[0, 0], form == "none"
+    if direction == "forward":
+        kernels.forward(x, vector, x, vector, vector, samples, PLANE, 1e-5, store_mask)
+    else:
+        mask = x.new_empty(x.shape if store_mask else (0,), dtype=torch.int8)
+        statistics = x.new_empty(64, 2, 1, dtype=torch.float32)
+        kernels.backward(x, x, x, statistics, statistics, mask, samples, vector, vector, PLANE)
+
+
 def drop_bits(*_):
     samples = torch.empty(1, dtype=torch.int64, device="meta")
     dropout_mask_triton.drop_bits(samples, PLANE, planes=16, rows=1024, columns=1024)
@@ -104,6 +131,7 @@ def drop_bits(*_):
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 K1, HIDDEN = softmax_dropout, bias_dropout_residual
+NORM, HIDDEN_NORM = layer_norm, bias_dropout_residual_layer_norm
 REPRESENTATIVE = [
     *((90, K1, BF16, 1024, form, "forward") for form in ("none", "softmax+dropout")),
     *((90, K1, BF16, 1024, form, "backward") for form in FORMS),
@@ -113,21 +141,27 @@ REPRESENTATIVE = [
     (90, K1, BF16, 1001, "softmax+dropout", "backward"),
     *((90, HIDDEN, BF16, 1024, form, "forward") for form in ("none", "softmax+dropout")),
     (90, HIDDEN, BF16, 1024, "softmax+dropout", "backward"),
+    *((90, NORM, BF16, 4096, "none", direction) for direction in ("forward", "backward")),
+    *((80, NORM, BF16, 4096, "none", direction) for direction in ("forward", "backward")),
+    *((90, HIDDEN_NORM, BF16, 4096, form, "forward") for form in ("none", "softmax+dropout")),
+    *((90, HIDDEN_NORM, BF16, 4096, form, "backward") for form in ("none", "softmax+dropout")),
+    *((80, HIDDEN_NORM, BF16, 4096, "softmax+dropout", direction) for direction in ("forward", "backward")),
+    *((90, HIDDEN_NORM, BF16, 12288, "softmax+dropout", direction) for direction in ("forward", "backward")),
     (90, drop_bits, None, 1024, "softmax+dropout", "forward"),
 ]
 EVERYTHING = [
     (capability, kernel, dtype, width, form, direction)
     for capability in (90, 80)
-    for kernel in (K1, HIDDEN)
+    for kernel in (K1, HIDDEN, NORM, HIDDEN_NORM)
     for dtype in (BF16, FP16, FP32)
     for width in (100, 1001, 1024, 2048, 4096, 16384)
-    for form in (FORMS if kernel is K1 else ("none", "softmax+dropout"))
+    for form in {K1: FORMS, NORM: ("none",)}.get(kernel, ("none", "softmax+dropout"))
     for direction in ("forward", "backward")
 ]
 
 
 def compile_all(cases):
-    """Yields (case, CompiledKernel): what each case's launch would have run."""
+    """Yields (case, CompiledKernel) for each kernel that a case's launch would have run."""
     built = []
     run = JITFunction.run
 
@@ -141,8 +175,8 @@ def compile_all(cases):
         driver.set_active(Driver(capability))
         built.clear()
         launch(*arguments)
-        (kernel,) = built
-        yield case, kernel
+        for kernel in built:
+            yield case, kernel
 
 
 def machine_code(kernel):
@@ -186,6 +220,7 @@ def report(case, kernel):
     conversions = re.findall(r"ttg\.convert_layout [^:]*: tensor<(\S+?), ", kernel.asm["ttgir"])
     return {
         "kernel": launch.__name__,
+        "program": kernel.metadata.name,
         "direction": direction,
         "form": form,
         "dtype": str(dtype),
@@ -200,7 +235,8 @@ def report(case, kernel):
         "counts": {
             name: sum(re.match(pattern, code) is not None for code in opcodes) for name, pattern in TELLING.items()
         },
-        "ptx_fma": len(re.findall(r"^\s*fma\.", kernel.asm["ptx"], re.M)),
+        # sm_80 adds in bf16 as a multiply-add with 1: nothing is contracted there
+        "ptx_fma": len(re.findall(r"^\s*fma\.(?!rn\.bf16)", kernel.asm["ptx"], re.M)),
         "ex2_arguments": origins(kernel.asm["ptx"]),
     }
 

@@ -40,6 +40,10 @@ def test_every_kernel_was_compiled_for_both_architectures(programs):
         ("softmax_dropout", "backward"),
         ("bias_dropout_residual", "forward"),
         ("bias_dropout_residual", "backward"),
+        ("layer_norm", "forward"),
+        ("layer_norm", "backward"),
+        ("bias_dropout_residual_layer_norm", "forward"),
+        ("bias_dropout_residual_layer_norm", "backward"),
         ("drop_bits", "forward"),
     }
     assert {p["capability"] for p in programs} == {80, 90}
@@ -92,3 +96,43 @@ def test_aligned_tiles_move_16_bytes_a_thread(programs):
         )  # the scores twice, or gradient and source; 32 elements a thread
         written = 1 if (program["direction"] == "backward") == (program["form"] == "none") else 2  # and zeros in each
         assert counts["16-byte store"] == written * 2 * 4, program
+
+
+HIDDEN_NORM = "bias_dropout_residual_layer_norm"
+
+
+def test_layernorm_adds_a_row_in_one_order_alone_and_after_dropout(programs):
+    for program, sums in (("_forward_kernel", 2), ("_backward_kernel", 4)):
+        for capability in (80, 90):
+            here = {"program": program, "capability": capability, "width": 4096, "dtype": "torch.bfloat16"}
+            alone = select(programs, kernel="layer_norm", **here)
+            orders = [p["reductions"] for p in alone + select(programs, kernel=HIDDEN_NORM, **here)]
+            assert len(orders) >= 2
+            assert len(orders[0]) == sums
+            assert all(found == orders[0] for found in orders), (program, capability)
+
+
+def test_layernorm_moves_16_bytes_a_thread_and_reads_a_whole_row_once(programs):
+    tensors = {  # [.., h] tensors read and written; the vectors over h come to as many 16-byte loads a tensor
+        ("layer_norm", "_forward_kernel"): (1 + 2, 1, 32),
+        ("layer_norm", "_backward_kernel"): (2 + 1, 1, 16),
+        (HIDDEN_NORM, "_forward_kernel"): (2 + 3, 2, 32),
+        (HIDDEN_NORM, "_backward_kernel"): (3 + 1, 2, 16),
+    }
+    for (kernel, program), (read, written, elements_a_thread) in tensors.items():
+        for found in select(programs, kernel=kernel, program=program, width=4096, capability=90):
+            accesses = elements_a_thread // 8
+            partial_sums = 2 * elements_a_thread // 4 if program == "_backward_kernel" else 0
+            assert found["counts"]["16-byte load"] == read * accesses, found
+            stores = found["counts"]["16-byte store"] - written * accesses
+            # the partial sums of two fp32 vectors, spread over all threads
+            assert stores == partial_sums, found
+
+
+def test_layernorm_after_dropout_exchanges_only_words(programs):
+    for found in select(programs, kernel=HIDDEN_NORM, width=4096, form="softmax+dropout", capability=90):
+        if found["program"] == "_sum_partials_kernel":
+            continue
+        big = [tensor for tensor in found["conversions"] if not tensor.startswith(("1x1x", "4096x"))]
+        assert big == ["1x64x1x4x1xi32"], found  # 256 words for 4096 elements: half the bits of each go unused
+        assert found["counts"]["wide multiply"] < 120, found  # 40 a word and thread; 16 words a thread without it

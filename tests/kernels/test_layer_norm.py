@@ -1,4 +1,4 @@
-"""Layer normalisation with fp32 statistics on a CPU, against torch's own."""
+"""Layer normalisation with fp32 statistics on a CPU: against torch's own, what is kept, and how torch sees the op."""
 
 import pytest
 import torch
@@ -7,6 +7,10 @@ import torch.nn.functional as F
 from megaselect.kernels.layer_norm import layer_norm
 
 EPSILON = 1e-5
+either_backend = pytest.mark.parametrize(
+    "backend",
+    ["torch", pytest.param("triton", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="not interpreted"))],
+)
 op = torch.ops.megaselect.layer_norm
 backward_op = torch.ops.megaselect.layer_norm_backward
 
@@ -27,8 +31,17 @@ def run(function, inputs, grad, dtype=None):
     return [out.detach(), *(leaf.grad for leaf in leaves)]
 
 
-def ours(x, weight, bias):
-    return layer_norm(x, weight, bias, EPSILON)
+def ours(x, weight, bias, backend="auto"):
+    return layer_norm(x, weight, bias, EPSILON, backend)
+
+
+def interpreted(x, weight, bias):
+    return ours(x, weight, bias, "triton")
+
+
+def on(backend):
+    """The op on this backend."""
+    return {"torch": ours, "triton": interpreted}[backend]
 
 
 def torchs(x, weight, bias):
@@ -64,16 +77,17 @@ def test_16_bit_results_are_those_of_fp32_rounded_once():
         assert torch.equal(got, wanted.to(torch.bfloat16))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "statistics"),
-    [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32, torch.float32)],
-)
-def test_what_is_kept_for_backward(dtype, statistics, record_saved):
+@either_backend
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_what_is_kept_for_backward(dtype, backend, record_saved):
+    if backend == "triton" and dtype == torch.bfloat16:
+        pytest.skip("the interpreter has no bf16")
     inputs, _ = make_inputs((17, 3, 33), dtype)
     with record_saved() as saved:
-        ours(*(tensor.requires_grad_() for tensor in inputs))
+        on(backend)(*(tensor.requires_grad_() for tensor in inputs))
     kept = [(tuple(tensor.shape), tensor.dtype) for tensor in saved]
-    assert kept == [((17, 3, 33), dtype), ((33,), dtype), ((33,), dtype), *[((17, 3, 1), statistics)] * 2]
+    assert kept == [((17, 3, 33), dtype), ((33,), dtype), ((33,), dtype), *[((17, 3, 1), torch.float32)] * 2]
+    assert saved[0].data_ptr() == inputs[0].data_ptr()
     wide = inputs[0].detach().double()
     torch.testing.assert_close(saved[3].double(), wide.mean(-1, keepdim=True), rtol=1e-5, atol=1e-6)
     deviation = (wide.var(-1, unbiased=False, keepdim=True) + EPSILON).sqrt()
@@ -87,12 +101,22 @@ def test_nothing_is_kept_without_gradients(record_saved):
     assert saved == []
 
 
-def test_a_strided_gradient():
-    inputs, grad = make_inputs((17, 3, 33), torch.float32)
-    strided = grad.transpose(0, 2).contiguous().transpose(0, 2)
-    assert not strided.is_contiguous()
-    for got, wanted in zip(run(ours, inputs, strided), run(ours, inputs, grad), strict=True):
-        assert torch.equal(got, wanted)
+@either_backend
+def test_strided_inputs_and_gradient(backend):
+    (x, weight, bias), grad = make_inputs((17, 3, 33), torch.float32)
+    wanted = run(on(backend), (x, weight, bias), grad)
+    strided_x, strided_grad = (tensor.transpose(0, 2).contiguous().transpose(0, 2) for tensor in (x, grad))
+    strided_weight, strided_bias = torch.stack([weight, bias], 1).unbind(1)
+    strided = (strided_x, strided_weight, strided_bias)
+    assert not any(tensor.is_contiguous() for tensor in (*strided, strided_grad))
+    for got, expected in zip(run(on(backend), strided, strided_grad), wanted, strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_an_unknown_backend_is_an_error():
+    inputs, _ = make_inputs((2, 4), torch.float32)
+    with pytest.raises(ValueError, match="kernel backend 'cudnn' is not one of auto, triton, torch"):
+        ours(*inputs, backend="cudnn")
 
 
 def test_gradcheck():
@@ -100,12 +124,23 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(ours, [tensor.requires_grad_() for tensor in inputs])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_opcheck(dtype):
-    inputs, grad = make_inputs((3, 2, 5), dtype)
-    _, mean, rstd = op(*inputs, EPSILON)
-    torch.library.opcheck(backward_op.default, (grad, *inputs, mean, rstd))
-    torch.library.opcheck(op.default, (*(tensor.requires_grad_() for tensor in inputs), EPSILON))
+@pytest.mark.parametrize(
+    ("dtype", "backend"),
+    [
+        *((dtype, "torch") for dtype in (torch.float64, torch.float32, torch.bfloat16)),
+        pytest.param(torch.float32, "triton", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="no CPU")),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("strided", [False, True])
+def test_opcheck(dtype, backend, strided):
+    (x, weight, bias), grad = make_inputs((3, 2, 5), dtype)
+    x = x.transpose(0, 1) if strided else x
+    grad = grad.transpose(0, 1) if strided else grad
+    _, mean, rstd = op(x, weight, bias, EPSILON, backend)
+    torch.library.opcheck(backward_op.default, (grad, x, weight, bias, mean, rstd, backend))
+    leaves = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
+    torch.library.opcheck(op.default, (*leaves, EPSILON, backend))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

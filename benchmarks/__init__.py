@@ -1,0 +1,1 @@
+"""What produces the figures in docs/benchmarks/: `python benchmarks/run.py --help`."""

@@ -1,0 +1,144 @@
+"""The machine that figures come from, and how its memory is watched."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import gc
+import hashlib
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megaselect.devices import device_name
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURED_SOURCES = ("kernels", "megaselect")
+SMI_FIELDS = ("driver_version", "power.limit", "clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu")
+
+
+def environment(device: torch.device, commit: str | None = None) -> dict[str, Any]:
+    """What a figure depends on besides the arguments: device, versions, code, date (UTC) and command line."""
+    return {
+        "device": device_name(device),
+        "cpu": _cpu_name(),
+        "gpu": _gpu(device) if device.type == "cuda" else None,
+        "versions": _versions(),
+        "commit": commit or _git_commit(),
+        "sources": sources_digest(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+
+
+def fingerprint(record: dict[str, Any]) -> dict[str, Any]:
+    """The part of the environment that figures must share to stand in one report."""
+    return {"device": record["device"], "torch": record["versions"]["torch"], "sources": record["sources"]}
+
+
+def describe(record: dict[str, Any]) -> list[str]:
+    """The environment in a few lines of at most 80 columns."""
+    lines = [f"{record['device']} ({record['cpu']})"[:80]]
+    if record["gpu"]:
+        lines.append(", ".join(f"{name} {value}" for name, value in record["gpu"].items() if name != "memory_bytes"))
+    lines.append(", ".join(f"{name} {version}" for name, version in record["versions"].items() if version))
+    lines.append(f"{record['date']}, commit {record['commit'] or 'unknown'}, sources {record['sources']}")
+    return lines
+
+
+def sources_digest() -> str:
+    """Of the code that is measured: tells two trees apart where there is no git, or changes are not committed."""
+    digest = hashlib.sha256()
+    for folder in MEASURED_SOURCES:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def free_memory() -> None:
+    """Give back what no tensor uses any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        with contextlib.suppress(RuntimeError):  # of a GPU that has failed; whoever uses it next will hear of it
+            torch.cuda.empty_cache()
+
+
+def allocated_bytes(device: torch.device) -> int | None:
+    """Bytes of live tensors; None on a CPU, where nothing counts them."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin a new highest value of allocated bytes."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most bytes of live tensors since reset_peak; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def allocation_retries(device: torch.device) -> int | None:
+    """How often the allocator had to give memory back before it got more: each costs time that is not the model's."""
+    return torch.cuda.memory_stats(device).get("num_alloc_retries", 0) if device.type == "cuda" else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory is short, on a GPU or a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _versions() -> dict[str, str | None]:
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
+    for package in ("triton", "numpy"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
+    return {**versions, "cudnn": str(cudnn) if cudnn else None}
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    facts: dict[str, Any] = {"memory_bytes": properties.total_memory, "SMs": properties.multi_processor_count}
+    answer = _output("nvidia-smi", f"--query-gpu={','.join(SMI_FIELDS)}", "--format=csv,noheader", "-i", "0")
+    if answer:
+        facts |= dict(zip(SMI_FIELDS, answer.split(", "), strict=False))
+    return facts
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _git_commit() -> str | None:
+    """The commit, with `-dirty` where the tree differs from it; None without git."""
+    commit = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
+    changed = commit and _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}-dirty" if changed else commit
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

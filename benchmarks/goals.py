@@ -1,0 +1,148 @@
+"""What the figures are measured against, on the Hopper GPUs that the goals are meant for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from benchmarks import attention_cases as k2
+from benchmarks import scores_cases as k1
+from benchmarks.runner import Row
+
+SOME_DROPOUT = 0.1
+LENGTH = 4096  # at which K2 is judged
+MFU_GOALS = {"gpt-1.3b": 0.50, "gpt-350m": 0.40, "gpt-760m": 0.45}
+WITHOUT_RECOMPUTE = ("unfused none", "fused none", "sdpa none", "plain eager", "plain sdpa", "HF eager", "HF sdpa")
+
+
+def judge(rows: Sequence[Row], on_gpu: bool) -> list[Row]:
+    """A row for each goal: goal, wanted, measured, verdict; value and limit for programs."""
+    good = [row for row in rows if row["status"] == "ok"]
+    goals = [_bits(rows), *_steps(good), *_scores(good), *_attention(good), *_use(good)]
+    if not on_gpu:
+        for goal in goals[1:]:
+            goal |= {"verdict": "not measured", "measured": "-", "value": None}
+    return goals
+
+
+def _goal(name: str, value: float | None, limit: float, least: bool, form: Callable[[float], str]) -> Row:
+    """least: the limit is the lowest value that reaches the goal; else the highest."""
+    wanted = f"{'>=' if least else '<='} {form(limit)}"
+    row = {"goal": name, "wanted": wanted, "limit": limit, "value": value, "measured": "-", "verdict": "not measured"}
+    if value is not None:
+        missed = limit - value if least else value - limit
+        verdict = "reached" if missed <= 0 else f"missed by {form(missed)}"
+        row |= {"measured": form(value), "verdict": verdict}
+    return row
+
+
+def _times(value: float) -> str:
+    return f"{value:.3f}x"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _count(value: float) -> str:
+    return f"{value:.0f}"
+
+
+def _bits(rows: Sequence[Row]) -> Row:
+    """Of whole models whose settings were compared by value; a failed comparison counts as a difference.
+
+    torch's own attention is left out where it does not repeat itself: then no setting of it can.
+    """
+    compared = [row for row in rows if row["case"].startswith("bits")]
+    restless = {row["case"] for row in compared if row["contender"] == "sdpa none" and row.get("different")}
+    judged = [row for row in compared if not (row["case"] in restless and row["contender"].startswith("sdpa"))]
+    wrong = sum(bool(row.get("different", ["failed"])) for row in judged)
+    return _goal("bits: settings that differ from none", wrong if judged else None, 0, False, _count)
+
+
+def _steps(rows: Sequence[Row]) -> list[Row]:
+    configs = list(dict.fromkeys(row["config"] for row in rows if "step_ms" in row)) or ["gpt2-124m", "gpt-1.3b"]
+    goals = []
+    for config in configs:
+        medians = _medians(row for row in rows if row.get("config") == config and "step_ms" in row)
+        fastest = min((medians[name] for name in medians if _keeps_all(name)), default=None)
+        ours = min((medians[name] for name in ("fused all", "fused all, compiled") if name in medians), default=None)
+        pairs = [
+            (f"{config}: unfused selective / none", _over(medians, "unfused selective", "unfused none"), 1.0),
+            (f"{config}: fused all / fastest without", ours / fastest if ours and fastest else None, 1.0),
+            (f"{config}: unfused full / none", _over(medians, "unfused full", "unfused none"), 1.33),
+            (f"{config}: fused full / none", _over(medians, "fused full", "fused none"), 1.33),
+        ]
+        goals += [_goal(name, value, limit, False, _times) for name, value, limit in pairs]
+    return goals
+
+
+def _keeps_all(name: str) -> bool:
+    return name.removesuffix(", compiled") in WITHOUT_RECOMPUTE
+
+
+def _medians(rows: Iterable[Row]) -> dict[str, float]:
+    """Contender -> median step time; where cases share a contender, the fastest counts."""
+    medians: dict[str, float] = {}
+    for row in rows:
+        value = row["step_ms"]["median"]
+        medians[row["contender"]] = min(value, medians.get(row["contender"], value))
+    return medians
+
+
+def _over(values: dict[Any, float], above: Any, below: Any) -> float | None:
+    return values[above] / values[below] if above in values and below in values else None
+
+
+def _scores(rows: Sequence[Row]) -> list[Row]:
+    mine = [row for row in rows if row.get("kernel") == "K1"]
+    goals = []
+    for direction in ("forward", "backward"):
+        shares = [row["of_copy"] for row in mine if row["contender"] == k1.OURS and row["direction"] == direction]
+        goals.append(_goal(f"K1 {direction}: of copy, worst", min(shares, default=None), 0.85, True, _share))
+    speedups = []
+    for length in {row["sequence"] for row in mine}:
+        both = {
+            name: sum(
+                row["ms"]["median"]
+                for row in mine
+                if row["contender"] == name and row["sequence"] == length and row["dropout_p"] == SOME_DROPOUT
+            )
+            for name in (k1.OURS, k1.CHAIN)
+        }
+        if all(both.values()):
+            speedups.append(both[k1.CHAIN] / both[k1.OURS])
+    return [*goals, _goal("K1: torch chain's time, both ways", min(speedups, default=None), 3.3, True, _times)]
+
+
+def _attention(rows: Sequence[Row]) -> list[Row]:
+    goals = []
+    for size in (64, 128):
+        times = {
+            (row["contender"], row["direction"], row["dropout_p"]): row["ms"]["median"]
+            for row in rows
+            if row.get("kernel") == "K2" and row["head_size"] == size and row["sequence"] == LENGTH
+        }
+        for rival, direction, limit in (
+            (k2.FLASH, "forward", 1.25), (k2.FLASH, "backward", 0.8), (k2.DETERMINISTIC, "backward", 1.0),
+        ):  # fmt: skip
+            keys = [(name, direction, SOME_DROPOUT) for name in (rival, k2.OURS)]
+            name = f"K2 d={size} {direction}: {rival}'s time"
+            goals.append(_goal(name, _over(times, *keys), limit, True, _times))
+        for direction, limit in (("forward", 0.25 if size == 64 else 0.15), ("backward", 0.35)):
+            ratio = _over(times, (k2.OURS, direction, SOME_DROPOUT), (k2.OURS, direction, 0.0))
+            cost = None if ratio is None else ratio - 1
+            goals.append(_goal(f"K2 d={size} {direction}: dropout's cost", cost, limit, False, _share))
+    return goals
+
+
+def _use(rows: Sequence[Row]) -> list[Row]:
+    goals = []
+    for config, limit in MFU_GOALS.items():
+        found = [
+            row["mfu"]
+            for row in rows
+            if row.get("config") == config and row["contender"].startswith("fused all") and row.get("mfu") is not None
+        ]
+        goals.append(_goal(f"{config}: MFU of fused all", max(found, default=None), limit, True, _share))
+    return goals

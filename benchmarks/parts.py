@@ -1,0 +1,138 @@
+"""Which cases each part has, most important first."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks import attention_cases, hidden_cases, scores_cases
+from benchmarks.rival_models import rival_makers
+from benchmarks.runner import Bench, Case
+from benchmarks.settings import ATTENTIONS, RECOMPUTE, RIVALS, BenchConfig, Setting, read_config
+from benchmarks.step_cases import step_case
+
+GPU_CONFIGS, CPU_CONFIGS = ("gpt2-124m", "gpt-1.3b", "gpt-350m", "gpt-760m"), ("tiny",)
+GPU_SEQUENCES = (1024, 2048, 4096, 8192)
+KERNELS = ("k1", "k2", "bdrl", "layernorm")
+SWEPT = (("unfused", "none"), ("unfused", "selective"), ("fused", "none"), ("fused", "all"), ("fused", "full"))
+BESIDE_RIVALS = (
+    ("unfused", "none"), ("unfused", "selective"), ("unfused", "full"),
+    ("fused", "none"), ("fused", "all"), ("fused", "full"), ("sdpa", "none"),
+)  # fmt: skip
+SAME_WITHOUT_SCORES = ("dropout", "core_attn")  # what selective is where there are no scores: left out unless asked for
+
+
+def kernels(arguments: argparse.Namespace, bench: Bench, dtype: torch.dtype) -> list[Case]:
+    """K1 and K2 at every length, and the ops of the residual stream."""
+    gpu = bench.on_gpu
+    k1_lengths = arguments.seq or ((4096, 2048, 8192, 1024, 16384) if gpu else (128, 256))
+    k2_lengths = arguments.seq or ((4096, 2048, 8192, 1024, 16384) if gpu else (128,))
+    head_sizes, dropouts = arguments.head_size or (64, 128), arguments.dropout or (0.0, 0.1, 0.125)
+    wanted = arguments.kernel or KERNELS
+    made: list[Case] = []
+    if "k1" in wanted:
+        made += scores_cases.cases(bench, k1_lengths, dropouts)
+    made += hidden_cases.cases(bench, wanted, dropouts[:2])
+    if "k2" in wanted:
+        made += attention_cases.cases(bench, k2_lengths, head_sizes, dropouts, attention_cases.rivals_of(bench))
+    return made
+
+
+def step(arguments: argparse.Namespace, bench: Bench, dtype: torch.dtype) -> list[Case]:
+    """Every setting of every attention, compared within a case; eager before compiled, a config's own length first."""
+    made = []
+    for compiled in _compile_choices(arguments, bench):
+        for config in _configs(arguments, bench):
+            for sized in _lengths(config, arguments, bench):
+                settings = _settings(arguments, compiled)
+                made.append(_case("step", sized, settings, dtype, bench, compiled, (), arguments.largest_batch))
+    return sorted(made, key=lambda case: "own" not in case.key)
+
+
+def sweep(arguments: argparse.Namespace, bench: Bench, dtype: torch.dtype) -> list[Case]:
+    """Lengths at micro-batch 1, then micro-batches at the config's length."""
+    lengths = arguments.seq or (GPU_SEQUENCES if bench.on_gpu else (32, 64, 128))
+    batches = arguments.micro_batch or ((1, 2, 4, 8, 16) if bench.on_gpu else (1, 2, 4))
+    made: dict[str, Case] = {}
+    for config in _configs(arguments, bench, one=True):
+        sizes = [(length, 1) for length in lengths] + [(config.model.seq_length, batch) for batch in batches]
+        for length, batch in sizes:
+            settings = _settings(arguments, False, SWEPT)
+            case = _case("sweep", config.sized(length, batch), settings, dtype, bench)
+            made[case.key] = case
+    return list(made.values())
+
+
+def rivals(arguments: argparse.Namespace, bench: Bench, dtype: torch.dtype) -> list[Case]:
+    """One case a rival, each with our settings beside it, so that large models fit."""
+    made = []
+    for config in _configs(arguments, bench):
+        for sized in _lengths(config, arguments, bench, every=False):
+            for name in arguments.rival or RIVALS:
+                compiled = name == "plain-compiled"
+                settings = _settings(arguments, False, BESIDE_RIVALS)
+                if compiled:
+                    settings += [Setting("unfused", "selective", True), Setting("fused", "all", True)]
+                makers = rival_makers([name], sized, bench.device, dtype)
+                made.append(_case(f"rival {name}:", sized, settings, dtype, bench, compiled, makers))
+    return made
+
+
+def _case(
+    kind: str,
+    config: BenchConfig,
+    settings: Sequence[Setting],
+    dtype: torch.dtype,
+    bench: Bench,
+    compiled: bool = False,
+    makers: Sequence = (),
+    largest_batch: bool = False,
+) -> Case:
+    own = " own" if config.model.seq_length == config.own_length else ""
+    name = f"{config.name} s={config.model.seq_length}{own} b={config.training.micro_batch_size}"
+    names = f"{len(settings)} settings" + ", largest b" * largest_batch
+    key = f"{kind} {name} {str(dtype).removeprefix('torch.')}{' compiled' * compiled} [{names}]"
+    once = (150 if compiled else 25) if bench.on_gpu else (60 if compiled else 10)
+    seconds = bench.seconds + once + (120 if largest_batch and bench.on_gpu else 0)
+    return step_case(key, config, settings, dtype, seconds, makers, largest_batch)
+
+
+def _configs(arguments: argparse.Namespace, bench: Bench, one: bool = False) -> list[BenchConfig]:
+    names = arguments.config or (GPU_CONFIGS if bench.on_gpu else CPU_CONFIGS)[: 1 if one else None]
+    return [read_config(name) for name in names]
+
+
+def _lengths(
+    config: BenchConfig, arguments: argparse.Namespace, bench: Bench, every: bool = True
+) -> list[BenchConfig]:  # fmt: skip
+    """The config at every length asked for; without a micro-batch it keeps its tokens a micro-batch."""
+    own = config.model.seq_length
+    lengths = arguments.seq or ((own, *(s for s in GPU_SEQUENCES if s != own)) if bench.on_gpu and every else (own,))
+    tokens = own * config.training.micro_batch_size
+    return [
+        config.sized(length, batch)
+        for length in lengths
+        for batch in (arguments.micro_batch or [max(tokens // length, 1)])
+    ]
+
+
+def _settings(
+    arguments: argparse.Namespace, compiled: bool, default: Sequence[tuple[str, str]] | None = None
+) -> list[Setting]:
+    """What --attention and --recompute name, all by default; `none` first, since the others are compared with it."""
+    if not arguments.attention and not arguments.recompute and default:
+        return [Setting(*names, compiled) for names in default]
+    made = []
+    for attention in (name for name in ATTENTIONS if name in (arguments.attention or ATTENTIONS)):
+        names = arguments.recompute or [
+            name for name in RECOMPUTE if attention == "unfused" or name not in SAME_WITHOUT_SCORES
+        ]
+        made += [Setting(attention, name, compiled) for name in RECOMPUTE if name in names]
+    return made
+
+
+def _compile_choices(arguments: argparse.Namespace, bench: Bench) -> list[bool]:
+    choice = arguments.compile or ("both" if bench.on_gpu else "no")
+    return {"no": [False], "yes": [True], "both": [False, True]}[choice]

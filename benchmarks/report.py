@@ -1,0 +1,253 @@
+"""Results as a table of at most 80 columns, as Markdown, or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.device import describe
+from benchmarks.runner import Row
+
+WIDTH = 80
+MEBIBYTE, GIBIBYTE = 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True)
+class Table:
+    """lines: cells as text; the first column is flush left."""
+
+    title: str
+    header: Sequence[str]
+    lines: Sequence[Sequence[str]]
+
+
+@dataclass
+class Report:
+    """Everything that a run of one part has to say."""
+
+    part: str
+    environment: dict[str, Any]
+    arguments: dict[str, Any]
+    rows: list[Row]
+    left_out: dict[str, str]
+    notes: list[str]
+    goals: list[Row]
+
+    def tables(self) -> list[Table]:
+        """Of the rows."""
+        return sweep_tables(self.rows) if self.part == "sweep" else tables(self.rows)
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return dict(self.__dict__)
+
+    def text(self) -> str:
+        """For a terminal."""
+        blocks = ["\n".join(describe(self.environment)), *(_plain(table) for table in self.tables())]
+        blocks += self.notes
+        if self.left_out:
+            blocks.append("left out:\n" + "\n".join(f"  {key}: {why}" for key, why in self.left_out.items()))
+        if self.goals:
+            blocks.append(_plain(_goal_table(self.goals)))
+        return "\n\n".join(blocks)
+
+    def markdown(self) -> str:
+        """As the reports in docs/benchmarks/ are."""
+        record = self.environment
+        gpu = ", ".join(f"{name} {value}" for name, value in (record["gpu"] or {}).items())
+        versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
+        blocks = [
+            f"# Benchmark: {self.part}, {record['device']}, {record['date'][:10]}",
+            f"    {record['command']}",
+            f"{record['device']}; {record['cpu']}{'; ' + gpu if gpu else ''}; {versions}. "
+            f"{record['date']}, commit {record['commit'] or 'unknown'}, sources {record['sources']}.",
+            *self.notes,
+        ]
+        if self.goals:
+            blocks.append(_markdown(_goal_table(self.goals)))
+        blocks += [_markdown(table) for table in self.tables()]
+        if self.left_out:
+            blocks.append("Left out:\n\n" + "\n".join(f"- {key}: {why}" for key, why in self.left_out.items()))
+        return "\n\n".join(blocks) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Markdown for .md, JSON for anything else."""
+        path.write_text(self.markdown() if path.suffix == ".md" else json.dumps(self.document(), indent=2) + "\n")
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """One or more tables a case, by what its rows hold; what failed comes last."""
+    by_case: dict[str, list[Row]] = {}
+    for row in rows:
+        by_case.setdefault(row["case"], []).append(row)
+    made = []
+    bits = [row for row in rows if "different" in row]
+    if bits:
+        made.append(_bits_table(bits))
+    for case, group in by_case.items():
+        good = [row for row in group if row["status"] == "ok"]
+        if any("ms" in row for row in good):
+            made.append(_kernel_table(case, good))
+        if any("step_ms" in row for row in good):
+            made += _step_tables(case, [row for row in good if "step_ms" in row])
+    return made + _failures(rows)
+
+
+def _bits_table(rows: Sequence[Row]) -> Table:
+    lines = []
+    by_case: dict[str, list[Row]] = {}
+    for row in rows:
+        by_case.setdefault(row["case"], []).append(row)
+    for case, group in by_case.items():
+        differing = [row["contender"] for row in group if row["different"]]
+        verdict = f"DIFFER: {'; '.join(differing)}" if differing else "bitwise equal"
+        lines.append([case.removeprefix("bits "), str(len(group)), str(group[0]["tensors"]), verdict])
+    return Table("loss and every gradient, by value", ["model", "settings", "tensors", "verdict"], lines)
+
+
+def _kernel_table(case: str, rows: Sequence[Row]) -> Table:
+    header = ["contender", "", "p", "ms", "20 .. 80 %", "rate", "share", "x ours", "error"]
+    lines = []
+    for row in rows:
+        if row.get("tflop_per_s"):
+            rate, share = _number(row["tflop_per_s"]), row.get("of_matmul")
+        else:
+            rate, share = _number(row["gb_per_s"]) if row.get("gb_per_s") else "-", row.get("of_copy")
+        error = "-" if row["error"] is None else f"{row['error']:.1e}"
+        times = "-" if row.get("times_ours") is None else f"{row['times_ours']:.2f}"
+        direction = {"forward": "fwd", "backward": "bwd", "": ""}[row["direction"]]
+        low, median, high = (_number(row["ms"][name]) for name in ("q20", "median", "q80"))
+        lines.append(
+            [_cut(row["contender"], 20), direction, f"{row['dropout_p']:g}", median, f"{low} {high}", rate,
+             "-" if share is None else f"{share:.0%}", times, error]
+        )  # fmt: skip
+    unit = "rate: TFLOP/s of the live half" if rows[0].get("tflop_per_s") else "rate: GB/s of the least bytes"
+    return Table(f"{case.split(' [')[0]}; {unit}", header, lines)
+
+
+def _step_tables(case: str, rows: Sequence[Row]) -> list[Table]:
+    shape = rows[0]
+    name = case.split(" [")[0].split(" s=")[0]
+    title = f"{name}: {shape['dtype']}, micro-batch {shape['micro_batch']} x {shape['sequence']} tokens"
+    times, sizes = [], []
+    for row in rows:
+        step = row["step_ms"]
+        name = _short(row["contender"])
+        phases = [_number(row[f"{phase}_ms"]) for phase in ("forward", "backward", "optimizer")]
+        spread = f"{_number(step['q20'])} {_number(step['q80'])}"
+        times.append([name, _number(step["median"]), spread, *phases, f"{row['ratio']['median']:.3f}"])
+        use = [f"{row['tokens_per_s']:.0f}", _percent(row["mfu"]), _percent(row["hfu"]), _gibibytes(row)]
+        stored = [_mebibytes(row.get("stored_predicted")), _exactness(row)]
+        sizes.append([name, *use, *stored, str(row.get("largest_micro_batch") or "-")])
+    header = ["setting", "tokens/s", "MFU", "HFU", "peak", "kept", "found", "most b"]
+    lower_title = f"ratio: to {rows[0]['ratio_to']}. peak: GiB; kept: MiB for backward, predicted; found: by the ledger"
+    return [
+        Table(title, ["setting", "step ms", "20 .. 80 %", "fwd", "bwd", "optim.", "ratio"], times),
+        _without_empty_columns(Table(lower_title, header, sizes)),
+    ]
+
+
+def sweep_tables(rows: Sequence[Row]) -> list[Table]:
+    """All sizes of a sweep in one table; what failed comes last."""
+    lines = []
+    for row in rows:
+        if row["status"] == "ok" and "step_ms" in row:
+            size = [str(row["sequence"]), str(row["micro_batch"])]
+            step = [_number(row["step_ms"]["median"]), f"{row['ratio']['median']:.3f}", f"{row['tokens_per_s']:.0f}"]
+            lines.append([_short(row["contender"]), *size, *step, _percent(row["mfu"]), _gibibytes(row)])
+    header = ["setting", "s", "b", "step ms", "ratio", "tokens/s", "MFU", "peak"]
+    table = _without_empty_columns(Table("sweep; ratio: to the first of its size; peak: GiB", header, lines))
+    return [*([table] if lines else []), *_failures(rows)]
+
+
+def _failures(rows: Sequence[Row]) -> list[Table]:
+    """One line for all contenders of a case with the same reason."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        if row["status"] != "ok":
+            groups.setdefault((row["case"], row["status"], row["reason"]), []).append(row["contender"] or "all")
+    lines = [
+        [status, f"{_cut(case.split(' [')[0], 30)}: {', '.join(dict.fromkeys(names))}: {reason}"]
+        for (case, status, reason), names in groups.items()
+    ]
+    return [Table("no result", ["status", "case, what and why"], lines)] if lines else []
+
+
+def _without_empty_columns(table: Table) -> Table:
+    """Columns that hold nothing but dashes say nothing."""
+    kept = [column for column in range(len(table.header)) if any(line[column] != "-" for line in table.lines)]
+    lines = [[line[column] for column in kept] for line in table.lines]
+    return Table(table.title, [table.header[column] for column in kept], lines)
+
+
+def _short(contender: str) -> str:
+    """+c: compiled."""
+    return _cut(contender.replace(", compiled", " +c"), 23)
+
+
+def _exactness(row: Row) -> str:
+    """Whether the ledger measured what was predicted; for rivals what it measured."""
+    predicted, measured = row.get("stored_predicted"), row.get("stored_measured")
+    if measured is None:
+        return "-"
+    if predicted is None:
+        return _mebibytes(measured)
+    return "equal" if predicted == measured else f"{measured - predicted:+d} B"
+
+
+def _goal_table(goals: Sequence[Row]) -> Table:
+    return Table("goals", ["goal", "wanted", "measured", "verdict"], [
+        [goal["goal"], goal["wanted"], goal["measured"], goal["verdict"]] for goal in goals
+    ])  # fmt: skip
+
+
+def _plain(table: Table) -> str:
+    """Columns two spaces apart; a last column that is too long goes on below."""
+    lines = [list(table.header), *(list(line) for line in table.lines)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
+    room = WIDTH - sum(widths[:-1]) - 2 * (len(widths) - 1)
+    numeric = widths[-1] <= room
+    out = [table.title[:WIDTH]]
+    for line in lines:
+        cells = [line[0].ljust(widths[0])]
+        if numeric:
+            cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        else:
+            cells += [cell.ljust(width) for cell, width in zip(line[1:-1], widths[1:-1], strict=True)]
+            cells.append(line[-1][: max(room, 8)])
+        out.append("  ".join(cells).rstrip())
+        rest = "" if numeric else line[-1][max(room, 8) :]
+        while rest:
+            out.append("      " + rest[: WIDTH - 6])
+            rest = rest[WIDTH - 6 :]
+    return "\n".join(out)
+
+
+def _markdown(table: Table) -> str:
+    lines = [f"## {table.title}", "", "| " + " | ".join(table.header) + " |", "|" + "---|" * len(table.header)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table.lines]
+    return "\n".join(lines)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _number(value: float) -> str:
+    """Four significant digits without an exponent."""
+    return f"{value:.4g}" if 0.001 <= abs(value) < 10_000 else f"{value:.0f}" if value else "0"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _gibibytes(row: Row) -> str:
+    return "-" if row.get("peak_bytes") is None else f"{row['peak_bytes'] / GIBIBYTE:.2f}"
+
+
+def _mebibytes(count: int | None) -> str:
+    return "-" if count is None else _number(count / MEBIBYTE)

@@ -1,0 +1,123 @@
+"""Times with medians and quantiles. What is compared takes turns: what disturbs the machine disturbs all alike."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.device import free_memory, is_out_of_memory, synchronise
+
+FLUSH_BYTES = 1 << 28  # far more than any second-level cache holds
+WARM_UP_CALLS = 3
+
+
+class Quantiles(NamedTuple):
+    """Of a list of measurements, in their unit."""
+
+    low: float
+    median: float
+    high: float
+
+
+def quantiles(values: Sequence[float]) -> Quantiles:
+    """The 20 % quantile, the median and the 80 % quantile; of a single value, that value thrice."""
+    if len(values) == 1:
+        return Quantiles(values[0], values[0], values[0])
+    fifths = statistics.quantiles(values, n=5, method="inclusive")
+    return Quantiles(fifths[0], statistics.median(values), fifths[3])
+
+
+def summary(milliseconds: Sequence[float]) -> dict[str, float]:
+    """As JSON has it."""
+    low, median, high = quantiles(milliseconds)
+    return {"q20": low, "median": median, "q80": high, "count": len(milliseconds)}
+
+
+class Clock:
+    """Marks points in a device's work and tells the time between them: events on a GPU, a host clock elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._marks: list[Any] = []
+
+    def mark(self) -> None:
+        """A point after all work that has been asked for so far."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def milliseconds(self) -> list[float]:
+        """Between each mark and the next since the last call; waits for the device."""
+        synchronise(self.device)
+        marks, self._marks = self._marks, []
+        pairs = list(itertools.pairwise(marks))
+        if self.device.type == "cuda":
+            return [first.elapsed_time(second) for first, second in pairs]
+        return [1e3 * (second - first) for first, second in pairs]
+
+
+class Stopwatch:
+    """Times calls one by one, with a cold second-level cache on a GPU as do_bench has it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._clock = Clock(device)
+        self._flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device.type == "cuda" else None
+
+    def time(self, run: Callable[[], Any], calls: int) -> list[float]:
+        """Milliseconds of each call."""
+        for _ in range(calls):
+            if self._flush is not None:
+                self._flush.zero_()  # also gives the host a head start, so that launches leave no gap
+            self._clock.mark()
+            run()
+            self._clock.mark()
+        return self._clock.milliseconds()[::2]
+
+
+@dataclass
+class Timed:
+    """All milliseconds of one contender by round, or why there are none (status oom or error)."""
+
+    milliseconds: list[float] = field(default_factory=list)
+    status: str = "ok"
+    reason: str = ""
+
+
+def failure(error: BaseException) -> tuple[str, str]:
+    """(status, reason) of a case or contender that raised, in one line."""
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return ("oom" if is_out_of_memory(error) else "error"), f"{type(error).__name__}: {first_line}"[:300]
+
+
+def take_turns(
+    runs: dict[str, Callable[[], Any]], stopwatch: Stopwatch, rounds: int, seconds: float
+) -> dict[str, Timed]:
+    """Time every run in every round; each round begins with another one. About `seconds` in all, after warm-up."""
+    results = {name: Timed() for name in runs}
+    calls: dict[str, int] = {}
+    for name, run in runs.items():
+        try:
+            stopwatch.time(run, WARM_UP_CALLS - 1)  # compiles
+            once = min(stopwatch.time(run, 1)) / 1e3
+        except Exception as error:
+            results[name] = Timed([], *failure(error))
+            free_memory()
+            continue
+        share = seconds / (len(runs) * rounds)
+        calls[name] = min(max(int(share / max(once, 1e-6)), 1), 100)
+    names = list(calls)
+    for number in range(rounds):
+        start = number % max(len(names), 1)
+        for name in names[start:] + names[:start]:
+            results[name].milliseconds += stopwatch.time(runs[name], calls[name])
+    return results

@@ -1,0 +1,120 @@
+"""The fused kernels give the bits of the two ops' kernels, in Triton's interpreter where there is no GPU."""
+
+import os
+
+import pytest
+import torch
+from mask_reference import dropped
+
+from megaselect.kernels import bias_dropout_residual_layer_norm_triton as fused
+from megaselect.kernels import bias_dropout_residual_triton, layer_norm_triton
+from megaselect.kernels.bias_dropout_residual_layer_norm import Pair
+from megaselect.kernels.dropout_mask import Plane
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SEED, SITE, EPSILON = 0x8000000180000001, 2**31 - 1, 1e-5
+PAIR = Pair(bias_dropout_residual_triton, layer_norm_triton)
+SHAPES = [  # [s, b, h], row and column offset
+    pytest.param((1, 1, 1), (0, 0), id="one-element"),
+    pytest.param((19, 2, 17), (0, 0), id="narrow"),
+    pytest.param((5, 3, 100), (9, 128), id="offsets"),
+    pytest.param((18, 1, 192), (3, 64), id="several-tiles"),
+    pytest.param((2, 1, 1000), (0, 0), id="wide"),
+]
+either_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+every_threshold = pytest.mark.parametrize("threshold", [0, 26, 128])
+
+
+@pytest.fixture
+def chunked(monkeypatch):
+    """Rows come in chunks from 128 columns on."""
+    monkeypatch.setattr(layer_norm_triton, "MAX_WARPS", 0)
+    monkeypatch.setattr(layer_norm_triton, "CHUNK_WARPS", 2)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """torch's allocations of memory that is to be written hold NaN (1 in a mask)."""
+
+    def poison(make, *arguments, **options):
+        tensor = make(*arguments, **options)
+        return tensor.fill_(torch.nan if tensor.is_floating_point() else 1)
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        make = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, make=make, **k: poison(make, *a, **k))
+
+
+class Case:
+    def __init__(self, shape, offsets, dtype, threshold):
+        torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
+        x, residual, *self.grads = (torch.randn(shape).to(DEVICE, dtype) for _ in range(4))
+        bias, weight, ln_bias = (torch.randn(shape[-1]).to(DEVICE, dtype) for _ in range(3))
+        self.inputs, self.parameters = (x, bias, residual, weight, ln_bias), (weight, ln_bias)
+        numbers = [2**32 + 4, 11, 2**32 - 1][: shape[1]]
+        self.samples, self.plane = torch.tensor(numbers, device=DEVICE), Plane(SEED, SITE, threshold, *offsets)
+        drop = [dropped(SEED, sample, SITE, threshold, shape[0], shape[2], *offsets) for sample in numbers]
+        self.keep = ~torch.stack([torch.from_numpy(mask) for mask in drop], dim=1).to(DEVICE)
+
+    def run(self, kernels, store_mask, direct=True):
+        """All that forward and backward return: out, normed, mean, rstd, mask, and the four gradients."""
+        made = kernels.forward(*self.inputs, self.samples, self.plane, EPSILON, store_mask)
+        out, _, *kept = made
+        grad_out, grad_normed = self.grads
+        arguments = (out, *kept, self.samples, *self.parameters, self.plane)
+        return *made, *kernels.backward(grad_out if direct else None, grad_normed, *arguments)
+
+
+def assert_same_bits(got, wanted):
+    for k, (one, other) in enumerate(zip(got, wanted, strict=True)):
+        assert one.dtype == other.dtype, k
+        assert not one.isnan().any(), k
+        assert torch.equal(one, other), k
+
+
+@either_dtype
+@every_threshold
+@pytest.mark.parametrize(("shape", "offsets"), SHAPES)
+def test_the_bits_of_the_two_ops(shape, offsets, threshold, dtype, poisoned):
+    case = Case(shape, offsets, dtype, threshold)
+    assert fused.kernels_for(case.plane) is fused.Fused
+    stored = case.run(fused.Fused, threshold > 0)
+    assert_same_bits(stored, case.run(PAIR, threshold > 0))
+    if threshold:
+        assert torch.equal(stored[4], -case.keep.to(torch.int8))
+        rebuilt = case.run(fused.Fused, False)
+        assert rebuilt[4].numel() == 0
+        assert_same_bits(rebuilt[:4] + rebuilt[5:], stored[:4] + stored[5:])
+
+
+@pytest.mark.parametrize("store_mask", [True, False])
+def test_rows_in_chunks(store_mask, chunked, poisoned):
+    case = Case((3, 2, 650), (9, 64), torch.float16, 26)
+    options = layer_norm_triton.launch_options(650, 2, "forward")
+    assert not options["WHOLE"]
+    assert 2 * options["BLOCK_N"] < 650
+    assert_same_bits(case.run(fused.Fused, store_mask), case.run(PAIR, store_mask))
+
+
+@either_dtype
+@every_threshold
+def test_without_a_gradient_of_out(threshold, dtype, poisoned):
+    case = Case((5, 2, 100), (0, 0), dtype, threshold)
+    assert_same_bits(case.run(fused.Fused, False, direct=False), case.run(PAIR, False, direct=False))
+
+
+def test_columns_off_the_grid_are_left_to_the_two_ops():
+    case = Case((3, 1, 100), (0, 13), torch.float32, 26)
+    kernels = fused.kernels_for(case.plane)
+    assert isinstance(kernels, Pair)
+    out, *_, mask = kernels.forward(*case.inputs, case.samples, case.plane, EPSILON, True)
+    assert torch.equal(mask, -case.keep.to(torch.int8))
+    x, bias, residual, *_ = case.inputs
+    assert torch.equal(out, ((x + bias) * (256 / 230)).where(case.keep, 0.0) + residual)
+
+
+def test_without_rows():
+    case = Case((0, 2, 64), (0, 0), torch.float32, 0)
+    *_, grad_weight, grad_ln_bias = case.run(fused.Fused, False)
+    assert not grad_weight.any()
+    assert not grad_ln_bias.any()
