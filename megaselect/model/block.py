@@ -53,13 +53,26 @@ class Block(nn.Module):
         for module in (self, self.attention, self.attention.core, self.mlp):
             module.policy = policy
 
+    def fuses_layernorm(self) -> bool:
+        """Whether ln2 runs in one op with the dropout before it, past both modules' calls.
+
+        Not where somebody has replaced, sharded or hooked one of them: then the calls are theirs to see.
+        """
+        pair = ((self.attention_dropout, HiddenDropout), (self.ln2, LayerNorm))
+        return self.policy.fuse_layernorm and all(type(module) is own and not _hooked(module) for module, own in pair)
+
     def forward(self, x: Tensor, sample_index: Tensor) -> Tensor:
         """[s, b, h] to [s, b, h]; sample_index int64 [b]."""
         store_mask = self.policy.store_hidden_masks
         attended = self.attention(self.ln1(x), sample_index, self.ln1, x)
-        if self.policy.fuse_layernorm:
+        if self.fuses_layernorm():
             x, normed = self.attention_dropout.then_layernorm(attended, x, self.ln2, sample_index, store_mask)
         else:
             x = self.attention_dropout(attended, x, sample_index, store_mask)
             normed = self.ln2(x)
         return self.mlp_dropout(self.mlp(normed, self.ln2, x), x, sample_index, store_mask)
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)

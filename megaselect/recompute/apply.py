@@ -81,10 +81,11 @@ class ChunkedStack(StackPolicy):
         return x
 
 
-@dataclass(frozen=True)
 class _ChunkRun:
-    layers: Sequence[nn.Module]
-    first: int
+    """No frozen dataclass: torch.compile around the whole model could not bring one over a graph break."""
+
+    def __init__(self, layers: Sequence[nn.Module], first: int) -> None:
+        self.layers, self.first = layers, first
 
     def __call__(self, x: Tensor, sample_index: Tensor) -> Tensor:
         for layer in self.layers:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from megaselect.errors import RecomputeError
 from megaselect.recompute.ledger import scope
 
 
@@ -33,32 +35,61 @@ def product_of_rebuilt(
     """product(made), keeping `source` for backward but not `made`, which is rebuild(source) and is made again there.
 
     The product may be anything that keeps its input: a wrapped linear layer too. What made `made` is left alone: its
-    own backward uses what its own forward kept, so only the product's copy of it goes.
+    own backward uses what its own forward kept, so only the product's copy of it goes. Backward raises RecomputeError
+    where `rebuild` draws random numbers.
     """
     if not torch.is_grad_enabled():
         return product(made)
-    return checkpointed(name, _ProductOfRebuilt(product, made, rebuild), source)
+    return checkpointed(name, _ProductOfRebuilt(name, product, made, rebuild), source)
 
 
 class _ProductOfRebuilt:
     """The region: its first run takes what is there, and lets go of it; every later run makes it again."""
 
-    def __init__(self, product: nn.Module, made: Tensor, rebuild: Callable[..., Tensor]) -> None:
-        self.product, self.rebuild = product, rebuild
+    def __init__(self, name: str, product: nn.Module, made: Tensor, rebuild: Callable[..., Tensor]) -> None:
+        self.name, self.product, self.rebuild = name, product, rebuild
         self.made: Tensor | None = made
         self.requires_grad = made.requires_grad
 
     def __call__(self, source: Tensor) -> Tensor:
         made, self.made = self.made, None
         if made is None:
-            with torch.no_grad():
-                made = self.rebuild(source)
-            made.requires_grad_(self.requires_grad)  # else the product would keep less than in its first run
+            made = self._rebuilt(source)
+            if self.requires_grad:  # else the product would keep less than in its first run
+                made = _NotALeaf.apply(made, torch.empty(0, requires_grad=True))
         return self.product(made)
+
+    def _rebuilt(self, source: Tensor) -> Tensor:
+        """Raises RecomputeError where the making draws random numbers: its first run, outside, had others."""
+        before = _rng_states(source.device)
+        with torch.no_grad():
+            made = self.rebuild(source)
+        if not all(map(torch.equal, before, _rng_states(source.device))):
+            raise RecomputeError(
+                f"{self.name}: {_described(self.rebuild)} draws random numbers, so it cannot be rebuilt from its "
+                "input: leave layernorm out of --recompute-modules, or use --recompute full"
+            )
+        return made
 
     def modules_inside(self) -> Iterator[tuple[str, nn.Module]]:
         """(path, module) of everything that runs in the region."""
         yield from self.product.named_modules()
+
+
+class _NotALeaf(torch.autograd.Function):
+    """Has a tensor require grad as one that was computed does: a product may write into its input, though not a leaf's.
+
+    The anchor requires grad and is not read.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, made: Tensor, anchor: Tensor) -> Tensor:
+        ctx.mark_dirty(made)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        return None, None
 
 
 class _RngGuard:
@@ -75,9 +106,9 @@ class _RngGuard:
 
     @contextlib.contextmanager
     def _watch(self) -> Iterator[None]:
-        self.before = self._states()
+        self.before = _rng_states(self.device)
         yield
-        self.moved = not all(map(torch.equal, self.before, self._states()))
+        self.moved = not all(map(torch.equal, self.before, _rng_states(self.device)))
         if self.moved:
             _warn_of_random_numbers(self.name, self.region)
         else:
@@ -88,23 +119,28 @@ class _RngGuard:
         if not self.moved:
             yield
             return
-        current = self._states()
+        current = _rng_states(self.device)
         self._restore(self.before)
         try:
             yield
         finally:
             self._restore(current)
 
-    def _states(self) -> list[Tensor]:
-        states = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self.device))
-        return states
-
     def _restore(self, states: list[Tensor]) -> None:
         torch.set_rng_state(states[0])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(states[1], self.device)
+
+
+def _rng_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def _described(rebuild: Callable[..., Tensor]) -> str:
+    return type(rebuild).__name__ if isinstance(rebuild, nn.Module) else getattr(rebuild, "__name__", repr(rebuild))
 
 
 def _warn_of_random_numbers(name: str, region: Callable[..., Tensor]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from megaselect.model.block import Block
 from megaselect.recompute.compiled import is_compiled
 from megaselect.recompute.tensor_names import SHARED, name_of
 
@@ -74,9 +75,9 @@ def record(model: nn.Module) -> Iterator[Ledger]:
     """Record what forward passes inside keep for backward. Run backward outside, or rows of recomputation join in."""
     recorder = _Recorder(model)
     handles = []
-    compiled = tuple(f"{name}." for name, module in model.named_modules() if is_compiled(module))
+    unhooked = tuple(_changed_by_hooks(model))
     for name, module in model.named_modules():
-        if name and not name.startswith(compiled):  # hooks inside would compile the layer anew
+        if name and not name.startswith(unhooked):
             handles.append(module.register_forward_pre_hook(functools.partial(recorder.enter, name)))
             handles.append(module.register_forward_hook(recorder.leave, always_call=True))
     try:
@@ -85,6 +86,15 @@ def record(model: nn.Module) -> Iterator[Ledger]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _changed_by_hooks(model: nn.Module) -> Iterator[str]:
+    """Beginnings of the paths of modules that would run otherwise with a hook on them than they do without."""
+    for name, module in model.named_modules():
+        if is_compiled(module):
+            yield f"{name}."  # it would be compiled anew
+        elif isinstance(module, Block) and module.fuses_layernorm():
+            yield from (f"{name}.attention_dropout", f"{name}.ln2")
 
 
 class _Recorder:
