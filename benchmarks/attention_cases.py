@@ -73,9 +73,9 @@ def cases(
     made = []
     for head_size in head_sizes:
         for sequence in sequences:
-            key = f"K2 d={head_size} s={sequence} p={','.join(f'{p:g}' for p in dropouts)} [{','.join(rivals)}]"
+            key = f"K2 d={head_size} s={sequence} p={','.join(f'{p:g}' for p in dropouts)} [{len(rivals)} rivals]"
             run = functools.partial(_run, sequence, head_size, tuple(dropouts), tuple(rivals))
-            made.append(Case(key, run, bench.seconds + (25 if bench.on_gpu else 3)))
+            made.append(Case(key, run, bench.seconds + (25 if bench.on_gpu else 3), ",".join(rivals)))
     return made
 
 
@@ -101,7 +101,7 @@ def _run(sequence: int, head_size: int, dropouts: Sequence[float], rivals: Seque
             if (name == FLEX and dropout_p) or (name == CHAIN and sequence > LONGEST_CHAIN):
                 continue
             makers.append((name, dropout_p, functools.partial(_rival, problem, name, dropout_p, exact)))
-    contenders, failed = prepare(makers)
+    contenders, failed = prepare(bench, makers)
     shape = {"kernel": "K2", "sequence": sequence, "head_size": head_size, "batch": batch, "heads": heads}
     rows = measure(bench, [matmul_ceiling(bench), *contenders], OURS, shape)
     return rows + [{**shape, "direction": "both", **row} for row in failed]
@@ -195,6 +195,7 @@ def _chain(scale: float, query: Tensor, key: Tensor, value: Tensor, dropout_p: f
 
 def _flex_attention(scale: float) -> Attend:
     """Compiled, with its block mask made once."""
+    import torch._functorch.config
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     compiled = torch.compile(flex_attention, dynamic=False)
@@ -204,7 +205,8 @@ def _flex_attention(scale: float) -> Attend:
         length = query.shape[2]
         if length not in masks:
             masks[length] = create_block_mask(_causal, None, None, length, length, device=query.device)
-        return compiled(query, key, value, block_mask=masks[length], scale=scale)
+        with torch._functorch.config.patch(donated_buffer=False):  # backward is timed again and again on one graph
+            return compiled(query, key, value, block_mask=masks[length], scale=scale)
 
     return attend
 
@@ -215,12 +217,16 @@ def _causal(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _deterministic() -> Iterator[None]:
-    """Deterministic algorithms without filling fresh memory, which would be charged to the kernel."""
+    """Deterministic algorithms without filling fresh memory, which would be charged to the kernel.
+
+    With warn_only torch's flash backward warns and stays as it is.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.utils.deterministic.fill_uninitialized_memory = fill

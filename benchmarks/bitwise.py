@@ -16,7 +16,6 @@ from torch import Tensor
 from benchmarks.families import Family, RandomBatch, megaselect_family, random_batch, refusal
 from benchmarks.runner import Bench, Case, Row
 from benchmarks.settings import ATTENTIONS, BenchConfig, ModelSettings, Setting, TrainingSettings
-from benchmarks.timing import failure
 
 LAYERS, HEADS, VOCABULARY = 2, 4, 1000
 SETTINGS = ("none", "selective", "dropout", "core_attn", "layernorm", "all", "full")
@@ -61,7 +60,7 @@ def cases(bench: Bench, compiled: bool = False, attentions: Sequence[str] = ATTE
     for shape in shapes[:1] if compiled else shapes:
         key = f"bits {shape.dtype} d={shape.head_size} s={shape.sequence} b={shape.micro_batch}"
         run = functools.partial(_run, shape, tuple(attentions), compiled)
-        made.append(Case(key + ", compiled" * compiled, run, 90 if compiled else 20))
+        made.append(Case(key + ", compiled" * compiled, run, 180 if compiled else 20))
     return made
 
 
@@ -75,31 +74,33 @@ def _run(shape: Shape, attentions: Sequence[str], compiled: bool, bench: Bench) 
     rows = []
     for attention in attentions:
         names = [setting for setting in allowed if setting.attention == attention]
-        rows += [{**dataclasses.asdict(shape), **row} for row in _compare(family, names, batch)]
+        rows += [{**dataclasses.asdict(shape), **row} for row in _compare(bench, family, names, batch)]
     return rows
 
 
-def _compare(family: Family, settings: Sequence[Setting], batch: RandomBatch) -> list[Row]:
+def _compare(bench: Bench, family: Family, settings: Sequence[Setting], batch: RandomBatch) -> list[Row]:
     """A row for each setting but the first, which the others are compared with; and one for the first, run again."""
     rows: list[Row] = []
     expected: list[Tensor] = []
-    for setting in (settings[0], *settings):
-        row: Row = {"contender": setting.label, "status": "ok", "reason": ""}
-        try:
-            results = _results(family, setting, batch)
-            if not expected:
-                expected = results
-                continue
-            row["different"] = [
-                name
-                for name, left, right in zip(["loss", *family.optimizer.masters], expected, results, strict=True)
-                if not torch.equal(left, right)
-            ]
-            row["tensors"] = len(results)
-        except Exception as error:
-            row["status"], row["reason"] = failure(error)
+    names = ["loss", *family.optimizer.masters]
+
+    def compare(setting: Setting, row: Row) -> None:
+        results = _results(family, setting, batch)
+        row["tensors"] = len(results)
+        if expected:
+            pairs = zip(names, expected, results, strict=True)
+            row["different"] = [name for name, left, right in pairs if not torch.equal(left, right)]
+        else:
+            expected.extend(results)
+
+    for number, setting in enumerate((settings[0], *settings)):
+        row: Row = {"contender": setting.label}
+        work = functools.partial(compare, setting, row)
+        row["status"], row["reason"] = bench.attempt(f"{setting.label}{' first' * (number == 0)}", work)
+        if row["status"] != "ok":
             family.drop_gradients()
-        rows.append(row)
+        if "different" in row or row["status"] != "ok":
+            rows.append(row)
     return rows
 
 

@@ -7,10 +7,12 @@ import datetime
 import gc
 import hashlib
 import importlib.metadata
+import os
 import platform
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,10 @@ SMI_FIELDS = ("driver_version", "power.limit", "clocks.sm", "clocks.max.sm", "cl
 
 
 def environment(device: torch.device, commit: str | None = None) -> dict[str, Any]:
-    """What a figure depends on besides the arguments: device, versions, code, date (UTC) and command line."""
+    """What a figure depends on besides the arguments: device, versions, code, date (UTC) and command line.
+
+    load: processes that wanted to run, on average over the minute before.
+    """
     return {
         "device": device_name(device),
         "cpu": _cpu_name(),
@@ -33,23 +38,36 @@ def environment(device: torch.device, commit: str | None = None) -> dict[str, An
         "commit": commit or _git_commit(),
         "sources": sources_digest(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "command": _threads() + shlex.join(["python", *sys.argv]),
     }
 
 
 def fingerprint(record: dict[str, Any]) -> dict[str, Any]:
     """The part of the environment that figures must share to stand in one report."""
-    return {"device": record["device"], "torch": record["versions"]["torch"], "sources": record["sources"]}
+    versions = record["versions"]
+    return {
+        "device": record["device"],
+        "torch": versions["torch"],
+        "triton": versions["triton"],
+        "sources": record["sources"],
+    }
+
+
+def _threads() -> str:
+    """The variable that sets torch's threads, as a shell takes it, where it is set."""
+    count = os.environ.get("OMP_NUM_THREADS")
+    return f"OMP_NUM_THREADS={shlex.quote(count)} " if count else ""
 
 
 def describe(record: dict[str, Any]) -> list[str]:
     """The environment in a few lines of at most 80 columns."""
-    lines = [f"{record['device']} ({record['cpu']})"[:80]]
+    lines = [f"{record['device']} ({record['cpu']}, {os.cpu_count()} cores, load {record.get('load')} before)"]
     if record["gpu"]:
         lines.append(", ".join(f"{name} {value}" for name, value in record["gpu"].items() if name != "memory_bytes"))
     lines.append(", ".join(f"{name} {version}" for name, version in record["versions"].items() if version))
     lines.append(f"{record['date']}, commit {record['commit'] or 'unknown'}, sources {record['sources']}")
-    return lines
+    return [part for line in lines for part in textwrap.wrap(line, 80)]
 
 
 def sources_digest() -> str:
@@ -67,10 +85,19 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def works(device: torch.device) -> bool:
+    """A GPU that has run into a bad address answers every later call of the process with an error."""
+    try:
+        synchronise(device)
+    except RuntimeError:
+        return False
+    return True
+
+
 def free_memory() -> None:
-    """Give back what no tensor uses any more."""
-    gc.collect()
+    """Give a GPU back what no tensor uses any more. On a CPU nothing competes for it, and a collection takes 0.1 s."""
     if torch.cuda.is_available():
+        gc.collect()
         with contextlib.suppress(RuntimeError):  # of a GPU that has failed; whoever uses it next will hear of it
             torch.cuda.empty_cache()
 
@@ -97,13 +124,15 @@ def allocation_retries(device: torch.device) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory is short, on a GPU or a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether an exception says that memory is short, on a GPU (cuBLAS and Triton have words of their own) or a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED"))
 
 
 def _versions() -> dict[str, str | None]:
     versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
-    for package in ("triton", "numpy"):
+    for package in ("triton", "numpy", "transformers", "megatron-core"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -63,7 +63,7 @@ def _run(kernel: str, dropouts: Sequence[float], bench: Bench) -> list[Row]:
     for dropout_p in dropouts:
         for name in (OURS, EAGER):
             makers.append((name, dropout_p, functools.partial(_contenders, kernel, name, inputs, dropout_p)))
-    contenders, failed = prepare(makers)
+    contenders, failed = prepare(bench, makers)
     shape = {"kernel": kernel, "sequence": sequence, "batch": batch, "hidden": hidden}
     rows = measure(bench, [copy_ceiling(bench), *contenders], OURS, shape)
     return rows + [{**shape, "direction": "both", **row} for row in failed]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.runner import Bench, Row
-from benchmarks.timing import failure, summary, take_turns
+from benchmarks.timing import summary, take_turns
 
 COPY, MATMUL = "copy", "matmul"
 SEED = 1234
@@ -54,22 +54,22 @@ def matmul_ceiling(bench: Bench) -> Contender:
 
 
 def prepare(
-    makers: Sequence[tuple[str, float, Callable[[], list[Contender]]]],
+    bench: Bench, makers: Sequence[tuple[str, float, Callable[[], list[Contender]]]]
 ) -> tuple[list[Contender], list[Row]]:
     """Contenders of (name, dropout_p, maker), and a row for each maker that raised."""
-    contenders, failed = [], []
+    contenders: list[Contender] = []
+    failed: list[Row] = []
     for name, dropout_p, make in makers:
-        try:
-            contenders += make()
-        except Exception as error:
-            status, reason = failure(error)
+        status, reason = bench.attempt(f"{name}|{dropout_p:g}", lambda make=make: contenders.extend(make()))
+        if status != "ok":
             failed.append({"contender": name, "dropout_p": dropout_p, "status": status, "reason": reason})
     return contenders, failed
 
 
 def measure(bench: Bench, contenders: Sequence[Contender], ours: str, shape: Row) -> list[Row]:
     """A row for each contender: time, error, rates as shares of the ceilings, and its time as a multiple of ours."""
-    timed = take_turns({item.key: item.run for item in contenders}, bench.stopwatch, bench.rounds, bench.seconds)
+    runs = {item.key: item.run for item in contenders}
+    timed = take_turns(runs, bench.stopwatch, bench.rounds, bench.seconds, bench.attempt)
     rows = []
     for item in contenders:
         result = timed[item.key]

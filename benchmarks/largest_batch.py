@@ -2,51 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 
-from benchmarks.device import free_memory, is_out_of_memory, synchronise
+from benchmarks.device import free_memory, is_out_of_memory, synchronise, works
 from benchmarks.families import Family, random_batch
-from benchmarks.settings import BenchConfig
+from benchmarks.runner import Bench, Case, Row
+from benchmarks.settings import BenchConfig, Setting
+from benchmarks.step_cases import guarded, make_contenders
+from benchmarks.timing import failure
 
 MOST_TRIES = 14
 RESOLUTION = 16  # narrowed down to 1/16 of the size
 
 
-def largest_micro_batch(
-    family: Family, prepare: Callable[[], None], config: BenchConfig, device: torch.device
-) -> int | None:
-    """None on a CPU, whose memory ends in swapping, and where no size trains."""
-    if device.type != "cuda":
-        return None
-    prepare()
-    fits, fails = 0, None
+def largest_case(
+    key: str, config: BenchConfig, settings: Sequence[Setting], dtype: torch.dtype, seconds: float
+) -> Case:  # fmt: skip
+    """A row for each setting, with its largest micro-batch at the config's sequence length. For a GPU."""
+    run = functools.partial(_run, config, settings, dtype)
+    return Case(key, run, seconds, repr((config, list(settings), dtype)))
+
+
+def _run(config: BenchConfig, settings: Sequence[Setting], dtype: torch.dtype, bench: Bench) -> list[Row]:
+    contenders, rows = make_contenders(config, settings, dtype, (), bench)
+
+    def find(contender) -> None:
+        contender.prepare()
+        size, reason = largest_micro_batch(functools.partial(trains, contender.family, config, bench.device), config)
+        contender.row |= {"largest_micro_batch": size, "beyond": reason}
+
+    for contender in contenders:
+        guarded(bench, contender, functools.partial(find, contender))
+    return [contender.row for contender in contenders] + rows
+
+
+def largest_micro_batch(try_size: Callable[[int], str], config: BenchConfig) -> tuple[int, str]:
+    """(size, what the smallest size that failed said), from the config's own on; 0 where none trains.
+
+    try_size: why a size does not train, or nothing.
+    """
+    fits, fails, reason = 0, None, ""
     size = config.training.micro_batch_size
     for _ in range(MOST_TRIES):
-        if _trains(family, config.sized(micro_batch=size), device):
-            fits = size
+        why = try_size(size)
+        if why:
+            fails, reason = size, why
         else:
-            fails = size
+            fits = size
         if fails is not None and fails - fits <= max(fits // RESOLUTION, 1):
             break
         size = 2 * fits if fails is None else (fits + fails) // 2
-        if size == 0:
-            break
-    return fits or None
+    return fits, reason
 
 
-def _trains(family: Family, config: BenchConfig, device: torch.device) -> bool:
-    """Whether one step of this micro-batch size fits into memory. Other errors are raised."""
-    fits = True
+def trains(family: Family, config: BenchConfig, device: torch.device, size: int) -> str:
+    """Why a step of this micro-batch size fails, or nothing. Raises what has left the GPU unusable."""
+    reason = ""
     try:
-        family.optimizer.backward(family.loss(random_batch(config, 0, device)))
+        family.optimizer.backward(family.loss(random_batch(config.sized(micro_batch=size), 0, device)))
         family.optimizer.step(family.learning_rate)
         synchronise(device)
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not works(device):
             raise
-        fits = False
+        reason = "memory is short" if is_out_of_memory(error) else failure(error)[1]
     family.drop_gradients()
     free_memory()
-    return fits
+    return reason

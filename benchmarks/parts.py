@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks import attention_cases, hidden_cases, scores_cases
+from benchmarks.largest_batch import largest_case
 from benchmarks.rival_models import rival_makers
 from benchmarks.runner import Bench, Case
 from benchmarks.settings import ATTENTIONS, RECOMPUTE, RIVALS, BenchConfig, Setting, read_config
@@ -15,6 +16,8 @@ from benchmarks.step_cases import step_case
 
 GPU_CONFIGS, CPU_CONFIGS = ("gpt2-124m", "gpt-1.3b", "gpt-350m", "gpt-760m"), ("tiny",)
 GPU_SEQUENCES = (1024, 2048, 4096, 8192)
+OWN = " own "  # in the key of a case at the sequence length that the config names
+BESIDE_A_RIVAL = {"gpt-1.3b": 1}  # micro-batches on a GPU: two such models and their optimizers are 47 GB
 KERNELS = ("k1", "k2", "bdrl", "layernorm")
 SWEPT = (("unfused", "none"), ("unfused", "selective"), ("fused", "none"), ("fused", "all"), ("fused", "full"))
 BESIDE_RIVALS = (
@@ -41,14 +44,42 @@ def kernels(arguments: argparse.Namespace, bench: Bench, dtype: torch.dtype) -> 
 
 
 def step(arguments: argparse.Namespace, bench: Bench, dtype: torch.dtype) -> list[Case]:
-    """Every setting of every attention, compared within a case; eager before compiled, a config's own length first."""
-    made = []
+    """A config's own length first, eager before compiled; last, on a GPU, the largest micro-batch of each setting.
+
+    Eager settings of all attentions take turns in one case; compiled ones, which compile for minutes, have a case for
+    each attention, beside its eager `none`.
+    """
+    made: list[Case] = []
+    largest: list[Case] = []
     for compiled in _compile_choices(arguments, bench):
         for config in _configs(arguments, bench):
             for sized in _lengths(config, arguments, bench):
-                settings = _settings(arguments, compiled)
-                made.append(_case("step", sized, settings, dtype, bench, compiled, (), arguments.largest_batch))
-    return sorted(made, key=lambda case: "own" not in case.key)
+                for group, names in _groups(_settings(arguments, compiled), compiled):
+                    made.append(_case(f"step{group}", sized, names, dtype, bench, compiled))
+    for config in _configs(arguments, bench) if bench.on_gpu else ():
+        for length in arguments.seq or (config.model.seq_length,):
+            largest += _largest_cases(config.sized(length, micro_batch=1), _settings(arguments, False), dtype)
+    return sorted(made, key=lambda case: OWN not in case.key) + largest
+
+
+def _largest_cases(config: BenchConfig, settings: Sequence[Setting], dtype: torch.dtype) -> list[Case]:
+    """One for each attention."""
+    made = []
+    for attention in dict.fromkeys(setting.attention for setting in settings):
+        names = [setting for setting in settings if setting.attention == attention]
+        key = f"largest batch, {attention}, {_size(config)} [{len(names)} settings]"
+        made.append(largest_case(key, config, names, dtype, 20 + 20 * len(names)))
+    return made
+
+
+def _groups(settings: Sequence[Setting], compiled: bool) -> list[tuple[str, list[Setting]]]:
+    """(part of the key, settings) of each case."""
+    if not compiled:
+        return [("", list(settings))]
+    return [
+        (f" {attention}", [Setting(attention, "none"), *(item for item in settings if item.attention == attention)])
+        for attention in dict.fromkeys(setting.attention for setting in settings)
+    ]
 
 
 def sweep(arguments: argparse.Namespace, bench: Bench, dtype: torch.dtype) -> list[Case]:
@@ -66,10 +97,12 @@ def sweep(arguments: argparse.Namespace, bench: Bench, dtype: torch.dtype) -> li
 
 
 def rivals(arguments: argparse.Namespace, bench: Bench, dtype: torch.dtype) -> list[Case]:
-    """One case a rival, each with our settings beside it, so that large models fit."""
+    """One case a rival, each with our settings beside it: on a GPU two large models fit at a time, not five."""
     made = []
     for config in _configs(arguments, bench):
         for sized in _lengths(config, arguments, bench, every=False):
+            if bench.on_gpu and not arguments.micro_batch and config.name in BESIDE_A_RIVAL:
+                sized = sized.sized(micro_batch=BESIDE_A_RIVAL[config.name])
             for name in arguments.rival or RIVALS:
                 compiled = name == "plain-compiled"
                 settings = _settings(arguments, False, BESIDE_RIVALS)
@@ -80,6 +113,11 @@ def rivals(arguments: argparse.Namespace, bench: Bench, dtype: torch.dtype) -> l
     return made
 
 
+def _size(config: BenchConfig) -> str:
+    own = OWN if config.model.seq_length == config.own_length else " "
+    return f"{config.name} s={config.model.seq_length}{own}b={config.training.micro_batch_size}"
+
+
 def _case(
     kind: str,
     config: BenchConfig,
@@ -88,15 +126,12 @@ def _case(
     bench: Bench,
     compiled: bool = False,
     makers: Sequence = (),
-    largest_batch: bool = False,
 ) -> Case:
-    own = " own" if config.model.seq_length == config.own_length else ""
-    name = f"{config.name} s={config.model.seq_length}{own} b={config.training.micro_batch_size}"
-    names = f"{len(settings)} settings" + ", largest b" * largest_batch
-    key = f"{kind} {name} {str(dtype).removeprefix('torch.')}{' compiled' * compiled} [{names}]"
-    once = (150 if compiled else 25) if bench.on_gpu else (60 if compiled else 10)
-    seconds = bench.seconds + once + (120 if largest_batch and bench.on_gpu else 0)
-    return step_case(key, config, settings, dtype, seconds, makers, largest_batch)
+    precision = str(dtype).removeprefix("torch.")
+    key = f"{kind} {_size(config)} {precision}{' compiled' * compiled} [{len(settings)} settings]"
+    graphs = sum(setting.compiled for setting in settings) + 4 * (compiled and bool(makers))
+    once = (25 + 15 * graphs) if bench.on_gpu else (10 + 10 * graphs)
+    return step_case(key, config, settings, dtype, bench.seconds + once, makers)
 
 
 def _configs(arguments: argparse.Namespace, bench: Bench, one: bool = False) -> list[BenchConfig]:

@@ -17,6 +17,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from benchmarks.settings import ModelSettings
 
+GRAPHS = 64
+
 
 class PlainAttention(nn.Module):
     """Causal self-attention by matrix products and torch's softmax and dropout, or by torch's fused attention."""
@@ -112,6 +114,10 @@ def saving_products(layer: nn.Module, x: Tensor, future: Tensor) -> Tensor:
 
 def compiled(budget: float) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
     """torch.compile a layer; budget: the share of activations that the partitioner may keep, 1 being its default."""
+    import torch._dynamo.config  # takes seconds
+
+    # Graphs of one function: budgets, ways to attend, training or not, and shapes. Torch's own limit is 8.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     run = torch.compile(_compiled_layer, fullgraph=True)
 
     def within_budget(layer: nn.Module, x: Tensor, future: Tensor) -> Tensor:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +29,15 @@ class Table:
 
 @dataclass
 class Report:
-    """Everything that a run of one part has to say."""
+    """Everything that a run of one part has to say. not_measured: rows of case, why and command."""
 
     part: str
     environment: dict[str, Any]
     arguments: dict[str, Any]
     rows: list[Row]
-    left_out: dict[str, str]
-    notes: list[str]
-    goals: list[Row]
+    not_measured: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    goals: list[Row] = field(default_factory=list)
 
     def tables(self) -> list[Table]:
         """Of the rows."""
@@ -47,9 +50,9 @@ class Report:
     def text(self) -> str:
         """For a terminal."""
         blocks = ["\n".join(describe(self.environment)), *(_plain(table) for table in self.tables())]
-        blocks += self.notes
-        if self.left_out:
-            blocks.append("left out:\n" + "\n".join(f"  {key}: {why}" for key, why in self.left_out.items()))
+        blocks += [textwrap.fill(note, WIDTH, break_on_hyphens=False) for note in self.notes]
+        if self.not_measured:
+            blocks.append("\n".join(["not measured", *(_plain_missing(row) for row in self.not_measured)]))
         if self.goals:
             blocks.append(_plain(_goal_table(self.goals)))
         return "\n\n".join(blocks)
@@ -62,20 +65,34 @@ class Report:
         blocks = [
             f"# Benchmark: {self.part}, {record['device']}, {record['date'][:10]}",
             f"    {record['command']}",
-            f"{record['device']}; {record['cpu']}{'; ' + gpu if gpu else ''}; {versions}. "
+            f"{record['device']}; {record['cpu']}, {os.cpu_count()} cores, load average before the start "
+            f"{record.get('load')}{'; ' + gpu if gpu else ''}; {versions}. "
             f"{record['date']}, commit {record['commit'] or 'unknown'}, sources {record['sources']}.",
             *self.notes,
         ]
         if self.goals:
             blocks.append(_markdown(_goal_table(self.goals)))
         blocks += [_markdown(table) for table in self.tables()]
-        if self.left_out:
-            blocks.append("Left out:\n\n" + "\n".join(f"- {key}: {why}" for key, why in self.left_out.items()))
+        if self.not_measured:
+            lines = [f"- {row['case']}: {row['why']}: `{row['command']}`" for row in self.not_measured]
+            blocks += ["## not measured", "\n".join(lines)]
         return "\n\n".join(blocks) + "\n"
 
     def write(self, path: Path) -> None:
         """Markdown for .md, JSON for anything else."""
         path.write_text(self.markdown() if path.suffix == ".md" else json.dumps(self.document(), indent=2) + "\n")
+
+
+def _plain_missing(row: Row) -> str:
+    """Case and why, then the command, in lines that a shell takes as one."""
+    why = textwrap.wrap(f"{row['case']}: {row['why']}", WIDTH - 2, break_on_hyphens=False)
+    quoted = [shlex.quote(word) for word in shlex.split(row["command"])]
+    lines = [""]
+    for word in quoted:
+        if lines[-1] and len(lines[-1]) + len(word) + 7 > WIDTH:
+            lines.append("")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return "\n".join([f"  {line}" for line in why] + ["    " + " \\\n    ".join(lines)])
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
@@ -93,6 +110,8 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             made.append(_kernel_table(case, good))
         if any("step_ms" in row for row in good):
             made += _step_tables(case, [row for row in good if "step_ms" in row])
+        if any("largest_micro_batch" in row for row in good):
+            made.append(_largest_table(case, good))
     return made + _failures(rows)
 
 
@@ -119,9 +138,9 @@ def _kernel_table(case: str, rows: Sequence[Row]) -> Table:
         error = "-" if row["error"] is None else f"{row['error']:.1e}"
         times = "-" if row.get("times_ours") is None else f"{row['times_ours']:.2f}"
         direction = {"forward": "fwd", "backward": "bwd", "": ""}[row["direction"]]
-        low, median, high = (_number(row["ms"][name]) for name in ("q20", "median", "q80"))
+        median = _number(row["ms"]["median"])
         lines.append(
-            [_cut(row["contender"], 20), direction, f"{row['dropout_p']:g}", median, f"{low} {high}", rate,
+            [_cut(row["contender"], 20), direction, f"{row['dropout_p']:g}", median, _spread(row["ms"]), rate,
              "-" if share is None else f"{share:.0%}", times, error]
         )  # fmt: skip
     unit = "rate: TFLOP/s of the live half" if rows[0].get("tflop_per_s") else "rate: GB/s of the least bytes"
@@ -136,18 +155,23 @@ def _step_tables(case: str, rows: Sequence[Row]) -> list[Table]:
     for row in rows:
         step = row["step_ms"]
         name = _short(row["contender"])
-        phases = [_number(row[f"{phase}_ms"]) for phase in ("forward", "backward", "optimizer")]
-        spread = f"{_number(step['q20'])} {_number(step['q80'])}"
-        times.append([name, _number(step["median"]), spread, *phases, f"{row['ratio']['median']:.3f}"])
+        phases = [_number(row[f"{phase}_ms"]) for phase in ("forward", "backward")]
+        low, ratio, high = (f"{row['ratio'][name]:.3f}" for name in ("low", "median", "high"))
+        times.append([name, _number(step["median"]), _spread(step), *phases, ratio, f"{low} {high}"])
         use = [f"{row['tokens_per_s']:.0f}", _percent(row["mfu"]), _percent(row["hfu"]), _gibibytes(row)]
         stored = [_mebibytes(row.get("stored_predicted")), _exactness(row)]
-        sizes.append([name, *use, *stored, str(row.get("largest_micro_batch") or "-")])
-    header = ["setting", "tokens/s", "MFU", "HFU", "peak", "kept", "found", "most b"]
-    lower_title = f"ratio: to {rows[0]['ratio_to']}. peak: GiB; kept: MiB for backward, predicted; found: by the ledger"
+        sizes.append([name, *use, *stored, _number(row["optimizer_ms"])])
+    header = ["setting", "tokens/s", "MFU", "HFU", "peak", "kept", "found", "optim."]
+    lower_title = f"ratio: to {rows[0]['ratio_to']}. peak: GiB; kept: MiB for backward, predicted; found: measured"
     return [
-        Table(title, ["setting", "step ms", "20 .. 80 %", "fwd", "bwd", "optim.", "ratio"], times),
+        Table(title, ["setting", "step ms", "20 .. 80 %", "fwd", "bwd", "ratio", "20 .. 80 %"], times),
         _without_empty_columns(Table(lower_title, header, sizes)),
     ]
+
+
+def _largest_table(case: str, rows: Sequence[Row]) -> Table:
+    lines = [[row["contender"], str(row["largest_micro_batch"]), row["beyond"] or "-"] for row in rows]
+    return Table(case.split(" [")[0], ["setting", "largest b", "what a larger one says"], lines)
 
 
 def sweep_tables(rows: Sequence[Row]) -> list[Table]:
@@ -156,9 +180,10 @@ def sweep_tables(rows: Sequence[Row]) -> list[Table]:
     for row in rows:
         if row["status"] == "ok" and "step_ms" in row:
             size = [str(row["sequence"]), str(row["micro_batch"])]
-            step = [_number(row["step_ms"]["median"]), f"{row['ratio']['median']:.3f}", f"{row['tokens_per_s']:.0f}"]
-            lines.append([_short(row["contender"]), *size, *step, _percent(row["mfu"]), _gibibytes(row)])
-    header = ["setting", "s", "b", "step ms", "ratio", "tokens/s", "MFU", "peak"]
+            step = [_number(row["step_ms"]["median"]), _spread(row["step_ms"]), f"{row['ratio']['median']:.3f}"]
+            use = [f"{row['tokens_per_s']:.0f}", _percent(row["mfu"]), _gibibytes(row)]
+            lines.append([_cut(row["contender"], 17), *size, *step, *use])
+    header = ["setting", "s", "b", "step ms", "20 .. 80 %", "ratio", "tokens/s", "MFU", "peak"]
     table = _without_empty_columns(Table("sweep; ratio: to the first of its size; peak: GiB", header, lines))
     return [*([table] if lines else []), *_failures(rows)]
 
@@ -217,12 +242,11 @@ def _plain(table: Table) -> str:
             cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
         else:
             cells += [cell.ljust(width) for cell, width in zip(line[1:-1], widths[1:-1], strict=True)]
-            cells.append(line[-1][: max(room, 8)])
+            first, *rest = textwrap.wrap(line[-1], max(room, 8), break_on_hyphens=False) or [""]
+            cells.append(first)
         out.append("  ".join(cells).rstrip())
-        rest = "" if numeric else line[-1][max(room, 8) :]
-        while rest:
-            out.append("      " + rest[: WIDTH - 6])
-            rest = rest[WIDTH - 6 :]
+        if not numeric and rest:
+            out += [f"      {part}" for part in textwrap.wrap(" ".join(rest), WIDTH - 6, break_on_hyphens=False)]
     return "\n".join(out)
 
 
@@ -239,6 +263,11 @@ def _cut(text: str, width: int) -> str:
 def _number(value: float) -> str:
     """Four significant digits without an exponent."""
     return f"{value:.4g}" if 0.001 <= abs(value) < 10_000 else f"{value:.0f}" if value else "0"
+
+
+def _spread(times: Row) -> str:
+    """The 20 % and the 80 % quantile."""
+    return f"{_number(times['q20'])} {_number(times['q80'])}"
 
 
 def _percent(share: float | None) -> str:

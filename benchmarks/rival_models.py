@@ -109,6 +109,8 @@ def hugging_face_family(config: BenchConfig, device: torch.device, dtype: torch.
         attn_pdrop=shape.attention_dropout_p,
         layer_norm_epsilon=shape.layernorm_epsilon,
         use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
     )
     with torch.device(device):  # not the meta device, which would lose its buffers
         model = GPT2LMHeadModel(settings)
@@ -117,7 +119,10 @@ def hugging_face_family(config: BenchConfig, device: torch.device, dtype: torch.
 
     def preparing(attention: str, checkpointing: bool) -> Callable[[], None]:
         def prepare() -> None:
-            model.set_attn_implementation(attention)
+            if hasattr(model, "set_attn_implementation"):
+                model.set_attn_implementation(attention)
+            else:  # transformers before 4.54 reads this at every call
+                model.config._attn_implementation = attention
             if checkpointing:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             else:

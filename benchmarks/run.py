@@ -51,6 +51,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=_count, help="turns of each contender (default 10; CPU 5)")
     parser.add_argument("--seconds", type=_positive, help="of measuring a case, about")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--case", nargs="+", help="only the cases of exactly these names")
     parser.add_argument("--filter", nargs="+", default=(), help="only cases with all of these in their name")
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
     parser.add_argument("--commit", help="what to record as commit where git is absent")
@@ -74,7 +75,6 @@ def _add_models(parser: argparse.ArgumentParser, part: str) -> None:
     parser.add_argument("--dtype", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
     if part == "step":
         parser.add_argument("--compile", choices=("no", "yes", "both"), help="default both; CPU no")
-        parser.add_argument("--largest-batch", action="store_true", help="also find the largest micro-batch (GPU)")
     if part == "rivals":
         parser.add_argument("--rival", nargs="+", choices=RIVALS)
 
@@ -106,13 +106,14 @@ def _probability(text: str) -> float:
 
 
 def main() -> int:
-    """Exit status: 0; 1 where bits or bytes are wrong; 2 for settings that cannot run."""
+    """Exit status: 0; 1 where bits, bytes or kernels are wrong; 2 for settings that cannot run; 3 where the GPU failed
+    and the same command goes on without what made it fail."""
     arguments = parse()
     from benchmarks.session import run_part  # torch takes seconds, and --help should not
     from megaselect.errors import MegaselectError
 
     try:
-        report, wrong = run_part(arguments)
+        report, status = run_part(arguments)
         if report is None:
             return 0
         print(json.dumps(report.document()) if arguments.json else report.text())
@@ -121,7 +122,7 @@ def main() -> int:
     except (MegaselectError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return int(wrong)
+    return status
 
 
 if __name__ == "__main__":

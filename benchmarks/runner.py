@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import signal
+import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.device import free_memory, synchronise
-from benchmarks.timing import Stopwatch, failure
+from benchmarks.device import free_memory, works
+from benchmarks.timing import Stopwatch, attempt, failure
 
 Row = dict[str, Any]
 ATTEMPTS = 2  # a case that has ended the process so often is left alone
+GRACE_SECONDS = 10.0  # beyond the time limit, for a case that takes longer than was thought
+
+
+class TimeUp(BaseException):
+    """The time limit has passed while a case ran. No guard of a single contender may swallow it."""
+
+
+class DeviceLost(BaseException):
+    """The GPU answers nothing any more: what was tried last, and what it raised."""
+
+    def __init__(self, contender: str, reason: str) -> None:
+        super().__init__(f"{contender}: {reason}")
+        self.contender, self.reason = contender, reason
 
 
 @dataclass
 class Bench:
-    """What every case gets. rounds: turns that each contender takes; seconds: of measuring a case, about."""
+    """What every case gets. rounds: turns that each contender takes; seconds: of measuring a case, about.
+
+    broken: contender -> reason, of what has made the GPU fail in an earlier start of the case that runs now.
+    """
 
     device: torch.device
     rounds: int
     seconds: float
     say: Callable[[str], None] = lambda _: None
+    broken: dict[str, str] = field(default_factory=dict)
     _stopwatch: Stopwatch | None = None
 
     @property
@@ -39,40 +61,67 @@ class Bench:
         self._stopwatch = self._stopwatch or Stopwatch(self.device)
         return self._stopwatch
 
+    def attempt(self, name: str, work: Callable[[], Any]) -> tuple[str, str]:
+        """(status, reason): ok, oom or error. Raises DeviceLost where nothing that comes after it could run."""
+        if name in self.broken:
+            return "error", f"not tried again, since the GPU failed: {self.broken[name]}"
+        result = attempt(name, work)
+        if result[0] != "ok" and not works(self.device):
+            raise DeviceLost(name, result[1])
+        return result
+
 
 @dataclass(frozen=True)
 class Case:
-    """Something to measure. seconds: what it takes at most, by experience: it is not begun with less time left."""
+    """Something to measure. seconds: what it takes at most, by experience: it is not begun with less time left.
+
+    spec: what the figures depend on beyond what the key says, such as which settings are compared.
+    """
 
     key: str
     run: Callable[[Bench], list[Row]]
     seconds: float
+    spec: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What finished cases are remembered by."""
+        return f"{self.key} {hashlib.sha256(self.spec.encode()).hexdigest()[:8]}" if self.spec else self.key
 
 
 @dataclass
 class Outcome:
-    """rows: of all cases, in the order of the cases. left_out: key -> why."""
+    """rows: of all cases, in the order of the cases. left_out: key -> why. lost: whether the GPU has failed."""
 
     rows: list[Row] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     reused: int = 0
+    lost: bool = False
 
 
 class CaseLog:
-    """JSON lines: `begun` and `finished` records. Only those with the same fingerprint count."""
+    """JSON lines: `begun`, `rows` (finished) and `broke` (the GPU failed) records of cases by identity.
+
+    Only those with the same fingerprint count.
+    """
 
     def __init__(self, path: Path | None, fingerprint: dict[str, Any]) -> None:
         self.path, self.fingerprint = path, fingerprint
-        self.finished: dict[str, Row] = {}
+        self.finished: dict[str, list[Row]] = {}
         self.begun: dict[str, int] = {}
+        self.broken: dict[str, dict[str, str]] = {}
         self.foreign = 0
         for record in self._read():
+            name = record["case"]
             if record.get("fingerprint") != fingerprint:
                 self.foreign += "rows" in record
             elif "rows" in record:
-                self.finished[record["case"]] = record
+                self.finished[name] = record["rows"]
+            elif "broke" in record:  # begun for nothing, but for a known reason: it may be begun again without that
+                self.begun[name] = self.begun.get(name, 0) - 1
+                self.broken.setdefault(name, {})[record["broke"]] = record["reason"]
             else:
-                self.begun[record["case"]] = self.begun.get(record["case"], 0) + 1
+                self.begun[name] = self.begun.get(name, 0) + 1
 
     def _read(self) -> list[Row]:
         if self.path is None or not self.path.exists():
@@ -98,45 +147,59 @@ def run_cases(cases: Sequence[Case], bench: Bench, log: CaseLog, minutes: float)
     """Run what the log has not got. A case that raises is reported as a result: status oom or error."""
     started = time.monotonic()
     outcome = Outcome()
-    results: dict[str, list[Row]] = {}
-    for number, case in enumerate(cases, 1):
-        if case.key in log.finished:
-            results[case.key] = log.finished[case.key]["rows"]
-            outcome.reused += 1
-            continue
-        if log.begun.get(case.key, 0) >= ATTEMPTS:
-            outcome.left_out[case.key] = f"ended the process or was stopped {ATTEMPTS} times"
-            continue
-        left = 60 * minutes - (time.monotonic() - started)
-        if left < case.seconds:
-            outcome.left_out[case.key] = f"takes up to {case.seconds:.0f} s, and {max(left, 0):.0f} s were left"
-            continue
-        bench.say(f"[{number}/{len(cases)}] {case.key}")
-        log.write({"case": case.key, "begun": True})
-        try:
-            results[case.key] = _run(case, bench)
-        except KeyboardInterrupt:
-            outcome.left_out |= dict.fromkeys(_keys_from(cases, number - 1), "interrupted")
-            break
-        log.write({"case": case.key, "rows": results[case.key]})
-        if not _device_works(bench.device):
-            outcome.left_out |= dict.fromkeys(_keys_from(cases, number), "the device failed before: start again")
-            break
+    results = {case.key: log.finished[case.identity] for case in cases if case.identity in log.finished}
+    outcome.reused = len(results)
+    waiting = [case for case in cases if case.key not in results]
+    stopped = ""
+    try:
+        with _alarm(60 * minutes + GRACE_SECONDS):
+            for case in waiting:
+                left = 60 * minutes - (time.monotonic() - started)
+                reason = _reason_to_leave_out(case, log, left)
+                if reason:
+                    outcome.left_out[case.key] = reason
+                    continue
+                bench.say(f"[{len(results) + 1}/{len(cases)}] {case.key}")
+                stopped = _begin(case, bench, log, results, outcome)
+                if stopped:
+                    break
+    except TimeUp:
+        stopped = "the time was up while a case ran"
+    except KeyboardInterrupt:
+        stopped = "interrupted"
+    if stopped:
+        for case in waiting:
+            if case.key not in results:
+                outcome.left_out.setdefault(case.key, stopped)
     outcome.rows = [row for case in cases for row in results.get(case.key, [])]
     return outcome
 
 
-def _keys_from(cases: Sequence[Case], number: int) -> list[str]:
-    return [case.key for case in cases[number:]]
+def _reason_to_leave_out(case: Case, log: CaseLog, left: float) -> str:
+    """left: seconds of the time limit."""
+    if log.begun.get(case.identity, 0) >= ATTEMPTS:
+        return f"ended the process or was stopped {ATTEMPTS} times"
+    if left < case.seconds:
+        return f"takes up to {case.seconds:.0f} s, and {max(left, 0):.0f} s were left"
+    return ""
 
 
-def _device_works(device: torch.device) -> bool:
-    """A GPU that has run into a bad address answers every later call of the process with an error."""
+def _begin(case: Case, bench: Bench, log: CaseLog, results: dict[str, list[Row]], outcome: Outcome) -> str:
+    """Run a case and remember it; why nothing can come after it, or nothing."""
+    bench.broken = log.broken.get(case.identity, {})
+    log.write({"case": case.identity, "begun": True})
     try:
-        synchronise(device)
-    except RuntimeError:
-        return False
-    return True
+        rows = _run(case, bench)
+    except DeviceLost as lost:
+        log.write({"case": case.identity, "broke": lost.contender, "reason": lost.reason})
+        outcome.lost = True
+        return f"the GPU failed in {lost}: a new start goes on without that"
+    results[case.key] = rows
+    log.write({"case": case.identity, "rows": rows})
+    if not works(bench.device):
+        outcome.lost = True
+        return "the GPU failed before: start again"
+    return ""
 
 
 def _run(case: Case, bench: Bench) -> list[Row]:
@@ -146,4 +209,25 @@ def _run(case: Case, bench: Bench) -> list[Row]:
         status, reason = failure(error)
         rows = [{"contender": "", "status": status, "reason": reason}]
     free_memory()  # outside of the handler: the traceback would keep the case's tensors alive
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()  # else the next case's sizes would make its graphs dynamic, and slower
     return [{"case": case.key, **row} for row in rows]
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raise TimeUp inside after so many seconds, where the platform and the thread can."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise TimeUp
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

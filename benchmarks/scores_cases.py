@@ -46,7 +46,7 @@ def _run(sequence: int, dropouts: Sequence[float], bench: Bench) -> list[Row]:
     for dropout_p in dropouts:
         makers.append((OURS, dropout_p, functools.partial(_ours, scores, grad, dropout_p)))
         makers.append((CHAIN, dropout_p, functools.partial(_chain_runs, scores, grad, dropout_p)))
-    contenders, failed = prepare(makers)
+    contenders, failed = prepare(bench, makers)
     shape = {"kernel": "K1", "sequence": sequence, "heads": heads}
     rows = measure(bench, [copy_ceiling(bench), *contenders], OURS, shape)
     return rows + [{**shape, "direction": "both", **row} for row in failed]

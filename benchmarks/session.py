@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import goals, headline, parts
+import torch
+
+from benchmarks import attention_cases, goals, headline, hidden_cases, parts, scores_cases
 from benchmarks.device import environment, fingerprint
 from benchmarks.report import Report
+from benchmarks.run import MINUTES
 from benchmarks.runner import Bench, Case, CaseLog, Row, run_cases
 from megaselect.devices import resolve_device, resolve_dtype
 from megaselect.errors import ConfigError
@@ -25,48 +30,102 @@ SECONDS = {"kernels": (3.0, 1.0)}  # of measuring a case, on a GPU and on a CPU
 MODEL_SECONDS = (8.0, 5.0)
 HEADLINE_SECONDS = (5.0, 2.0)
 ROUNDS = (10, 5)
+DEVICE_LOST = 3  # exit status
+OURS = (scores_cases.OURS, attention_cases.OURS, hidden_cases.OURS)
+WRONG_ERROR = 0.05  # of a kernel: far beyond rounding in any dtype
+IDLE_LOAD = 0.5  # a load average below it is this process's own start
+NOT_REPEATED = ("part", "json", "out", "minutes", "list", "commit", "filter", "case")
 
 
-def run_part(arguments: argparse.Namespace) -> tuple[Report | None, bool]:
-    """(report, whether bits or bytes are wrong); no report where cases are only to be listed."""
-    device = resolve_device(arguments.device)
+def run_part(arguments: argparse.Namespace) -> tuple[Report | None, int]:
+    """(report, exit status as run.main says); no report where cases are only to be listed, for a GPU anywhere."""
+    device = torch.device("cuda") if arguments.list and arguments.device == "cuda" else resolve_device(arguments.device)
+    cases, bench = cases_of(arguments, device)
+    if arguments.list:
+        print("\n".join(case.key for case in cases))
+        return None, 0
+    record = environment(device, arguments.commit)
+    log = CaseLog(log_path(arguments.out), fingerprint(record) | {"rounds": bench.rounds, "seconds": bench.seconds})
+    outcome = run_cases(cases, bench, log, arguments.minutes)
+    wrong = wrong_rows(outcome.rows)
+    report = Report(arguments.part, record, _plain(arguments), outcome.rows)
+    report.not_measured = [
+        {"case": case.key, "why": outcome.left_out[case.key], "command": command(arguments, case)}
+        for case in cases
+        if case.key in outcome.left_out
+    ]
+    report.notes = [f"WRONG: {row['case']}, {row['contender']}: {why}" for row, why in wrong]
+    report.notes += _conditions(record, outcome.rows)
+    if outcome.reused:
+        report.notes.append(f"{outcome.reused} of {len(cases)} cases are from an earlier start on this device")
+    if log.foreign:
+        report.notes.append(
+            f"{log.foreign} remembered cases, of another device, version, code or number of rounds, were not used"
+        )
+    judged = goals.judge(outcome.rows, bench.on_gpu)
+    report.goals = judged if arguments.part == "headline" else [goal for goal in judged if goal["value"] is not None]
+    if any(goal["verdict"] == "not measured" for goal in report.goals):
+        report.notes.append(f"goals that are not measured: `{goals.COMMAND}` on an H100 measures them")
+    return report, DEVICE_LOST if outcome.lost else int(bool(wrong))
+
+
+def _conditions(record: dict[str, Any], rows: list[Row]) -> list[str]:
+    """What has disturbed the times."""
+    notes = []
+    if record["gpu"] is None and (record["load"] or 0) > IDLE_LOAD:
+        notes.append(
+            f"others used this machine at the same time (load average {record['load']} on {os.cpu_count()} cores): "
+            "times are too long, but what took turns was disturbed alike"
+        )
+    retries = {row["case"]: row["allocation_retries"] for row in rows if row.get("allocation_retries")}
+    notes += [
+        f"{case}: memory ran short {count} times during the timed steps, some of which waited for the allocator"
+        for case, count in retries.items()
+    ]
+    return notes
+
+
+def cases_of(arguments: argparse.Namespace, device: torch.device) -> tuple[list[Case], Bench]:
+    """What the arguments ask for. Raises ConfigError where that is nothing."""
     dtype = resolve_dtype(getattr(arguments, "dtype", "auto"), device)
     bench = _bench(arguments, device)
     cases = [case for case in CASES[arguments.part](arguments, bench, dtype) if _wanted(case, arguments)]
     if not cases:
-        raise ConfigError(f"no case is left: --filter {' '.join(arguments.filter)}")
-    if arguments.list:
-        print("\n".join(case.key for case in cases))
-        return None, False
-    record = environment(device, arguments.commit)
-    log = CaseLog(log_path(arguments.out), fingerprint(record))
-    outcome = run_cases(cases, bench, log, arguments.minutes)
-    wrong = wrong_rows(outcome.rows)
-    notes = [f"WRONG: {row['case']}, {row['contender']}: {why}" for row, why in wrong]
-    if outcome.reused:
-        notes.append(f"{outcome.reused} of {len(cases)} cases are from an earlier start on this device")
-    if log.foreign:
-        notes.append(f"{log.foreign} remembered cases are of another device, torch or code, and were not used")
-    if arguments.part == "headline" and not bench.on_gpu:
-        notes.append("the goals are meant for a GPU: here the bits alone are judged")
-    judged = goals.judge(outcome.rows, bench.on_gpu) if arguments.part == "headline" else []
-    report = Report(arguments.part, record, _plain(arguments), outcome.rows, outcome.left_out, notes, judged)
-    return report, bool(wrong)
+        raise ConfigError(f"no case is left: --filter {' '.join(arguments.filter)}{_named(arguments)}")
+    return cases, bench
+
+
+def command(arguments: argparse.Namespace, case: Case) -> str:
+    """What measures one case: the arguments that say how, and the case's name in place of those that say which."""
+    words = ["python", "benchmarks/run.py", arguments.part]
+    for name, value in vars(arguments).items():
+        if name in NOT_REPEATED or value in (None, False, "auto"):
+            continue
+        words.append("--" + name.replace("_", "-"))
+        words += [str(part) for part in (value if isinstance(value, list | tuple) else [value])]
+    if case.seconds > 60 * MINUTES:
+        words += ["--minutes", f"{case.seconds / 60:.0f}"]
+    return shlex.join([*words, "--case", case.key])
 
 
 def log_path(out: Path | None) -> Path | None:
-    """Where finished cases are remembered: report.cases.jsonl for report.md."""
-    return None if out is None else out.with_suffix(".cases.jsonl")
+    """Where finished cases are remembered: report.cases.jsonl, for report.md and report.json alike."""
+    if out is None:
+        return None
+    return out.with_name(f"{out.stem if out.suffix in ('.md', '.json') else out.name}.cases.jsonl")
 
 
 def wrong_rows(rows: list[Row]) -> list[tuple[Row, str]]:
-    """Of our own models: bits that differ, stored bytes that are not as predicted. sdpa is torch's, and not judged."""
+    """Of what is ours: bits that differ, stored bytes not as predicted, kernels far from fp64. sdpa is torch's."""
     wrong = []
     for row in rows:
         if row["contender"].startswith("sdpa"):
             continue
         if row.get("different"):
             wrong.append((row, f"{len(row['different'])} tensors differ from none's"))
+        error = row.get("error")
+        if error is not None and row["contender"] in OURS and not error < WRONG_ERROR:  # NaN is not less
+            wrong.append((row, f"relative error {error:.1e} against fp64"))
         if row.get("same_bits") is False:
             wrong.append((row, "loss or gradients differ from the first setting's"))
         predicted, measured = row.get("stored_predicted"), row.get("stored_measured")
@@ -75,7 +134,7 @@ def wrong_rows(rows: list[Row]) -> list[tuple[Row, str]]:
     return wrong
 
 
-def _bench(arguments: argparse.Namespace, device: Any) -> Bench:
+def _bench(arguments: argparse.Namespace, device: torch.device) -> Bench:
     on_cpu = int(device.type != "cuda")
     defaults = {**SECONDS, "headline": HEADLINE_SECONDS}.get(arguments.part, MODEL_SECONDS)
     seconds = arguments.seconds or defaults[on_cpu]
@@ -83,7 +142,13 @@ def _bench(arguments: argparse.Namespace, device: Any) -> Bench:
 
 
 def _wanted(case: Case, arguments: argparse.Namespace) -> bool:
+    if arguments.case and case.key not in arguments.case:
+        return False
     return all(part in case.key for part in arguments.filter)
+
+
+def _named(arguments: argparse.Namespace) -> str:
+    return f" --case {shlex.join(arguments.case)}" if arguments.case else ""
 
 
 def _plain(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -23,10 +23,9 @@ from benchmarks.device import (
     synchronise,
 )
 from benchmarks.families import Family, RandomBatch, megaselect_family, random_batch, refusal
-from benchmarks.largest_batch import largest_micro_batch
 from benchmarks.runner import Bench, Case, Row
 from benchmarks.settings import BenchConfig, Setting
-from benchmarks.timing import Clock, failure, quantiles, summary
+from benchmarks.timing import Clock, quantiles, summary
 from megaselect.devices import peak_flops
 from megaselect.recompute import ledger
 from megaselect.recompute.flops import micro_batch_flops
@@ -66,10 +65,10 @@ def step_case(
     dtype: torch.dtype,
     seconds: float,
     rivals: Sequence[tuple[str, MakeFamily]] = (),
-    largest_batch: bool = False,
 ) -> Case:
     """Compare settings, and rivals (name, maker), on one config. seconds: the case's limit, see Case."""
-    return Case(key, functools.partial(_run, config, settings, dtype, rivals, largest_batch), seconds)
+    spec = repr((config, list(settings), dtype, [name for name, _ in rivals]))
+    return Case(key, functools.partial(_run, config, settings, dtype, rivals), seconds, spec)
 
 
 def _run(
@@ -77,29 +76,25 @@ def _run(
     settings: Sequence[Setting],
     dtype: torch.dtype,
     rivals: Sequence[tuple[str, MakeFamily]],
-    largest_batch: bool,
     bench: Bench,
 ) -> list[Row]:
-    contenders, rows = _contenders(config, settings, dtype, rivals, bench)
+    contenders, rows = make_contenders(config, settings, dtype, rivals, bench)
+    if rivals and len(rivals) == sum(row["status"] == "skipped" for row in rows):
+        return rows  # ours alone are measured elsewhere
     batch = random_batch(config, 0, bench.device)
     expected: dict[str, list[Tensor]] = {}
     for contender in contenders:  # all before the first step: after it the weights are others
-        _guarded(contender, functools.partial(_inspect, contender, config, batch, expected))
+        guarded(bench, contender, functools.partial(_inspect, contender, config, batch, expected))
     expected.clear()
     for contender in contenders:
-        _guarded(contender, functools.partial(_measure_peak, contender, batch, bench.device))
+        guarded(bench, contender, functools.partial(_measure_peak, contender, batch, bench.device))
     free_memory()
     _take_turns([item for item in contenders if item.alive], config, bench)
     _add_times(contenders, config, dtype, bench.device)
-    if largest_batch:
-        for item in contenders:
-            if item.alive:
-                largest = largest_micro_batch(item.family, item.prepare, config, bench.device)
-                item.row["largest_micro_batch"] = largest
     return [item.row for item in contenders] + rows
 
 
-def _contenders(
+def make_contenders(
     config: BenchConfig,
     settings: Sequence[Setting],
     dtype: torch.dtype,
@@ -121,13 +116,13 @@ def _contenders(
     by_label = {setting.label: setting for setting in allowed}
     contenders = []
     for name, make in (*makers, *rivals):
-        try:
-            family = make()
-        except Exception as error:
-            status, reason = failure(error)
-            status = "skipped" if isinstance(error, ImportError) else status
+        made: list[Family] = []
+        status, reason = bench.attempt(name, lambda make=make, made=made: made.append(make()))
+        if not made:
+            status = "skipped" if reason.startswith(("ImportError", "ModuleNotFoundError")) else status
             rows.append({**shape, "contender": name, "status": status, "reason": reason})
             continue
+        family = made[0]
         count = sum(parameter.numel() for parameter in family.model.parameters())
         for variant in family.variants:
             row = {**shape, "contender": variant, "parameters": count, "status": "ok", "reason": ""}
@@ -144,15 +139,11 @@ def _shape_row(config: BenchConfig, dtype: torch.dtype) -> Row:
     }
 
 
-def _guarded(contender: Contender, work: Callable[[], Any]) -> None:
+def guarded(bench: Bench, contender: Contender, work: Callable[[], Any]) -> None:
     """Run, if nothing failed before; where it raises, the contender's row says why and its memory is free again."""
     if not contender.alive:
         return
-    try:
-        work()
-    except Exception as error:
-        status, reason = failure(error)
-        contender.row |= {"status": status, "reason": reason}
+    contender.row["status"], contender.row["reason"] = bench.attempt(contender.variant, work)
     if not contender.alive:
         contender.family.drop_gradients()
         free_memory()
@@ -212,6 +203,7 @@ def _state_bytes(family: Family) -> int:
 
 def step(family: Family, batch: RandomBatch, clock: Clock) -> list[float]:
     """Milliseconds of each phase."""
+    clock.clear()
     clock.mark()
     loss = family.loss(batch)
     clock.mark()
@@ -232,11 +224,11 @@ def _take_turns(contenders: Sequence[Contender], config: BenchConfig, bench: Ben
         start = number % max(len(contenders), 1)
         taken = 0.0
         for contender in (*contenders[start:], *contenders[:start]):
-            _guarded(contender, functools.partial(_timed_step, contender, batch, clock))
+            guarded(bench, contender, functools.partial(_timed_step, contender, batch, clock))
             taken += sum(contender.milliseconds[-1]) if contender.alive else 0.0
         if number == 0:  # a round to warm up
             affordable = int(1e3 * bench.seconds / max(taken, 1e-3))
-            rounds = 1 + min(max(affordable, FEWEST_ROUNDS), bench.rounds)
+            rounds = 1 + min(max(affordable, FEWEST_ROUNDS), bench.rounds)  # never more than were asked for
             for contender in contenders:
                 contender.milliseconds.clear()
         number += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 import time
@@ -46,6 +47,10 @@ class Clock:
         self.device = device
         self._marks: list[Any] = []
 
+    def clear(self) -> None:
+        """Forget what something that raised has marked: it would count as the next one's time."""
+        self._marks.clear()
+
     def mark(self) -> None:
         """A point after all work that has been asked for so far."""
         if self.device.type == "cuda":
@@ -75,6 +80,7 @@ class Stopwatch:
 
     def time(self, run: Callable[[], Any], calls: int) -> list[float]:
         """Milliseconds of each call."""
+        self._clock.clear()
         for _ in range(calls):
             if self._flush is not None:
                 self._flush.zero_()  # also gives the host a head start, so that launches leave no gap
@@ -86,7 +92,7 @@ class Stopwatch:
 
 @dataclass
 class Timed:
-    """All milliseconds of one contender by round, or why there are none (status oom or error)."""
+    """All milliseconds of one contender, or why there are none (status oom or error)."""
 
     milliseconds: list[float] = field(default_factory=list)
     status: str = "ok"
@@ -99,25 +105,48 @@ def failure(error: BaseException) -> tuple[str, str]:
     return ("oom" if is_out_of_memory(error) else "error"), f"{type(error).__name__}: {first_line}"[:300]
 
 
+def attempt(_: str, work: Callable[[], Any]) -> tuple[str, str]:
+    """Run something that may fail: (status, reason), which is ("ok", "") where it did not."""
+    try:
+        work()
+    except Exception as error:
+        result = failure(error)
+    else:
+        return "ok", ""
+    free_memory()  # outside of the handler: the traceback would keep tensors alive
+    return result
+
+
 def take_turns(
-    runs: dict[str, Callable[[], Any]], stopwatch: Stopwatch, rounds: int, seconds: float
+    runs: dict[str, Callable[[], Any]],
+    stopwatch: Stopwatch,
+    rounds: int,
+    seconds: float,
+    attempt: Callable[[str, Callable[[], Any]], tuple[str, str]] = attempt,
 ) -> dict[str, Timed]:
-    """Time every run in every round; each round begins with another one. About `seconds` in all, after warm-up."""
+    """Time every run in every round; each round begins with another one. About `seconds` in all, after warm-up.
+
+    A run that fails has no times at all, since it did not share all rounds.
+    """
     results = {name: Timed() for name in runs}
     calls: dict[str, int] = {}
-    for name, run in runs.items():
-        try:
-            stopwatch.time(run, WARM_UP_CALLS - 1)  # compiles
-            once = min(stopwatch.time(run, 1)) / 1e3
-        except Exception as error:
-            results[name] = Timed([], *failure(error))
-            free_memory()
-            continue
+
+    def warm_up(name: str) -> None:
+        stopwatch.time(runs[name], WARM_UP_CALLS - 1)  # compiles
+        once = min(stopwatch.time(runs[name], 1)) / 1e3
         share = seconds / (len(runs) * rounds)
         calls[name] = min(max(int(share / max(once, 1e-6)), 1), 100)
-    names = list(calls)
+
+    def take(name: str) -> None:
+        results[name].milliseconds += stopwatch.time(runs[name], calls[name])
+
+    for name in runs:
+        results[name].status, results[name].reason = attempt(name, functools.partial(warm_up, name))
     for number in range(rounds):
+        names = [name for name in runs if results[name].status == "ok"]
         start = number % max(len(names), 1)
         for name in names[start:] + names[:start]:
-            results[name].milliseconds += stopwatch.time(runs[name], calls[name])
+            status, reason = attempt(name, functools.partial(take, name))
+            if status != "ok":
+                results[name] = Timed([], status, reason)
     return results

@@ -5,8 +5,8 @@ With delta = rowsum(grad_context * context) and p rebuilt from the log-sum-exp (
     grad_scores = p * (keep_scale * keep * (grad_context @ valueᵀ) - delta)
     grad_query  = scale * grad_scores @ key,  grad_key = scale * grad_scoresᵀ @ query
 The kernels divide grad_scores by the keep scale and multiply the results by it, so that one factor of 0 or 1 serves
-both uses of the mask. One kernel owns key tiles and walks over rows, with scores transposed, so that a product's result
-is the next one's operand without leaving the registers; another owns row tiles and walks over columns.
+both uses of the mask. The kernel in attention_grad_key_value_triton.py owns tiles of keys and walks over rows; the one
+here owns tiles of rows and walks over columns.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from megaselect.kernels.attention_grad_key_value_triton import grad_key_value_kernel
 from megaselect.kernels.attention_tiles_triton import (
     KEY_STRIDES,
     LOG2_E,
@@ -28,7 +29,9 @@ from megaselect.kernels.attention_tiles_triton import (
     check,
     column_tiles,
     live_elements,
+    load_own_tile,
     load_tile,
+    own_positions,
     padded_head_size,
     plane_and_tile,
     planes_together,
@@ -36,19 +39,12 @@ from megaselect.kernels.attention_tiles_triton import (
     strides,
     tile_for,
 )
-from megaselect.kernels.dropout_mask_triton import (
-    kept_score_tile,
-    kept_tile_transposed,
-    key_words,
-    load_sample_transposed,
-)
+from megaselect.kernels.dropout_mask_triton import kept_score_tile, key_words
 
 if TYPE_CHECKING:
     from megaselect.kernels.dropout_mask import Plane
 
 GRAD_QUERY_STRIDES = tuple(f"grad_{name}" for name in QUERY_STRIDES)
-GRAD_KEY_STRIDES = tuple(f"grad_{name}" for name in KEY_STRIDES)
-GRAD_VALUE_STRIDES = ("grad_value_row", "grad_value_batch", "grad_value_group")
 DELTA_ROWS, DELTA_WARPS = 64, 4
 
 
@@ -66,145 +62,6 @@ def _delta_kernel(
     row = start + tl.arange(0, BLOCK_M)
     values = tl.sum(left * right, 1) * ((256 - THRESHOLD) / 256)
     tl.store(delta + plane.to(tl.int64) * rows + row, values, mask=row < rows)
-
-
-@triton.jit
-def _slot_and_tile(step, tiles, SLOTS: tl.constexpr):
-    if SLOTS == 1:
-        return 0, step
-    else:
-        return step // tiles, step % tiles
-
-
-@triton.jit
-def _add_rows(
-    grad_key, grad_value, key, value, query, grad_context, log_sum_exp, delta, plane,
-    query_row, query_slot, context_row, first_row, first_column, rows, row_offset, column_offset,
-    score_scale, sample, site, seed_low, seed_high,
-    MASKED: tl.constexpr, THRESHOLD: tl.constexpr, HEAD_SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """(grad_key, grad_value) [BLOCK_N, BLOCK_D] with what the rows from first_row (local) add."""
-    query_tile = load_tile(query + query_slot, query_row, first_row, rows, MASKED, HEAD_SIZE, BLOCK_M, BLOCK_D)
-    grad_corner = grad_context + plane * HEAD_SIZE
-    grad_tile = load_tile(grad_corner, context_row, first_row, rows, MASKED, HEAD_SIZE, BLOCK_M, BLOCK_D)
-    row = first_row + tl.arange(0, BLOCK_M)
-    log_sum_exp += plane * rows
-    delta += plane * rows
-    if MASKED:
-        inside = (row >= 0) & (row < rows)
-        statistic = tl.load(log_sum_exp + row, mask=inside, other=float("inf"))  # makes p = 0 outside
-        subtrahend = tl.load(delta + row, mask=inside, other=0.0)
-    else:
-        statistic = tl.load(log_sum_exp + row)
-        subtrahend = tl.load(delta + row)
-    scores = tl.dot(key, tl.trans(query_tile), input_precision="ieee")  # [BLOCK_N, BLOCK_M]
-    p = tl.exp2(scores * score_scale - statistic[None, :])
-    if MASKED:
-        # Columns outside need no comparison: what they make of p stays in rows of the sums that are not stored.
-        dead = first_column + tl.arange(0, BLOCK_N)[:, None] > row[None, :] + (row_offset - column_offset)
-        p = tl.where(dead, 0.0, p)
-    grad = tl.dot(value, tl.trans(grad_tile), input_precision="ieee")
-    kept_p = p
-    if THRESHOLD > 0:
-        kept = kept_tile_transposed(
-            row_offset + first_row, column_offset + first_column, sample, site, seed_low, seed_high,
-            THRESHOLD, BLOCK_M, BLOCK_N,
-        )  # fmt: skip
-        factor = tl.where(kept, 1.0, 0.0)
-        kept_p = p * factor
-        grad = grad * factor
-    grad_value = tl.dot(kept_p.to(grad_tile.dtype), grad_tile, grad_value, input_precision="ieee")
-    grad_scores = p * (grad - subtrahend[None, :])
-    grad_key = tl.dot(grad_scores.to(query_tile.dtype), query_tile, grad_key, input_precision="ieee")
-    return grad_key, grad_value
-
-
-@triton.jit
-def row_tiles_of(
-    first_column, rows, row_offset, column_offset, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):  # fmt: skip
-    """(origin, all, first, last): rows live in the column tile begin in tile 0, which begins at the local row `origin`.
-
-    Tiles first..last are inside and live throughout.
-    """
-    row_lead = row_offset % 16
-    diagonal = column_offset + first_column - row_offset  # the row whose last live column is the tile's first
-    origin = tl.maximum(diagonal, -row_lead)
-    count = tl.where(rows > origin, tl.cdiv(rows - origin, BLOCK_M), 0)
-    above = tl.maximum(diagonal + BLOCK_N - 1 - origin, tl.where(origin < 0, 1, 0))  # rows not full
-    first = tl.minimum(tl.cdiv(tl.maximum(above, 0), BLOCK_M), count)
-    return origin, count, first, tl.maximum(tl.maximum(rows - origin, 0) // BLOCK_M, first)
-
-
-@triton.jit(
-    do_not_specialize=(
-        *SCALARS, *QUERY_STRIDES, *KEY_STRIDES, *GRAD_KEY_STRIDES, *GRAD_VALUE_STRIDES,
-    )
-)  # fmt: skip
-def _grad_key_value_kernel(
-    query, key, value, grad_context, log_sum_exp, delta, sample_index, grad_key, grad_value, scale, score_scale,
-    seed_low, seed_high, site, batch, heads, rows, columns, row_offset, column_offset, together,
-    query_row, query_batch, query_group, query_slot, key_row, key_batch, key_group,
-    grad_key_row, grad_key_batch, grad_key_group, grad_value_row, grad_value_batch, grad_value_group,
-    UNIT: tl.constexpr, GRAD_UNIT: tl.constexpr, SLOTS: tl.constexpr, THRESHOLD: tl.constexpr, HEAD_SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EDGE_STAGES: tl.constexpr,
-    SAMPLE_COPIES: tl.constexpr,
-):  # fmt: skip
-    """A program has one column tile of one group; early tiles, which have more rows, come first."""
-    column_lead = column_offset % 64
-    groups = heads // SLOTS
-    plane, tile_index = plane_and_tile(tl.cdiv(column_lead + columns, BLOCK_N), batch * groups, together)
-    first_column = tile_index * BLOCK_N - column_lead
-    sample_number, group = (plane // groups).to(tl.int64), (plane % groups).to(tl.int64)
-    query += (sample_number * query_batch + group * query_group) * UNIT
-    key += (sample_number * key_batch + group * key_group) * UNIT
-    value += (sample_number * key_batch + group * key_group) * UNIT
-    context_row = batch * heads * HEAD_SIZE
-    first_head = sample_number * heads + group * SLOTS
-    site += (plane % groups) * SLOTS
-    if THRESHOLD > 0:
-        sample = load_sample_transposed(sample_index + sample_number, BLOCK_M, BLOCK_N, SAMPLE_COPIES)
-    else:
-        sample = 0
-
-    key_tile = load_tile(key, key_row * UNIT, first_column, columns, True, HEAD_SIZE, BLOCK_N, BLOCK_D)
-    value_tile = load_tile(value, key_row * UNIT, first_column, columns, True, HEAD_SIZE, BLOCK_N, BLOCK_D)
-    key_sum = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    value_sum = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    origin, count, first, last = row_tiles_of(first_column, rows, row_offset, column_offset, BLOCK_M, BLOCK_N)
-    full = last - first
-    edges = count - full
-    # One loop over the rows of all the group's heads: nested loops would not leave enough registers.
-    for step in tl.range(SLOTS * edges, num_stages=EDGE_STAGES):
-        slot, tile = _slot_and_tile(step, edges, SLOTS)
-        tile = tl.where(tile < first, tile, tile + full)
-        key_sum, value_sum = _add_rows(
-            key_sum, value_sum, key_tile, value_tile, query, grad_context, log_sum_exp, delta, first_head + slot,
-            query_row * UNIT, query_slot * UNIT * slot, context_row, origin + tile * BLOCK_M, first_column,
-            rows, row_offset, column_offset, score_scale, sample, site + slot, seed_low, seed_high,
-            True, THRESHOLD, HEAD_SIZE, BLOCK_M, BLOCK_N, BLOCK_D,
-        )  # fmt: skip
-    for step in tl.range(SLOTS * full):
-        slot, tile = _slot_and_tile(step, full, SLOTS)
-        key_sum, value_sum = _add_rows(
-            key_sum, value_sum, key_tile, value_tile, query, grad_context, log_sum_exp, delta, first_head + slot,
-            query_row * UNIT, query_slot * UNIT * slot, context_row, origin + (first + tile) * BLOCK_M, first_column,
-            rows, row_offset, column_offset, score_scale, sample, site + slot, seed_low, seed_high,
-            False, THRESHOLD, HEAD_SIZE, BLOCK_M, BLOCK_N, BLOCK_D,
-        )  # fmt: skip
-
-    keep_scale = 256 / (256 - THRESHOLD)
-    grad_key += (sample_number * grad_key_batch + group * grad_key_group) * GRAD_UNIT
-    grad_value += (sample_number * grad_value_batch + group * grad_value_group) * GRAD_UNIT
-    store_tile(
-        grad_key, grad_key_row * GRAD_UNIT, first_column, columns, key_sum * (scale * keep_scale),
-        HEAD_SIZE, BLOCK_N, BLOCK_D,
-    )  # fmt: skip
-    store_tile(
-        grad_value, grad_value_row * GRAD_UNIT, first_column, columns, value_sum * keep_scale,
-        HEAD_SIZE, BLOCK_N, BLOCK_D,
-    )  # fmt: skip
 
 
 @triton.jit
@@ -255,15 +112,14 @@ def _grad_query_kernel(
     key_row, site = key_row * UNIT, site + head
     sample = tl.load(sample_index + sample_number).to(tl.uint32)
 
-    query_tile = load_tile(query, query_row * UNIT, first_row, rows, True, HEAD_SIZE, BLOCK_M, BLOCK_D)
+    query_tile = load_own_tile(query, query_row * UNIT, first_row, rows, HEAD_SIZE, BLOCK_M, BLOCK_D)
     context_row, context_corner = batch * heads * HEAD_SIZE, plane.to(tl.int64) * HEAD_SIZE
-    grad_tile = load_tile(
-        grad_context + context_corner, context_row, first_row, rows, True, HEAD_SIZE, BLOCK_M, BLOCK_D
-    )
-    row = first_row + tl.arange(0, BLOCK_M)
-    inside = (row >= 0) & (row < rows)
-    statistic = tl.load(log_sum_exp + plane.to(tl.int64) * rows + row, mask=inside, other=float("inf"))
-    subtrahend = tl.load(delta + plane.to(tl.int64) * rows + row, mask=inside, other=0.0)
+    grad_tile = load_own_tile(
+        grad_context + context_corner, context_row, first_row, rows, HEAD_SIZE, BLOCK_M, BLOCK_D
+    )  # fmt: skip
+    own_row = plane.to(tl.int64) * rows + own_positions(first_row, rows, BLOCK_M)
+    statistic = tl.load(log_sum_exp + own_row)
+    subtrahend = tl.load(delta + own_row)
     query_sum = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     count, first, last = column_tiles(first_row, rows, columns, row_offset, column_offset, BLOCK_M, BLOCK_N)
     for tile in tl.range(first, last):
@@ -317,14 +173,8 @@ def backward(
     inputs = (query, key, value, grad_context, log_sum_exp, delta, sample_index)
     scalars = (*key_words(plane.seed), plane.site, batch, heads, rows, columns, *plane[3:])
     input_strides = (*strides(query, unit), *strides(key, unit))
-    constants = {
-        "UNIT": unit,
-        "GRAD_UNIT": grad_unit,
-        "SLOTS": slots,
-        "THRESHOLD": plane.threshold,
-        "HEAD_SIZE": head_size,
-        "BLOCK_D": block_d,
-    }
+    constants = {"UNIT": unit, "GRAD_UNIT": grad_unit, "SLOTS": slots, "THRESHOLD": plane.threshold}
+    constants |= {"HEAD_SIZE": head_size, "BLOCK_D": block_d}
     with torch.cuda.device_of(query):
         if grad_query.numel():
             _delta_kernel[(planes * triton.cdiv(rows, DELTA_ROWS),)](
@@ -335,7 +185,7 @@ def backward(
         if grad_key.numel():
             tile = tile_for("grad_key_value", head_size, query.element_size())
             column_tiles = triton.cdiv(plane.column_offset % 64 + columns, tile.columns)
-            _grad_key_value_kernel[(batch * groups * column_tiles,)](
+            grad_key_value_kernel[(batch * groups * column_tiles,)](
                 *inputs, grad_key, grad_value, scale, scale * LOG2_E, *scalars, planes_together(batch * groups, query),
                 *input_strides, *strides(grad_key, grad_unit), *strides(grad_value, grad_unit),
                 **constants, SAMPLE_COPIES=max(32 * tile.warps * 32 // (tile.rows * tile.columns), 1), **tile.launch,

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 LOG2_E = math.log2(math.e)
 MAX_HEAD_SIZE = 128
-KERNELS = ("forward", "grad_key_value", "grad_query")
 CACHE_BYTES = 24 << 20  # keys and values that programs in flight may share: half of a Hopper's second-level cache
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Values that change from run to run, layer to layer, rank to rank or with the layout must not each compile a kernel.
@@ -63,17 +62,32 @@ class Tile(NamedTuple):
 
 
 # (kernel, padded head size, bytes an element) -> tile. Fixed, because tiles set the order of sums: nothing is tuned at
-# run time, and dropout or what a run recomputes is no key. Chosen so that registers suffice without spills.
+# run time, and dropout or what a run recomputes is no key. Chosen so that registers suffice without spills. In fp32,
+# which has no matrix instructions at full precision, sums of products are unrolled: larger tiles would spill.
+WIDE_TILES = {
+    **{("forward", d, 4): Tile(16, 64, 8, 1, 1) for d in (16, 32, 64, 128)},
+    **{("grad_key_value", d, 4): Tile(16, 64, 8, 1, 1) for d in (16, 32)},
+    **{("grad_key_value", d, 4): Tile(16, 64, 16, 1, 1) for d in (64, 128)},
+    **{("grad_query", d, 4): Tile(16, 64, 8, 1, 1, 168) for d in (16, 32, 64, 128)},
+}
 HOPPER_TILES = {
+    # 128 registers, so that a multiprocessor runs two programs: one multiplies while the other makes probs and masks.
     **{("forward", d, 2): Tile(128, 64, 8, 3, 3, 128) for d in (16, 32, 64)},
     ("forward", 128, 2): Tile(128, 64, 8, 3, 1),
     **{("grad_key_value", d, 2): Tile(64, 128, 8, 2, 1) for d in (16, 32, 64)},
-    ("grad_key_value", 128, 2): Tile(32, 128, 8, 2, 2),
-    **{("grad_query", d, 2): Tile(128, 64, 8, 2, 1) for d in (16, 32, 64, 128)},
-    **{(kernel, d, 4): Tile(32, 64, 4, 1, 1) for kernel in KERNELS for d in (16, 32, 64, 128)},
+    ("grad_key_value", 128, 2): Tile(32, 128, 8, 3, 2),
+    **{("grad_query", d, 2): Tile(128, 64, 8, 2, 2) for d in (16, 32, 64, 128)},
+    **WIDE_TILES,
 }
-AMPERE_TILES = {
-    **HOPPER_TILES,
+AMPERE_TILES = {  # and any other architecture: at most 99 KiB of shared memory
+    **{("forward", d, 2): Tile(128, 64, 8, 2, 2, 168) for d in (16, 32)},
+    **{("forward", d, 2): Tile(128, 64, 8, 2, 2) for d in (64, 128)},
+    **{("grad_key_value", d, 2): Tile(32, 128, 8, 2, 2) for d in (16, 32, 64)},
+    ("grad_key_value", 128, 2): Tile(32, 64, 8, 2, 2),
+    **{("grad_query", d, 2): Tile(128, 64, 8, 2, 2, 168) for d in (16, 32)},
+    ("grad_query", 64, 2): Tile(128, 64, 8, 2, 2),
+    ("grad_query", 128, 2): Tile(64, 64, 8, 2, 2),
+    **WIDE_TILES,
 }
 
 
@@ -105,6 +119,28 @@ def load_tile(
     if MASKED:
         return tl.load(pointers, mask=(position >= 0) & (position < size) & (channel < HEAD_SIZE), other=0.0)
     elif HEAD_SIZE < BLOCK_D:
+        return tl.load(pointers, mask=channel < HEAD_SIZE, other=0.0)
+    else:
+        return tl.load(pointers)
+
+
+@triton.jit
+def own_positions(start, size, BLOCK: tl.constexpr):
+    """int32 [BLOCK]: the positions of a program's own tile, those outside replaced by the nearest inside.
+
+    What comes of the replaced ones is not stored. A comparison would stay in registers until the store.
+    """
+    return tl.maximum(tl.minimum(start + tl.arange(0, BLOCK), size - 1), 0)
+
+
+@triton.jit
+def load_own_tile(
+    corner, stride, start, size, HEAD_SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr
+):  # fmt: skip
+    """[BLOCK, BLOCK_D] at `own_positions`."""
+    channel = tl.arange(0, BLOCK_D)[None, :]
+    pointers = corner + own_positions(start, size, BLOCK).to(tl.int64)[:, None] * stride + channel
+    if HEAD_SIZE < BLOCK_D:
         return tl.load(pointers, mask=channel < HEAD_SIZE, other=0.0)
     else:
         return tl.load(pointers)
@@ -189,7 +225,7 @@ def check(query: Tensor, key: Tensor, value: Tensor, plane: Plane, scale: float)
     if not 1 <= head_size <= MAX_HEAD_SIZE:
         raise ValueError(
             f"head size {head_size} (query {tuple(query.shape)}) is outside of 1 to {MAX_HEAD_SIZE}: "
-            "use --attention scores or --kernel-backend torch"
+            "use --attention unfused or --kernel-backend torch"
         )
     if query.dtype not in DTYPES or key.dtype != query.dtype or value.dtype != query.dtype:
         raise ValueError(

@@ -29,6 +29,7 @@ from megaselect.kernels.attention_tiles_triton import (
     check,
     column_tiles,
     live_elements,
+    load_own_tile,
     load_tile,
     padded_head_size,
     plane_and_tile,
@@ -95,7 +96,7 @@ def _forward_kernel(
     key_row, site = key_row * UNIT, site + head
     sample = tl.load(sample_index + sample_number).to(tl.uint32)
 
-    query_tile = load_tile(query, query_row * UNIT, first_row, rows, True, HEAD_SIZE, BLOCK_M, BLOCK_D)
+    query_tile = load_own_tile(query, query_row * UNIT, first_row, rows, HEAD_SIZE, BLOCK_M, BLOCK_D)
     highest = tl.full([BLOCK_M], -3.4028234663852886e38, tl.float32)  # finite, so that dead rows make no inf - inf
     total = tl.zeros([BLOCK_M], tl.float32)
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -116,7 +117,7 @@ def _forward_kernel(
 
     dead = total == 0.0  # a live row has a prob of 1 before it is divided by the sum
     accumulator = accumulator * ((256 / (256 - THRESHOLD)) / tl.where(dead, 1.0, total))[:, None]
-    corner = context + (sample_number.to(tl.int64) * heads + head) * HEAD_SIZE
+    corner = context + plane.to(tl.int64) * HEAD_SIZE
     store_tile(corner, batch * heads * HEAD_SIZE, first_row, rows, accumulator, HEAD_SIZE, BLOCK_M, BLOCK_D)
     row = first_row + tl.arange(0, BLOCK_M)
     # Infinity makes backward's probs of a dead row 0.

@@ -92,8 +92,8 @@ def load_sample(sample_index, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """The sample's low 32 bits as a tensor of the words' shape [BLOCK_M / 2, BLOCK_N / 64, 4].
 
     A tensor of one and the same value, because Triton recomputes no expression with a load of a word or more a thread:
-    else it computes every word in the layout that the expansion wants, eight threads each their own copy, and Philox
-    costs eightfold. With the load the words are computed once and exchanged: the one layout conversion of the mask.
+    else eight threads compute each word, in the layout that the expansion wants. With the load the words are computed
+    once and exchanged: the one layout conversion of the mask.
     """
     return tl.load(sample_index + tl.zeros([BLOCK_M // 2, BLOCK_N // 64, 4], tl.int32)).to(tl.uint32)
 
@@ -182,8 +182,8 @@ def kept_tile_transposed(
 
 @triton.jit
 def kept_rows(
-    row, first_column, sample, site, seed_low, seed_high, THRESHOLD: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    row, first_column, sample, site, seed_low, seed_high,
+    THRESHOLD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Bool [BLOCK_M, BLOCK_N], True where kept: the global rows `row` (int32 [BLOCK_M]) from the column first_column.
 
@@ -280,8 +280,8 @@ def drop_bits(sample_index: Tensor, plane: Plane, planes: int, rows: int, column
         _drop_bits_kernel[(bits.shape[0] * planes * tiles,)](
             bits, sample_index, *key_words(plane.seed), plane.site, planes, rows, row_bytes,
             plane.row_offset, plane.column_offset // 64 * 64,
-            BYTE_LEAD=byte_lead, THRESHOLD=plane.threshold, BLOCK_M=PACKED_BLOCK_M, BLOCK_N=PACKED_BLOCK_N, 
-            num_warps=PACKED_WARPS,
+            BYTE_LEAD=byte_lead, THRESHOLD=plane.threshold,
+            BLOCK_M=PACKED_BLOCK_M, BLOCK_N=PACKED_BLOCK_N, num_warps=PACKED_WARPS,
         )  # fmt: skip
     if shift:  # bytes on the global grid straddle those asked for
         bits = bits >> shift | torch.nn.functional.pad(bits[..., 1:], (0, 1)) << 8 - shift
@@ -313,8 +313,7 @@ def tile_shape(width: int, unit: int) -> tuple[int, int]:
     4096 elements, one drop word for each thread's 32, or fewer where so many would not fit the registers: in fp32, and
     with an access for each element. (There several threads compute the same word, but the wider or slower accesses
     leave them the time.) As few rows as the width allows, because a row block that is read twice should still be in the
-    cache; at least 256 columns, so that a warp reads 512 bytes in a row. A fixed table: it sets the order of row sums,
-    so it depends on nothing else.
+    cache; at least 256 columns, so that a warp reads 512 bytes in a row. Fixed, as it sets the order of row sums.
     """
     elements = {8: 4096, 4: 2048, 1: 1024}[unit]
     block_n = min(max(triton.next_power_of_2(width) // 4, 256), elements // 2)

@@ -141,7 +141,7 @@ RECOMPUTE = [
     ),
     (
         "{mode: selective, modules: [softmx]}",
-        "recompute.modules = 'softmx': must be softmax, dropout or core_attn; did you mean softmax?",
+        "recompute.modules = 'softmx': must be softmax, dropout, core_attn, layernorm or gelu; did you mean softmax?",
     ),
     (
         "{mode: selective, modules: softmax}",
@@ -150,7 +150,7 @@ RECOMPUTE = [
     (
         "{mode: selective, modules: []}",
         "recompute.modules is empty, so that selective would keep everything; "
-        "name one of softmax, dropout, core_attn, or set the mode to none",
+        "name one of softmax, dropout, core_attn, layernorm, gelu, or all, or set the mode to none",
     ),
     ("{mode: selective, modules: [dropout, dropout]}", "recompute.modules names dropout twice; name it once"),
     (

@@ -1,12 +1,16 @@
-"""Runs of the benchmark runner in a process of its own, on a model of a few thousand weights."""
+"""Runs of the benchmark runner on a model of a few thousand weights, most of them in this process, which has torch."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 if str(ROOT) not in sys.path:
@@ -22,28 +26,51 @@ model:
 training:
   micro_batch_size: 2
 """
+# One thread: more would wait for each other over tensors as small as these.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+QUICK = ("--device", "cpu", "--rounds", "2", "--seconds", "0.05")
+
+
+class Done:
+    """What a call of the runner's main has answered."""
+
+    def __init__(self, status, out, err):
+        self.status, self.out, self.err = status, out, err
 
 
 class Runner:
-    """`runner("step", "--json")` is a finished process; `runner.json(...)` its document."""
+    """`runner("step", "--list")` answers as the command would; `runner.json(...)` is a quick run's document."""
 
     def __init__(self, config: Path):
         self.config = str(config)
 
-    def __call__(self, *arguments, script="run.py"):
-        # One thread: more would wait for each other over tensors as small as these.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, f"benchmarks/{script}", *arguments]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    def __call__(self, *arguments):
+        from benchmarks.run import main
 
-    def json(self, *arguments, status=0):
-        done = self(*arguments, "--json", "--device", "cpu", "--rounds", "2", "--seconds", "0.1")
-        assert done.returncode == status, done.stderr
-        return json.loads(done.stdout)
+        out, err = io.StringIO(), io.StringIO()
+        argv = mock.patch.object(sys, "argv", ["benchmarks/run.py", *arguments])
+        with argv, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main()
+        return Done(status, out.getvalue(), err.getvalue())
+
+    def json(self, part, *arguments, status=0):
+        done = self(part, *QUICK, *arguments, "--json")
+        assert done.status == status, done.err
+        return json.loads(done.out)
+
+    def process(self, *arguments):
+        """A started process of the script that is named first."""
+        command = [sys.executable, *arguments]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
 
 @pytest.fixture
 def runner(tmp_path):
     config = tmp_path / "small.yaml"
     config.write_text(CONFIG)
-    return Runner(config)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Runner(config)
+    torch.set_num_threads(threads)

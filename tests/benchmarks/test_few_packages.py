@@ -1,16 +1,10 @@
 """The runner needs torch, triton, NumPy and PyYAML: it must run on a GPU machine that has nothing else."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-
-# Runs the script named after it as __main__, in a process where other packages cannot be imported.
+# Runs scripts one after the other as __main__, in a process where other packages cannot be imported.
 WITHOUT = """
-import runpy, sys
+import contextlib, io, json, runpy, sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
@@ -19,25 +13,43 @@ class Blocker:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocker())
-sys.argv = sys.argv[1:]
-sys.path[0] = "benchmarks"
-runpy.run_path(sys.argv[0], run_name="__main__")
+answers = []
+for script, *arguments in json.loads(sys.argv[1]):
+    sys.argv, sys.path[0] = [script, *arguments], "benchmarks"
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    answers.append(out.getvalue())
+print(json.dumps(answers))
 """
+RUN, GROWTH, PAGE = "benchmarks/run.py", "benchmarks/memory_growth.py", "benchmarks/not_measured.py"
+QUICK = ["--device", "cpu", "--json", "--rounds", "1", "--seconds", "0.05"]
 
 
-def test_all_but_the_packaged_rivals_run_without_other_packages(runner):
-    command = [sys.executable, "-c", WITHOUT, "benchmarks/run.py", "rivals", "--config", runner.config, "--json"]
-    few = ["--attention", "unfused", "fused", "--recompute", "none", "all", "--rounds", "1", "--seconds", "0.1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    names = ["--rival", "plain", "huggingface", "megatron", "--device", "cpu"]
-    done = subprocess.run(
-        [*command, *few, *names], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)["rows"]
+def test_every_script_runs_without_other_packages(runner):
+    few = ["--config", runner.config, "--attention", "unfused", "fused", "--recompute", "none", "all"]
+    kernels = ["--seq", "16", "--head-size", "16", "--dropout", "0.1"]
+    scripts = [
+        [RUN, "rivals", *few, *QUICK, "--rival", "plain", "huggingface", "megatron"],
+        [RUN, "headline", *QUICK, "--case", "bits bf16 d=64 s=96 b=2"],
+        [RUN, "kernels", *kernels, *QUICK],
+        [GROWTH, "--config", runner.config, "--steps", "4", "--device", "cpu"],
+        [PAGE],
+    ]
+    process = runner.process("-c", WITHOUT, json.dumps(scripts))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    rivals, headline, kernels, growth, page = json.loads(out.splitlines()[-1])
+
+    rows = json.loads(rivals)["rows"]
     skipped = {row["contender"]: row["reason"] for row in rows if row["status"] == "skipped"}
     assert skipped == {
         "huggingface": "ModuleNotFoundError: No module named 'transformers'",
         "megatron": "ModuleNotFoundError: No module named 'megatron'",
     }
     assert {row["status"] for row in rows} == {"ok", "skipped"}
+    assert {row["status"] for row in json.loads(headline)["rows"]} == {"ok"}
+    assert {row["status"] for row in json.loads(kernels)["rows"]} == {"ok"}
+    assert "unfused selective: " in growth
+    assert "not judged below 40 steps" in growth
+    assert page.startswith("# Not measured on a GPU")

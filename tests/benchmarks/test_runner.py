@@ -1,12 +1,16 @@
 """Order, time limit, memory of finished cases, and what a failure becomes."""
 
+import dataclasses
 import json
+import time
+from types import SimpleNamespace
 
+import pytest
 import torch
 
-from benchmarks import largest_batch, timing
+from benchmarks import attention_cases, families, largest_batch, runner, step_cases, timing
 from benchmarks.runner import Bench, Case, CaseLog, run_cases
-from benchmarks.settings import read_config
+from benchmarks.settings import Setting, read_config
 
 CODE = {"device": "cpu", "torch": "2", "sources": "a"}
 
@@ -91,11 +95,147 @@ def test_turns_rotate_and_one_failure_ends_one_contender():
     assert (results["c"].status, results["c"].reason) == ("error", "RuntimeError: no")
 
 
-def test_the_largest_micro_batch_is_found_by_halves(monkeypatch):
-    monkeypatch.setattr(largest_batch, "_trains", lambda _, config, __: config.training.micro_batch_size <= 43)
-    config, gpu = read_config("tiny"), torch.device("cuda")
-    assert largest_batch.largest_micro_batch(None, lambda: None, config, gpu) in (42, 43)
-    assert largest_batch.largest_micro_batch(None, lambda: None, config.sized(micro_batch=64), gpu) in (42, 43)
-    monkeypatch.setattr(largest_batch, "_trains", lambda *_: False)
-    assert largest_batch.largest_micro_batch(None, lambda: None, config, gpu) is None
-    assert largest_batch.largest_micro_batch(None, lambda: None, config, torch.device("cpu")) is None
+def test_what_a_failed_step_has_timed_is_nobody_elses():
+    def stumble():
+        time.sleep(0.05)
+        raise RuntimeError("no")
+
+    clock = timing.Clock(torch.device("cpu"))
+    batch, optimizer = None, SimpleNamespace(backward=lambda _: stumble(), step=lambda _: None)
+    family = SimpleNamespace(loss=lambda _: None, optimizer=optimizer, learning_rate=0.1)
+    with pytest.raises(RuntimeError):
+        step_cases.step(family, batch, clock)
+    optimizer.backward = lambda _: None
+    phases = step_cases.step(family, batch, clock)
+    assert len(phases) == 3
+    assert sum(phases) < 25
+
+
+def test_one_that_fails_in_a_later_round_ends_alone():
+    calls = iter(range(100))
+
+    def wears_out():
+        if next(calls) >= 4:  # after three to warm up and the first round
+            time.sleep(0.05)
+            raise torch.OutOfMemoryError("full")
+
+    results = timing.take_turns({"b": wears_out, "a": lambda: None}, timing.Stopwatch(torch.device("cpu")), 3, 0.0)
+    assert (results["b"].status, results["b"].milliseconds) == ("oom", [])
+    assert (results["a"].status, len(results["a"].milliseconds)) == ("ok", 3)
+    assert max(results["a"].milliseconds) < 25  # the other's last moments are not among them
+
+
+def test_what_made_the_gpu_fail_is_not_tried_again(tmp_path, monkeypatch):
+    path, tried = tmp_path / "cases.jsonl", []
+
+    def fail():
+        tried.append("bad")
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def run(bench):
+        rows = []
+        for name, work in (("good", lambda: tried.append("good")), ("bad", fail), ("late", lambda: None)):
+            status, reason = bench.attempt(name, work)
+            rows.append({"contender": name, "status": status, "reason": reason})
+        return rows
+
+    cases = [Case("a", run, 0), case("b")]
+    monkeypatch.setattr(runner, "works", lambda _: "bad" not in tried)
+    outcome = run_cases(cases, bench(), CaseLog(path, CODE), 1)
+    assert outcome.lost
+    assert outcome.rows == []
+    assert outcome.left_out.keys() == {"a", "b"}
+    assert "the GPU failed in bad: RuntimeError: CUDA error" in outcome.left_out["a"]
+    assert CaseLog(path, CODE).begun["a"] == 0  # such a start is none of those after which a case is left alone
+
+    tried.clear()  # another process, whose GPU works
+    outcome = run_cases(cases, bench(), CaseLog(path, CODE), 1)
+    assert not outcome.lost
+    assert outcome.left_out == {}
+    assert tried == ["good"]
+    assert [row["status"] for row in outcome.rows] == ["ok", "error", "ok", "ok"]
+    assert "illegal memory access" in outcome.rows[1]["reason"]
+    assert run_cases(cases, bench(), CaseLog(path, CODE), 1).reused == 2
+
+
+def test_a_case_that_takes_too_long_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "GRACE_SECONDS", 0.0)
+    path = tmp_path / "cases.jsonl"
+    endless = Case("endless", lambda bench: [bench.attempt("x", lambda: time.sleep(30))], 0)
+    started = time.monotonic()
+    outcome = run_cases([case("a"), endless, case("b")], bench(), CaseLog(path, CODE), 0.8 / 60)
+    assert time.monotonic() - started < 10
+    assert [row["case"] for row in outcome.rows] == ["a"]
+    assert outcome.left_out == dict.fromkeys(("endless", "b"), "the time was up while a case ran")
+    assert set(CaseLog(path, CODE).finished) == {"a"}
+
+
+def test_cases_of_one_name_that_measure_other_things_are_told_apart(tmp_path):
+    path, ran = tmp_path / "cases.jsonl", []
+    one, two = (dataclasses.replace(case("a", ran=ran), spec=spec) for spec in ("one", "two"))
+    for item in (one, two, two):
+        run_cases([item], bench(), CaseLog(path, CODE), 1)
+    assert len(ran) == 2
+
+
+def test_the_largest_micro_batch_is_found_by_halves():
+    def upto(limit):
+        return lambda size: "" if size <= limit else "memory is short"
+
+    config = read_config("tiny")
+    for start in (1, 8, 64):
+        size, reason = largest_batch.largest_micro_batch(upto(43), config.sized(micro_batch=start))
+        assert size in (41, 42, 43)
+        assert reason == "memory is short"
+    assert largest_batch.largest_micro_batch(upto(0), config) == (0, "memory is short")
+
+
+def test_every_setting_has_its_largest_micro_batch(monkeypatch):
+    config = read_config("tiny", {"model.num_layers": 1}).sized(16, 1)
+    settings = [Setting("fused", name) for name in ("none", "all", "full")]
+    limits = iter((5, None, 12))
+
+    def trains(family, config, device, size):
+        limit = current[-1]
+        if limit is None:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        return "" if size <= limit else "memory is short"
+
+    current = []
+    monkeypatch.setattr(step_cases.Contender, "prepare", lambda _: current.append(next(limits)))
+    monkeypatch.setattr(largest_batch, "trains", trains)
+    made = largest_batch.largest_case("largest", config, settings, torch.float32, 0)
+    rows = run_cases([made], bench(), CaseLog(None, CODE), 1).rows
+    assert [(row["contender"], row["status"], row.get("largest_micro_batch")) for row in rows] == [
+        ("fused none", "ok", 5), ("fused all", "error", None), ("fused full", "ok", 12),
+    ]  # fmt: skip
+    assert rows[1]["reason"] == "RuntimeError: CUDA error: unspecified launch failure"
+
+
+def test_a_step_that_does_not_train_says_why(monkeypatch):
+    def short(_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def broken(_):
+        raise RuntimeError("too large for int32")
+
+    cpu, config = torch.device("cpu"), read_config("tiny", {"model.num_layers": 1}).sized(16, 1)
+    family = families.megaselect_family(config, [Setting("fused", "all")], cpu, torch.float32)
+    family.variants["fused all"]()
+    assert largest_batch.trains(family, config, cpu, 1) == ""
+    family.loss = short
+    assert largest_batch.trains(family, config, cpu, 2) == "memory is short"
+    family.loss = broken
+    assert largest_batch.trains(family, config, cpu, 2) == "RuntimeError: too large for int32"
+    monkeypatch.setattr(largest_batch, "works", lambda _: False)
+    with pytest.raises(RuntimeError):  # the case ends there: nothing else could run
+        largest_batch.trains(family, config, cpu, 2)
+
+
+def test_deterministic_attention_is_asked_for_in_earnest():
+    with attention_cases._deterministic():
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()  # which would leave flash's backward as it is
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory

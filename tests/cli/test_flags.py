@@ -197,7 +197,7 @@ def test_a_run_that_ends_in_its_warm_up_says_so():
         ("--recompute slective", "--recompute slective: must be none, selective or full; did you mean selective?"),
         (
             "--recompute-modules softmax core",
-            "--recompute-modules core: must be softmax, dropout or core_attn; did you mean core_attn?",
+            "--recompute-modules core: must be softmax, dropout, core_attn, layernorm or gelu; did you mean core_attn?",
         ),
         (
             "--model.dropout-p 0.001",

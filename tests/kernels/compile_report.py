@@ -1,11 +1,12 @@
-"""Compiles the Triton kernels for real GPUs on a machine that needs none, and prints what came out as JSON lines.
+"""Compiles the Triton kernels for real GPUs on a machine that needs none, and prints what came out.
 
-    python tests/kernels/compile_report.py [--all]
+    python tests/kernels/compile_report.py [--all] [--markdown]
 
 Calls the launch functions with tensors that have no memory, while a stand-in for the driver names the target: so every
-kernel is compiled as a launch would compile it, argument specialisation included. A line has the registers, stack and
-shared memory of a program, what was converted between layouts, counts of telling instructions, and for each ex2 in the
-PTX the instructions that its argument comes from. Must run without TRITON_INTERPRET.
+kernel is compiled as a launch would compile it, argument specialisation included. A JSON line has the registers, stack
+and shared memory of a program, what was converted between layouts, counts of telling instructions, and for each ex2 in
+the PTX the instructions that its argument comes from; --markdown makes a table of the resources instead. Must run
+without TRITON_INTERPRET.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import collections
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from megaselect.kernels import (
+    attention_triton,
     bias_dropout_residual_layer_norm_triton,
     bias_dropout_residual_triton,
     dropout_mask_triton,
@@ -36,7 +39,8 @@ TELLING = {  # what the report counts: SASS opcodes by pattern
     "wide multiply": r"IMAD\.(WIDE|HI)",
     "fused multiply-add": r"FFMA",
     "exponential": r"MUFU\.EX2",
-    "matrix": r"HGMMA|HMMA",
+    "matrix": r"HMMA",
+    "warpgroup matrix": r"HGMMA",
     "16-byte load": r"LDG.*\.128",
     "narrower load": r"LDG(?!.*\.128)",
     "16-byte store": r"STG.*\.128",
@@ -124,13 +128,27 @@ def bias_dropout_residual_layer_norm(dtype, width, form, direction):
         kernels.backward(x, x, x, statistics, statistics, mask, samples, vector, vector, PLANE)
 
 
+def fused_attention(dtype, head_size, form, direction):
+    groups, queries = (2, 3) if form == "grouped heads" else (4, 1)
+    plane = PLANE._replace(threshold=0) if form == "no dropout" else PLANE
+    qkv = torch.empty(1024, 2, groups, queries + 2, head_size, dtype=dtype, device="meta")
+    split = qkv[:, :, :, :-2], qkv[:, :, :, -2], qkv[:, :, :, -1]
+    samples = torch.empty(2, dtype=torch.int64, device="meta")
+    context = torch.empty(1024, 2, groups * queries * head_size, dtype=dtype, device="meta")
+    if direction == "forward":
+        attention_triton.forward(*split, samples, plane, 0.125)
+    else:
+        statistic = torch.empty(2, groups * queries, 1024, device="meta")
+        attention_triton.backward(context, *split, context, statistic, samples, plane, 0.125, *split)
+
+
 def drop_bits(*_):
     samples = torch.empty(1, dtype=torch.int64, device="meta")
     dropout_mask_triton.drop_bits(samples, PLANE, planes=16, rows=1024, columns=1024)
 
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-K1, HIDDEN = softmax_dropout, bias_dropout_residual
+K1, K2, HIDDEN = softmax_dropout, fused_attention, bias_dropout_residual
 NORM, HIDDEN_NORM = layer_norm, bias_dropout_residual_layer_norm
 REPRESENTATIVE = [
     *((90, K1, BF16, 1024, form, "forward") for form in ("none", "softmax+dropout")),
@@ -147,6 +165,11 @@ REPRESENTATIVE = [
     *((90, HIDDEN_NORM, BF16, 4096, form, "backward") for form in ("none", "softmax+dropout")),
     *((80, HIDDEN_NORM, BF16, 4096, "softmax+dropout", direction) for direction in ("forward", "backward")),
     *((90, HIDDEN_NORM, BF16, 12288, "softmax+dropout", direction) for direction in ("forward", "backward")),
+    *((90, K2, BF16, head_size, form, "forward") for head_size in (64, 128) for form in ("dropout", "no dropout")),
+    *((90, K2, BF16, head_size, "dropout", "backward") for head_size in (64, 80, 128)),
+    *((80, K2, FP16, 64, "dropout", direction) for direction in ("forward", "backward")),
+    (80, K2, FP16, 128, "grouped heads", "backward"),
+    *((90, K2, FP32, 64, "dropout", direction) for direction in ("forward", "backward")),
     (90, drop_bits, None, 1024, "softmax+dropout", "forward"),
 ]
 EVERYTHING = [
@@ -156,6 +179,13 @@ EVERYTHING = [
     for dtype in (BF16, FP16, FP32)
     for width in (100, 1001, 1024, 2048, 4096, 16384)
     for form in {K1: FORMS, NORM: ("none",)}.get(kernel, ("none", "softmax+dropout"))
+    for direction in ("forward", "backward")
+] + [
+    (capability, K2, dtype, head_size, form, direction)
+    for capability in (90, 80)
+    for dtype in (BF16, FP16, FP32)
+    for head_size in (16, 32, 64, 80, 96, 120, 128)
+    for form in ("dropout", "no dropout", "grouped heads")
     for direction in ("forward", "backward")
 ]
 
@@ -196,11 +226,10 @@ def origins(ptx, depth=2):
     for operation, target, arguments in re.findall(r"^\s*([\w.]+)\s+(%\w+), (.*);", ptx, re.M):
         assigned[target] = (operation, re.findall(r"%\w+", arguments))
         if operation.startswith("ex2"):
-            chain, register = [], assigned[target][1][0]
-            for _ in range(depth):
-                operation_before, sources = assigned[register]
+            chain, sources = [], assigned[target][1]
+            while sources and len(chain) < depth:
+                operation_before, sources = assigned[sources[0]]
                 chain.append(operation_before)
-                register = sources[0]
             found[" ".join(chain)] += 1
     return dict(found)
 
@@ -216,7 +245,7 @@ def report(case, kernel):
     capability, launch, dtype, width, form, direction = case
     usage, sass = machine_code(kernel)
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
-    opcodes = re.findall(r"^\s*(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)[\s;]", sass, re.M)
+    opcodes = re.findall(r"^\s*(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.x]+)[\s;]", sass, re.M)
     conversions = re.findall(r"ttg\.convert_layout [^:]*: tensor<(\S+?), ", kernel.asm["ttgir"])
     return {
         "kernel": launch.__name__,
@@ -241,8 +270,40 @@ def report(case, kernel):
     }
 
 
+COLUMNS = ("kernel", "program", "form", "dtype", "width", "registers", "stack_bytes", "shared_bytes")
+HEADING = """# Registers and memory of the Triton kernels, as compiled
+
+Printed by `python tests/kernels/compile_report.py {arguments}`, Triton {version}, without a GPU. `width` is the length
+of a row, of attention kernels the head size; `matrix` and `spills` count instructions. On sm_90 a thread has at most
+255 registers and a program 227 KiB of shared memory; what is made for sm_80 stays within 99 KiB, as the smallest GPU
+of that generation asks.
+"""
+
+
+def print_markdown(reports):
+    """A table for each architecture, a line for each program."""
+    print(HEADING.format(arguments=" ".join(sys.argv[1:]), version=triton.__version__))
+    for capability in sorted({found["capability"] for found in reports}, reverse=True):
+        print(f"## sm_{capability}\n\n| {' | '.join(COLUMNS)} | matrix | spills |\n|{'---|' * (len(COLUMNS) + 2)}")
+        for line in sorted({_cells(found) for found in reports if found["capability"] == capability}):
+            print(f"| {' | '.join(line)} |")
+        print()
+
+
+def _cells(found):
+    counts = found["counts"]
+    cells = (*(found[name] for name in COLUMNS), counts["matrix"] + counts["warpgroup matrix"], counts["spill"])
+    return tuple(str(cell).removeprefix("torch.") for cell in cells)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--all", action="store_true", help="every kernel, dtype, width, storage form and target")
-    for case, kernel in compile_all(EVERYTHING if parser.parse_args().all else REPRESENTATIVE):
-        print(json.dumps(report(case, kernel)), flush=True)
+    parser.add_argument("--markdown", action="store_true", help="a table of registers, stack and shared memory")
+    arguments = parser.parse_args()
+    reports = (report(case, kernel) for case, kernel in compile_all(EVERYTHING if arguments.all else REPRESENTATIVE))
+    if arguments.markdown:
+        print_markdown(list(reports))
+    else:
+        for found in reports:
+            print(json.dumps(found), flush=True)

@@ -25,7 +25,7 @@ HEADER = RunHeader(
     max_steps=20,
     first_step=0,
     config={
-        "model": {"num_layers": 4, "ffn_hidden_size": None},
+        "model": {"num_layers": 4, "ffn_hidden_size": None, "attention": "unfused"},
         "recompute": {"mode": "selective", "modules": ["softmax", "dropout"]},
         "training": {"lr": 3e-3},
     },
@@ -40,6 +40,7 @@ REPORT = StoredReport(
         "none": 3_722_445,
         "softmax dropout": LAYER_BYTES,
         "core_attn dropout": 1_226_833,
+        "all": 1_029_841,
         "full": 196_608,
     },
 )

@@ -56,25 +56,25 @@ def test_the_runs_own_setting_is_not_among_the_others(header, report):
         setting = text.setting_name({"recompute": recompute})
         return [line.text for line in text.stored_lines(report(), setting)][-1]
 
-    assert others(mode="none") == (
-        "other settings:   softmax dropout 2.30 MiB, core_attn dropout 1.17 MiB, full 0.188 MiB"
-    )
-    assert others(mode="full", method="uniform") == (
-        "other settings:   none 3.55 MiB, softmax dropout 2.30 MiB, core_attn dropout 1.17 MiB"
-    )
+    selective = "softmax dropout 2.30 MiB, core_attn dropout 1.17 MiB, all 0.982 MiB"
+    assert others(mode="none") == f"other settings:   {selective}, full 0.188 MiB"
+    assert others(mode="full", method="uniform") == f"other settings:   none 3.55 MiB, {selective}"
+    assert "all" not in others(mode="selective", modules=["gelu", "softmax", "layernorm", "core_attn", "dropout"])
 
 
 @pytest.mark.parametrize(
-    ("recompute", "noted"),
+    ("recompute", "attention", "noted"),
     [
-        ({"mode": "selective", "modules": ["dropout", "softmax"]}, True),
-        ({"mode": "selective", "modules": ["core_attn", "dropout"]}, False),
-        ({"mode": "none"}, False),
-        ({"mode": "full", "method": "sqrt"}, False),
+        ({"mode": "selective", "modules": ["dropout", "softmax"]}, "unfused", True),
+        ({"mode": "selective", "modules": ["dropout", "softmax"]}, "fused", False),
+        ({"mode": "selective", "modules": ["core_attn", "dropout"]}, "unfused", False),
+        ({"mode": "none"}, "unfused", False),
+        ({"mode": "full", "method": "sqrt"}, "unfused", False),
     ],
 )
-def test_only_the_default_modules_bring_the_note_on_megatron(header, recompute, noted):
-    values = [value for _, value in text.header_rows(header(config={"recompute": recompute}))]
+def test_only_the_default_modules_bring_the_note_on_megatron(header, recompute, attention, noted):
+    config = {"recompute": recompute, "model": {"attention": attention}}
+    values = [value for _, value in text.header_rows(header(config=config))]
     assert (text.MEGATRON_NOTE in values) == noted
 
 

@@ -69,7 +69,7 @@ def test_auto_without_a_key_records_offline_and_a_resumed_run_goes_on(run_python
     assert run["tags"] == ["selective", "cpu", "float32"]
     config = run["config"]["update"]
     assert config["recompute"] == {"mode": "selective", "modules": ["softmax", "dropout"]}
-    assert config["model"] == {"num_layers": 4, "ffn_hidden_size": None}
+    assert config["model"] == {"num_layers": 4, "ffn_hidden_size": None, "attention": "unfused"}
     assert config["resolved"] == {"device": "cpu, 2 threads", "dtype": "float32", "parameters": 2587392}
     assert {metric["glob_name"]: metric["step_metric"] for metric in of_kind(records, "metric")} == dict.fromkeys(
         ["train/*", "eval/*", "mem/*", "perf/*"], "tokens"

@@ -6,11 +6,17 @@ import torch
 WRONG_FLAGS = {
     "unknown flag": (("--hiden-size", 3), ["unknown flag --hiden-size", "did you mean"]),
     "unknown mode": (("--recompute", "partial"), ["partial", "none", "selective", "full"]),
-    "unknown module": (("--recompute", "selective", "--recompute-modules", "gelu"), ["gelu", "softmax", "core_attn"]),
+    "unknown module": (
+        ("--recompute", "selective", "--recompute-modules", "gel"),
+        ["gel:", "softmax", "core_attn", "did you mean gelu"],
+    ),
     "dropout of 1": (("--model.dropout-p", "1.0"), ["1.0", "outside [0, 1)"]),
     "heads do not divide": (("--model.num-attention-heads", 3), ["(3)", "must divide", "(32)"]),
     "global batch": (("--training.global-batch-size", 5), ["(5)", "must be a multiple of", "(2)"]),
-    "selective keeps more": (("--recompute", "selective", "--model.dropout-p", 0), ["would save nothing", "core_attn"]),
+    "selective keeps more": (
+        ("--recompute", "selective", "--model.dropout-p", 0),
+        ["would save nothing", "--recompute-modules all"],
+    ),
     "no such config": (("--config", "nowhere.yaml"), ["nowhere.yaml", "no such file", "tiny"]),
     "no such data": (("--data.prefix", "nowhere/tokens"), ["nowhere/tokens.idx does not exist"]),
     "no such tokenizer": (("--data.tokenizer", "nowhere.model"), ["nowhere.model"]),

@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import pytest
+import torch
 
 FOUR = ("--max-steps", 4, "--training.save-interval", 4, "--training.sample-tokens", 0)
 EIGHT = ("--max-steps", 8, "--training.save-interval", 4, "--training.sample-tokens", 0)
@@ -47,7 +48,7 @@ def assert_same_run(read_metrics, read_tensors):
             assert [line[name] for line in metrics] == [line[name] for line in expected[:steps]]
         tensors, expected = read_tensors(run_dir, steps), read_tensors(expected_dir, steps)
         assert tensors.keys() == expected.keys()
-        assert all(tensors[name].equal(expected[name]) for name in tensors)
+        assert [name for name in tensors if not tensors[name].equal(expected[name])] == []
         assert all(tensors[name].dtype == expected[name].dtype for name in tensors)
 
     return check
@@ -250,7 +251,7 @@ def test_an_interrupted_run_saves_its_step_and_continues_to_the_same_bits(
     flags = [*small_flags, "--training.eval-interval", "0", "--training.sample-tokens", "0"]
     child = subprocess.Popen(
         child_command(*flags, "--max-steps", 100_000, "--run-dir", stopped),
-        env=child_environment,
+        env=child_environment | {"OMP_NUM_THREADS": str(torch.get_num_threads())},  # torch's layernorm sums by thread
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,0 +1,43 @@
+"""What the runner would measure on a GPU, as a page: `python benchmarks/not_measured.py > PAGE.md`. Needs no GPU.
+
+Every goal, then every case of every part, each with the command that measures it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+INTRODUCTION = """# Not measured on a GPU
+
+`python benchmarks/not_measured.py` writes this page from the runner's own lists. None of what follows has been
+measured, and no figure of it is claimed anywhere. Every command stops itself after 7.5 minutes; with `--out` it skips
+what an earlier start has finished. Status 3 means that the GPU failed, and that the same command goes on without what
+made it fail. `--list --device cuda` names a part's cases on any machine."""
+
+
+def page() -> list[str]:
+    """Its lines."""
+    import torch
+
+    from benchmarks import goals
+    from benchmarks.run import PARTS, parse
+    from benchmarks.session import cases_of, command
+
+    lines = [INTRODUCTION, "", "## Goals on one H100", ""]
+    lines += ["| goal | wanted | measured | command |", "|---|---|---|---|"]
+    for goal in goals.judge([], on_gpu=True):
+        lines.append(f"| {goal['goal']} | {goal['wanted']} | not measured | `{goals.COMMAND}` |")
+    lines.append("| kernels: error to twice torch's, bits, masks, odd sizes | pass | not measured | `pytest -m cuda` |")
+    for part, what in PARTS.items():
+        arguments = parse([part])
+        lines += ["", f"## {part}: {what}", "", f"All: `python benchmarks/run.py {part} --json --out {part}.json`.", ""]
+        lines += ["| case | measured | command |", "|---|---|---|"]
+        for case in cases_of(arguments, torch.device("cuda"))[0]:
+            lines.append(f"| {case.key} | not measured | `{command(arguments, case)}` |")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # as in run.py
+    print("\n".join(page()))
