@@ -22,10 +22,10 @@ from megaselect.kernels.backend import resolve_backend
 from megaselect.kernels.dropout_mask import Plane, signed_seed, unsigned_seed
 from megaselect.kernels.twin import wide_dtype
 
+TRITON_MAX_HEAD_SIZE = 128  # the twin takes any
 
-def fused_attention(
-    qkv: Tensor, sample_index: Tensor, plane: Plane, *, scale: float, backend: str = "auto"
-) -> Tensor:  # fmt: skip
+
+def fused_attention(qkv: Tensor, sample_index: Tensor, plane: Plane, *, scale: float, backend: str = "auto") -> Tensor:
     """Context [s, b, g*n*d] from qkv [s, b, g, n + 2, d], where a group's slots are its n queries, key and value.
 
     sample_index: int64 [b]. plane.site belongs to head 0; its offsets are the global position of row 0, equal for self

@@ -19,11 +19,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import driver
 
+from megaselect.kernels.attention import TRITON_MAX_HEAD_SIZE
+
 if TYPE_CHECKING:
     from megaselect.kernels.dropout_mask import Plane
 
 LOG2_E = math.log2(math.e)
-MAX_HEAD_SIZE = 128
 CACHE_BYTES = 24 << 20  # keys and values that programs in flight may share: half of a Hopper's second-level cache
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Values that change from run to run, layer to layer, rank to rank or with the layout must not each compile a kernel.
@@ -222,9 +223,9 @@ def alike(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 def check(query: Tensor, key: Tensor, value: Tensor, plane: Plane, scale: float) -> None:
     """Raises ValueError for what the kernels cannot do."""
     head_size = query.shape[-1]
-    if not 1 <= head_size <= MAX_HEAD_SIZE:
+    if not 1 <= head_size <= TRITON_MAX_HEAD_SIZE:
         raise ValueError(
-            f"head size {head_size} (query {tuple(query.shape)}) is outside of 1 to {MAX_HEAD_SIZE}: "
+            f"head size {head_size} (query {tuple(query.shape)}) is outside of 1 to {TRITON_MAX_HEAD_SIZE}: "
             "use --attention unfused or --kernel-backend torch"
         )
     if query.dtype not in DTYPES or key.dtype != query.dtype or value.dtype != query.dtype:

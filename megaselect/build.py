@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from megaselect.devices import check_backend, resolve_device, resolve_dtype
+from megaselect.devices import check_compile, check_kernels, resolve_device, resolve_dtype
 from megaselect.model.gpt import GPT
 from megaselect.model.initialise import initialise
 from megaselect.recompute.apply import apply_recompute
@@ -22,7 +22,9 @@ def build_model(config: Config) -> GPT:
     save nothing.
     """
     device = resolve_device(config.training.device)
-    check_backend(config.model.kernel_backend, device)
+    check_kernels(config.model, device)
+    if config.training.compile:
+        check_compile(device)
     dtype = resolve_dtype(config.training.dtype, device)
     check_saves(config, dtype.itemsize)
     model = GPT(config.model, config.training.seed, config.training.loss_chunk_tokens)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
 
 from megaselect.errors import DeviceError
+from megaselect.kernels.attention import TRITON_MAX_HEAD_SIZE
 from megaselect.kernels.backend import resolve_backend
+
+if TYPE_CHECKING:
+    from megaselect.config import ModelConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,12 +50,37 @@ def resolve_dtype(requested: str, device: torch.device) -> torch.dtype:
     return DTYPES[requested]
 
 
-def check_backend(requested: str, device: torch.device) -> None:
-    """Raises DeviceError where the kernel backend that was asked for cannot run on the device."""
+def check_kernels(settings: ModelConfig, device: torch.device) -> None:
+    """Raises DeviceError where the kernel backend cannot run on the device, or not with this head size."""
     try:
-        resolve_backend(requested, device)
+        backend = resolve_backend(settings.kernel_backend, device)
     except ValueError as error:
         raise DeviceError(str(error)) from None
+    head_size = settings.hidden_size // settings.num_attention_heads
+    if settings.attention == "fused" and backend == "triton" and head_size > TRITON_MAX_HEAD_SIZE:
+        raise DeviceError(
+            f"attention fused takes head sizes to {TRITON_MAX_HEAD_SIZE} on {device}, and hidden_size "
+            f"{settings.hidden_size} / {settings.num_attention_heads} heads is {head_size}: use more heads, or "
+            "--attention unfused"
+        )
+
+
+def missing_for_compile(device: torch.device) -> str | None:
+    """What torch.compile would miss on this device, and how to get it; None where nothing is missing."""
+    if device.type != "cpu":
+        return None
+    if not any(name and shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++")):
+        return "a C++ compiler: install one (on Debian and Ubuntu: apt-get install g++), or name it in CXX"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        return "Python's headers: install them (on Debian and Ubuntu: apt-get install python3-dev)"
+    return None
+
+
+def check_compile(device: torch.device) -> None:
+    """Raises DeviceError where layers cannot be compiled on this device."""
+    missing = missing_for_compile(device)
+    if missing:
+        raise DeviceError(f"--compile on a CPU needs {missing}; or leave --compile out")
 
 
 def device_name(device: torch.device) -> str:

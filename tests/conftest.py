@@ -17,6 +17,13 @@ sys.path.insert(0, str(Path(__file__).parent / "kernels"))  # importlib mode lea
 
 
 def pytest_collection_modifyitems(items):
+    from megaselect.devices import missing_for_compile
+
+    missing = missing_for_compile(torch.device("cpu"))
+    if missing:
+        for item in items:
+            if item.get_closest_marker("compiles"):
+                item.add_marker(pytest.mark.skip(reason=f"torch.compile on a CPU needs {missing}"))
     if HAS_CUDA:
         return
     no_gpu = pytest.mark.skip(reason=f"needs an NVIDIA GPU and torch {torch.__version__} sees none")

@@ -11,6 +11,7 @@ context's op returns, its row statistics too (8asb more). Chunks of `full` stay 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +70,8 @@ def _compiled(modules: frozenset[str]) -> Callable[..., Tensor]:
     if not modules:
         return torch.compile(_forward, fullgraph=True)
     rebuilt = {REBUILT_OPS[name] for name in modules}
+    # It warns of ops that write in place inside such a region, whenever there is one; ours has none.
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
 
     def policy(_: Any, op: Any, *__: Any, **___: Any) -> CheckpointPolicy:
         return CheckpointPolicy.MUST_RECOMPUTE if op in rebuilt else CheckpointPolicy.MUST_SAVE

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from megaselect.model.block import Block
 from megaselect.recompute.compiled import is_compiled
-from megaselect.recompute.tensor_names import SHARED, name_of
+from megaselect.recompute.tensor_names import SHARED, is_unused_counter, name_of
 
 _scopes: ContextVar[tuple[str, ...]] = ContextVar("ledger_scopes", default=())
 
@@ -117,11 +117,11 @@ class _Recorder:
     def pack(self, tensor: Tensor) -> Tensor:
         """The hook: torch is about to keep `tensor`."""
         key, size = _storage_key(tensor), tensor.untyped_storage().nbytes()
-        if size and key not in self.seen:
+        is_region = not self.path and bool(_scopes.get())
+        module = (self.path or _scopes.get() or ("",))[-1]
+        if size and key not in self.seen and not is_unused_counter(self.model, module, tensor):
             self.seen.add(key)
             self.kept_alive.append(tensor.untyped_storage())
-            is_region = not self.path and bool(_scopes.get())
-            module = (self.path or _scopes.get() or ("",))[-1]
             taken = [row.name for row in self.ledger.rows if row.module == module]
             name = name_of(self.model, module, tensor, size, taken, is_region)
             layer = "" if name == SHARED else _layer_of(module)

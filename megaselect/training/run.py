@@ -78,6 +78,9 @@ def _own_notes(config: Config, state: RunState) -> list[str]:
             notes.append(f"note: {name} {asked} is {effective:.4f} here: probabilities are multiples of 1/256")
     if len(notes) == 2 and config.model.attention_dropout_p == config.model.hidden_dropout_p:
         notes = [notes[0].replace("attention_dropout_p", "dropout_p")]
+    on_gpu = resolve_device(config.training.device).type == "cuda"
+    if config.model.attention == "sdpa" and on_gpu and not config.training.deterministic:
+        notes.append("note: torch's own attention repeats itself to the bit on a GPU only with --deterministic")
     if state.step >= config.training.max_steps:
         notes.append(
             f"note: the run is already at step {state.step}: give a larger --max-steps to go on, or a new --run-dir"

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from on_cuda import fresh_inputs, poison  # noqa: F401  the fixture serves every test here
 
 from megaselect.kernels import bias_dropout_residual_triton, softmax_dropout_triton
 from megaselect.kernels.dropout_mask import Plane, keep_hidden, keep_planes
@@ -16,21 +17,6 @@ LENGTHS = [1, 17, 127, 1000, 1024, 4097]
 FORMS = {"none": (True, True), "dropout": (True, False), "softmax": (False, True), "softmax+dropout": (False, False)}
 RUNS = 250
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp16", "fp32"])
-
-
-@pytest.fixture(autouse=True)
-def fresh_inputs(record_property):
-    seed = int.from_bytes(os.urandom(4), "little")
-    record_property("seed", seed)
-    print(f"inputs drawn with torch.manual_seed({seed})")
-    torch.manual_seed(seed)
-
-
-def poison(*tensors):
-    """Leave NaN (-1 in a mask) in the memory that the allocator hands out next for tensors of these sizes."""
-    blocks = [torch.full_like(t, -1 if t.dtype == torch.int8 else torch.nan) for t in tensors for _ in range(3)]
-    torch.cuda.synchronize()
-    del blocks
 
 
 class Scores:

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from on_cuda import fresh_inputs, poison  # noqa: F401  the fixture serves every test here
 from torch.nn import functional
 
 from megaselect.kernels import bias_dropout_residual_layer_norm_triton as fused
@@ -21,21 +22,6 @@ every_dtype = pytest.mark.parametrize(
 SHAPES = [(1, 1, 1), (17, 2, 127), (300, 3, 768), (1000, 1, 1000), (257, 2, 4097), (512, 4, 4096)]
 WIDE = [(33, 2, 8192), (17, 1, 12288), (9, 2, 20001), (5, 1, 65536)]
 every_shape = pytest.mark.parametrize("shape", SHAPES + WIDE, ids=str)
-
-
-@pytest.fixture(autouse=True)
-def fresh_inputs(record_property):
-    seed = int.from_bytes(os.urandom(4), "little")
-    record_property("seed", seed)
-    print(f"inputs drawn with torch.manual_seed({seed})")
-    torch.manual_seed(seed)
-
-
-def poison(*tensors):
-    """Leave NaN (-1 in a mask) in the memory that the allocator hands out next for tensors of these sizes."""
-    blocks = [torch.full_like(t, -1 if t.dtype == torch.int8 else torch.nan) for t in tensors for _ in range(3)]
-    torch.cuda.synchronize()
-    del blocks
 
 
 class Case:

@@ -1,6 +1,5 @@
 """Layers under torch.compile: one graph a setting, the bytes that are predicted, the same bits in every mode."""
 
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -16,7 +15,7 @@ from megaselect.recompute.ledger import record
 from megaselect.recompute.plan import make_plan
 from megaselect.recompute.theory import Shape, bytes_per_layer, stored_bytes
 
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler (g++) on a CPU")
+pytestmark = pytest.mark.compiles
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2}
 # Settings that differ in what the graph rebuilds, in an order in which a graph that served the next one would show.

@@ -1,7 +1,6 @@
 """Checkpoints and compilers that others put around our blocks and model, mixed with every kind of ours."""
 
 import functools
-import shutil
 
 import pytest
 import torch
@@ -138,9 +137,6 @@ def test_a_plan_can_be_set_on_wrapped_blocks(mode):
     assert different(step(model, config), plain_step("unfused")) == []
 
 
-needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler (g++) on a CPU")
-
-
 COMPILED = {"unfused": ["none", "softmax dropout", "all", "uniform 1"], "fused": ["none", "all"]}
 
 
@@ -171,7 +167,7 @@ def _bytes_and_step(model, run, config):
     return kept, {"loss": loss.detach(), **gradients(model)}
 
 
-@needs_compiler
+@pytest.mark.compiles
 def test_a_compiler_around_the_model_changes_the_order_of_some_sums_only(steps, relative_error):
     """A compiler fuses the sums over tokens that bias gradients are with what is before them, and splits them anew.
 
@@ -185,7 +181,7 @@ def test_a_compiler_around_the_model_changes_the_order_of_some_sums_only(steps, 
         assert all(error < 1e-6 for error in errors.values()), (mode, errors)
 
 
-@needs_compiler
+@pytest.mark.compiles
 def test_a_compiler_around_the_model_keeps_what_the_model_alone_keeps(steps):
     kept = {mode: (alone, compiled) for mode, ((alone, _), (compiled, _)) in steps.items()}
     assert all(alone == compiled for alone, compiled in kept.values()), kept
@@ -193,7 +189,7 @@ def test_a_compiler_around_the_model_keeps_what_the_model_alone_keeps(steps):
     assert len(set(kept.values())) == len(kept)
 
 
-@needs_compiler
+@pytest.mark.compiles
 def test_selective_without_regions_compiles_to_the_same_bits_as_none(steps):
     for mode in {"softmax dropout"} & steps.keys():
         assert different(steps[mode][1][1], steps["none"][1][1]) == []

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recompute_settings import SETTINGS, full, selective
 from tiny_models import build_unchecked, make_batch, make_config
+from torch.nn.functional import scaled_dot_product_attention
 
 from megaselect import build_model
 from megaselect.recompute.ledger import record
@@ -141,6 +142,26 @@ def test_a_layer_with_fused_attention_keeps_what_the_closed_formulas_say(name, a
     expected = PER_LAYER_FUSED[name][dtype == "fp32"] * s * b * h + statistics
     ledger = measure(build_unchecked(config), config)
     assert [ledger.by_layer()[f"layers.{layer}"] for layer in range(4)] == [expected] * 4
+
+
+class AttentionOfAGpu(torch.autograd.Function):
+    """torch's attention, keeping two places of a random state as well, as its kernels for GPUs do."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, scale):
+        context = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+        sum_of_rows = torch.zeros(query.shape[:3])
+        places = torch.zeros(2, dtype=torch.uint64), torch.tensor(0, dtype=torch.int64)
+        ctx.save_for_backward(query, key, value, context, sum_of_rows, *places)
+        return context
+
+
+def test_places_of_an_unused_random_state_are_no_activations(monkeypatch):
+    config = make_config(attention="sdpa", attention_dropout_p=0.0)
+    expected = measure(build_model(config), config)
+    module = "torch.nn.functional.scaled_dot_product_attention"
+    monkeypatch.setattr(module, lambda q, k, v, is_causal, scale: AttentionOfAGpu.apply(q, k, v, scale))
+    assert measure(build_model(config), config).by_name() == expected.by_name()
 
 
 @pytest.mark.parametrize("name", ["none", "softmax dropout", "uniform 1"])

@@ -1,5 +1,7 @@
 """What a user may get wrong: one line that says what and how to mend it, exit code 2, no traceback."""
 
+import sys
+
 import pytest
 import torch
 
@@ -24,6 +26,12 @@ WRONG_FLAGS = {
         ("--kernel-backend", "triton", "--device", "cpu"),
         ["Triton", "device cpu", "--kernel-backend torch"],
     ),
+    "head size of fused attention": (
+        ("--attention", "fused", "--kernel-backend", "triton", "--device", "cpu", "--model.hidden-size", 516),
+        ["head sizes to 128 on cpu", "516 / 4 heads is 129", "--attention unfused"],
+    ),
+    "sdpa with dropout": (("--attention", "sdpa"), ["sdpa drops nothing", "--attention fused"]),
+    "chunk of nothing": (("--training.loss-chunk-tokens", 0), ["--training.loss-chunk-tokens", "0"]),
     "not a number": (("--max-steps", "many"), ["--max-steps", "many"]),
     "no steps": (("--max-steps", 0), ["--max-steps", "0"]),
     "min_lr above lr": (("--training.lr", "1e-4", "--training.min-lr", "1e-3"), ["min_lr", "0.001"]),
@@ -54,6 +62,23 @@ def test_wrong_flag(case, assert_refused, monkeypatch):
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # the interpreter would serve, slowly
     flags, parts = WRONG_FLAGS[case]
     assert_refused(parts, *flags)
+
+
+def test_compile_without_a_compiler(assert_refused, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert_refused(
+        ["--compile on a CPU needs a C++ compiler", "apt-get install g++", "leave --compile out"],
+        "--compile",
+        "--device",
+        "cpu",
+    )
+
+
+def test_compile_without_pythons_headers(assert_refused, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", sys.executable)  # some program
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    assert_refused(["Python's headers", "apt-get install python3-dev"], "--compile", "--device", "cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -15,6 +15,7 @@ MODES = {
     "none": ("--recompute", "none"),
     "selective": ("--recompute", "selective"),
     "core_attn": ("--recompute", "selective", "--recompute-modules", "core_attn", "dropout"),
+    "all": ("--recompute", "selective", "--recompute-modules", "all"),
     "full": ("--recompute", "full"),
 }
 KEYS = [
@@ -50,7 +51,7 @@ def test_metrics_hold_one_object_a_step_with_exactly_the_named_keys(runs, mode, 
         assert line["tokens_per_s"] * line["step_ms"] == pytest.approx(64e3, rel=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["selective", "core_attn", "full"])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "none"])
 def test_losses_and_gradients_are_those_of_none_to_the_bit(runs, mode, read_metrics):
     kept, rebuilt = read_metrics(runs["none"][0]), read_metrics(runs[mode][0])
     for name in ("loss", "grad_norm", "lr"):

@@ -1,0 +1,45 @@
+"""train.py with the other attention, a loss in chunks and compiled layers: equal losses, and bytes as predicted."""
+
+import pytest
+
+STEPS = 4
+FLAGS = ("--max-steps", STEPS, "--training.sample-tokens", 8, "--device", "cpu", "--training.loss-chunk-tokens", 10)
+FUSED = ("--attention", "fused")
+ALL = ("--recompute", "selective", "--recompute-modules", "all")
+
+
+def losses(metrics):
+    return [(line["loss"], line["grad_norm"]) for line in metrics]
+
+
+@pytest.fixture(scope="module")
+def fused_run(run_child, tmp_path_factory):
+    """`fused_run(*flags)`: (what it printed, its run directory) of a run with fused attention."""
+
+    def run(*flags):
+        run_dir = tmp_path_factory.mktemp("run") / "run"
+        child = run_child(*FLAGS, *FUSED, *flags, "--run-dir", run_dir)
+        assert (child.returncode, child.stderr) == (0, "")
+        return child.stdout, run_dir
+
+    return run
+
+
+def test_fused_attention_rebuilding_all_trains_to_the_same_bits(fused_run, read_metrics):
+    _, kept = fused_run("--recompute", "none")
+    printed, rebuilt = fused_run(*ALL)
+    assert losses(read_metrics(rebuilt)) == losses(read_metrics(kept))
+    assert "attention      fused\n" in printed
+    assert "recompute      selective: all\n" in printed
+    assert "(equal to the byte)" in printed
+    assert read_metrics(rebuilt)[0]["stored_bytes"] < read_metrics(kept)[0]["stored_bytes"]
+
+
+@pytest.mark.compiles
+def test_a_compiled_run_evaluates_and_generates_too(fused_run, read_metrics):
+    printed, compiled = fused_run(*ALL, "--compile")
+    _, plain = fused_run(*ALL)
+    assert "(equal to the byte)" in printed
+    for got, wanted in zip(losses(read_metrics(compiled)), losses(read_metrics(plain)), strict=True):
+        assert got == pytest.approx(wanted, rel=1e-5)  # gradients of biases are added in another order
+    assert printed.count("valid loss") >= 2
