@@ -67,7 +67,7 @@ class Tile(NamedTuple):
 # which has no matrix instructions at full precision, sums of products are unrolled: larger tiles would spill.
 WIDE_TILES = {
     **{("forward", d, 4): Tile(16, 64, 8, 1, 1) for d in (16, 32, 64, 128)},
-    **{("grad_key_value", d, 4): Tile(16, 64, 8, 1, 1) for d in (16, 32)},
+    **{("grad_key_value", d, 4): Tile(16, 64, 8, 1, 1, 168) for d in (16, 32)},
     **{("grad_key_value", d, 4): Tile(16, 64, 16, 1, 1) for d in (64, 128)},
     **{("grad_query", d, 4): Tile(16, 64, 8, 1, 1, 168) for d in (16, 32, 64, 128)},
 }
@@ -85,8 +85,8 @@ AMPERE_TILES = {  # and any other architecture: at most 99 KiB of shared memory
     **{("forward", d, 2): Tile(128, 64, 8, 2, 2) for d in (64, 128)},
     **{("grad_key_value", d, 2): Tile(32, 128, 8, 2, 2) for d in (16, 32, 64)},
     ("grad_key_value", 128, 2): Tile(32, 64, 8, 2, 2),
-    **{("grad_query", d, 2): Tile(128, 64, 8, 2, 2, 168) for d in (16, 32)},
-    ("grad_query", 64, 2): Tile(128, 64, 8, 2, 2),
+    ("grad_query", 16, 2): Tile(128, 64, 8, 2, 2, 168),
+    **{("grad_query", d, 2): Tile(128, 64, 8, 2, 2) for d in (32, 64)},
     ("grad_query", 128, 2): Tile(64, 64, 8, 2, 2),
     **WIDE_TILES,
 }
