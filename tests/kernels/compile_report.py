@@ -300,8 +300,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--all", action="store_true", help="every kernel, dtype, width, storage form and target")
     parser.add_argument("--markdown", action="store_true", help="a table of registers, stack and shared memory")
+    parser.add_argument("--half", type=int, choices=(0, 1), help="every other case: two processes share the work")
     arguments = parser.parse_args()
-    reports = (report(case, kernel) for case, kernel in compile_all(EVERYTHING if arguments.all else REPRESENTATIVE))
+    cases = EVERYTHING if arguments.all else REPRESENTATIVE
+    cases = cases if arguments.half is None else cases[arguments.half :: 2]
+    reports = (report(case, kernel) for case, kernel in compile_all(cases))
     if arguments.markdown:
         print_markdown(list(reports))
     else:
