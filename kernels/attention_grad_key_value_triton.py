@@ -115,9 +115,7 @@ def grad_key_value_kernel(
     context_row = batch * heads * HEAD_SIZE
     first_head = sample_number * heads + group * SLOTS
     site += (plane % groups) * SLOTS
-    sample = load_sample_transposed(
-        sample_index + sample_number, BLOCK_M, BLOCK_N, SAMPLE_COPIES
-    )  # dead without dropout
+    sample = load_sample_transposed(sample_index + sample_number, BLOCK_M, BLOCK_N, SAMPLE_COPIES)
 
     key_tile = load_own_tile(key, key_row * UNIT, first_column, columns, HEAD_SIZE, BLOCK_N, BLOCK_D)
     value_tile = load_own_tile(value, key_row * UNIT, first_column, columns, HEAD_SIZE, BLOCK_N, BLOCK_D)

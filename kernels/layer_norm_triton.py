@@ -21,9 +21,8 @@ from megaselect.kernels.dropout_mask_triton import access_unit
 
 MAX_WARPS = 16
 CHUNK_ROWS, CHUNK_WARPS = 4, 8
-BACKWARD_WARPS = (
-    132 * 16
-)  # in all, so partial sums stay few beside the rows: 16 for each multiprocessor of a Hopper GPU
+# In all, so partial sums stay few beside the rows: 16 for each multiprocessor of a Hopper GPU.
+BACKWARD_WARPS = 132 * 16
 SUM_BLOCK_M, SUM_BLOCK_N = 32, 32
 OPTIONS = {"enable_fp_fusion": False}
 ELEMENTS_A_THREAD = {"forward": {8: 32, 4: 16, 1: 4}, "backward": {8: 16, 4: 8, 1: 8}}  # by access_unit

@@ -50,22 +50,24 @@ class Case:
 @pytest.mark.parametrize("threshold", [0, 26])
 def test_error_is_at_most_twice_that_of_plain_attention(length, threshold, dtype, relative_error):
     case = Case(length, 2, 2, 1, 64, dtype, threshold)
-    compare(case, dtype, relative_error)
+    assert_as_accurate_as_plain_attention(case, dtype, relative_error)
 
 
 @every_dtype
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 def test_every_head_size(head_size, dtype, relative_error):
     case = Case(300, 1, 2, 1, head_size, dtype)
-    compare(case, dtype, relative_error)
+    assert_as_accurate_as_plain_attention(case, dtype, relative_error)
 
 
 @pytest.mark.parametrize("head_size", [64, 128])
 def test_grouped_heads_and_a_long_sequence(head_size, relative_error):
-    compare(Case(4097, 1, 1, 3, head_size, torch.bfloat16), torch.bfloat16, relative_error)
+    assert_as_accurate_as_plain_attention(
+        Case(4097, 1, 1, 3, head_size, torch.bfloat16), torch.bfloat16, relative_error
+    )
 
 
-def compare(case, dtype, relative_error):
+def assert_as_accurate_as_plain_attention(case, dtype, relative_error):
     results = zip(case.run(), case.run_plain(dtype), case.run_plain(torch.float64), strict=True)
     for ours, theirs, truth in results:
         floor = torch.finfo(dtype).eps if case.qkv.shape[0] == 1 else 0  # of one score the scores' gradient is 0

@@ -113,9 +113,11 @@ def test_a_dropout_in_eval_mode_draws_nothing_and_is_no_warning():
     config = make_config(SETTINGS["uniform 1"])
     model = build_model(config)
     append_dropout(model)
+    before = torch.get_rng_state()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.eval()(*make_batch(config)).backward()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_second_step_is_right_too():

@@ -1,7 +1,15 @@
 """train.py with the other attention, a loss in chunks and compiled layers: equal losses, and bytes as predicted."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+import torch
+
+from megaselect.config import Config
+from megaselect.training import run
+from megaselect.training.checkpoint import RunState
+
+ROOT = Path(__file__).parents[2]
 STEPS = 4
 FLAGS = ("--max-steps", STEPS, "--training.sample-tokens", 8, "--device", "cpu", "--training.loss-chunk-tokens", 10)
 FUSED = ("--attention", "fused")
@@ -43,3 +51,20 @@ def test_a_compiled_run_evaluates_and_generates_too(fused_run, read_metrics):
     for got, wanted in zip(losses(read_metrics(compiled)), losses(read_metrics(plain)), strict=True):
         assert got == pytest.approx(wanted, rel=1e-5)  # gradients of biases are added in another order
     assert printed.count("valid loss") >= 2
+
+
+@pytest.mark.parametrize(
+    ("attention", "device", "deterministic", "noted"),
+    [
+        ("sdpa", "cuda", False, True),
+        ("sdpa", "cuda", True, False),
+        ("sdpa", "cpu", False, False),
+        ("fused", "cuda", False, False),
+    ],
+)
+def test_a_run_says_where_its_attention_does_not_repeat_itself(attention, device, deterministic, noted, monkeypatch):
+    monkeypatch.setattr(run, "resolve_device", lambda _: torch.device(device))
+    overrides = {"model.attention": attention, "model.dropout_p": 0.0, "training.deterministic": deterministic}
+    notes = run._own_notes(Config.from_yaml(ROOT / "configs/tiny.yaml", overrides), RunState(0, 0))
+    assert [note for note in notes if "only with --deterministic" in note] == notes
+    assert len(notes) == noted
