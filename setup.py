@@ -7,7 +7,9 @@ from setuptools import find_packages, setup
 
 VERSION = re.search(r'^__version__ = "(.+)"$', Path("megaselect/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
 
-TEST = ["pytest>=8", "hypothesis>=6", "transformers>=4.50", "ruff>=0.9"]
+REPORT = ["plotly>=6"]  # compare.html
+DASHBOARD = ["wandb-workspaces>=0.4"]
+TEST = ["pytest>=8", "hypothesis>=6", "transformers>=4.50", "ruff>=0.9", *REPORT, *DASHBOARD]
 
 setup(
     name="megaselect",
@@ -33,6 +35,6 @@ setup(
         "safetensors>=0.4",
         "PyYAML>=6",
     ],
-    extras_require={"test": TEST, "dev": [*TEST, "build>=1.2"]},
+    extras_require={"report": REPORT, "wandb": DASHBOARD, "test": TEST, "dev": [*TEST, "build>=1.2"]},
     entry_points={"console_scripts": ["megaselect = megaselect.cli.main:main"]},
 )

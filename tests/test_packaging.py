@@ -65,7 +65,7 @@ def test_the_installed_wheel_works_away_from_the_source_tree(wheel, tmp_path):
     Path(own.stdout.decode().strip(), "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     code = (
         "import megaselect, megaselect.kernels.dropout_mask as mask\n"
-        "from megaselect.cli.flags import parse_train_args\n"
+        "from megaselect.cli.train import parse_train_args\n"
         "print(megaselect.__file__); print(mask.__file__); print(mask.drop_threshold(0.1))\n"
         "for name in ('tiny', 'gpt2-124m'): print(parse_train_args(['--config', name]).config_path)"
     )

@@ -2,8 +2,11 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from megaselect.cli.flags import OneLineParser
 
 _DESCRIPTION = """\
 Turn text files into a dataset to train on: train a tokenizer on them (or take yours), set part of the text apart for
@@ -15,6 +18,14 @@ example:
   megaselect data prepare --input books/ notes.txt --output data/books
 then train on it by setting data.prefix to data/books
 """
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Run one of the data commands."""
+    parser = OneLineParser(prog=prog.split()[0], allow_abbrev=False)
+    add_data_parser(parser.add_subparsers(dest="command"))
+    run(parser.parse_args(["data", *(word for word in argv if word != "--debug")]))
+    return 0
 
 
 def add_data_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

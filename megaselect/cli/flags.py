@@ -1,9 +1,12 @@
-"""The flags of `megaselect train`, generated from the config schema, so that a setting and its flag cannot differ."""
+"""The flags of a run, generated from the config schema, so that a setting and its flag cannot differ.
+
+Every command that takes a config has them: train, and those that tell about the run that train would make.
+"""
 
 import argparse
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -36,10 +39,6 @@ SHORT_FLAGS = {
     "logging.wandb": "--wandb",
 }
 
-_DESCRIPTION = """\
-Train a GPT model. What is kept for the backward pass is chosen by --recompute;
-the losses are the same, to the bit, with every choice."""
-
 _EPILOG = """\
 Flags win over the config file, which wins over the defaults shown here. Flags
 may be written with _ for -. Where a setting may be unset, `none` unsets it.
@@ -49,12 +48,32 @@ mean --recompute selective --recompute-modules core_attn, and its
 --recompute-granularity full means --recompute full."""
 
 
+def _no_options(_: argparse.ArgumentParser) -> None:
+    """A command without flags of its own."""
+
+
 @dataclass(frozen=True)
-class TrainCommand:
-    """A parsed `train` command line. notes: lines that the run prints before it starts."""
+class CommandFlags:
+    """What a command's --help says, and how its flags differ from those of the others.
+
+    add_options: adds the command's own flags. replaced: settings whose flags it leaves out, since it has its own of the
+    same name or would ignore them.
+    """
+
+    prog: str
+    usage: str
+    description: str
+    add_options: Callable[[argparse.ArgumentParser], None] = _no_options
+    replaced: frozenset[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True)
+class RunCommand:
+    """A parsed command line. options: the command's own flags. notes: lines to print before anything else."""
 
     config: Config
     config_path: Path
+    options: argparse.Namespace
     notes: list[str]
     debug: bool
 
@@ -71,25 +90,23 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=26, width=min(shutil.get_terminal_size().columns, 100) - 2)
 
 
-def parse_train_args(argv: Sequence[str], prog: str = "megaselect train") -> TrainCommand:
+def parse_run_args(argv: Sequence[str], command: CommandFlags) -> RunCommand:
     """Flags to a validated config. Raises ConfigError; --help and --version print and raise SystemExit(0)."""
-    parser = _train_parser(prog)
+    parser = _run_parser(command)
     namespace, unknown = parser.parse_known_args([_with_dashes(argument) for argument in argv])
     given = vars(namespace)
     if unknown:
-        raise ConfigError(_explain_unknown_flag(unknown[0]))
+        raise ConfigError(_explain_unknown_flag(unknown[0], parser))
     debug, config_name = given.pop("debug", False), given.pop("config", DEFAULT_CONFIG)
-    flags = {name: flag for name, flag in _flags_of_settings().items() if name in given}
+    settings = _flags_of_settings()
+    megatron = ("recompute_granularity", "recompute_activations")
+    options = {name: given.pop(name) for name in list(given) if name not in settings and name not in megatron}
+    flags = {name: flag for name, flag in settings.items() if name in given}
     notes = _map_megatron_flags(given, flags)
     path = find_config(config_name)
     overrides = {name: _unset(value, name) for name, value in given.items()}
     config = Config.from_yaml(path, overrides, flags)
-    if config.training.warmup_steps >= config.training.max_steps:
-        notes.append(
-            f"note: the run ends at step {config.training.max_steps}, inside its warm-up of "
-            f"{config.training.warmup_steps} steps"
-        )
-    return TrainCommand(config, path, notes, debug)
+    return RunCommand(config, path, argparse.Namespace(**options), notes, debug)
 
 
 def find_config(name: str) -> Path:
@@ -113,24 +130,26 @@ def _relative_to_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _train_parser(prog: str) -> OneLineParser:
+def _run_parser(command: CommandFlags) -> OneLineParser:
     parser = OneLineParser(
-        prog=prog,
-        usage="%(prog)s [--config FILE] [--recompute MODE] [flags]",
-        description=_DESCRIPTION,
+        prog=command.prog,
+        usage=command.usage,
+        description=command.description,
         epilog=_EPILOG,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
         add_help=False,
         argument_default=argparse.SUPPRESS,
     )
+    command.add_options(parser)
     settings = dict(iter_settings())
     top = parser.add_argument_group("flags")
     top.add_argument(
         "--config", metavar="FILE", help=f"YAML file, or the name of a shipped config (default: {DEFAULT_CONFIG})"
     )
     for name in SHORT_FLAGS:
-        _add_setting(top, name, settings[name])
+        if name not in command.replaced:
+            _add_setting(top, name, settings[name])
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     version = f"megaselect {megaselect.__version__}"
     top.add_argument("--version", action="version", version=version, help="show the version and exit")
@@ -141,7 +160,7 @@ def _train_parser(prog: str) -> OneLineParser:
     for section, section_field in Config.model_fields.items():
         section_class: Any = section_field.annotation
         long_names = [f"{section}.{name}" for name in section_class.model_fields]
-        long_names = [name for name in long_names if name not in SHORT_FLAGS]
+        long_names = [name for name in long_names if name not in SHORT_FLAGS and name not in command.replaced]
         if long_names:
             group = parser.add_argument_group(section, section_class.__doc__)
             for name in long_names:
@@ -226,14 +245,13 @@ def _map_megatron_flags(given: dict[str, Any], flags: dict[str, str]) -> list[st
     return [f"note: {shown} (Megatron-LM's) is read as {meaning}"]
 
 
-def _explain_unknown_flag(argument: str) -> str:
+def _explain_unknown_flag(argument: str, parser: argparse.ArgumentParser) -> str:
     flag = argument.partition("=")[0]
     if not flag.startswith("-"):
         return f"unexpected argument {argument}; flags start with --, and --help lists them"
-    settings = _flags_of_settings()
-    candidates = {name.replace("_", "-"): flag for name, flag in settings.items()}
-    others = ["--config", "--debug", "--version", "--help", "--recompute-granularity", "--recompute-activations"]
-    candidates |= {flag.removeprefix("--"): flag for flag in [*settings.values(), *others]}
+    known = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+    candidates = {name.replace("_", "-"): short for name, short in _flags_of_settings().items() if short in known}
+    candidates |= {name.removeprefix("--"): name for name in known}
     near = nearest_setting(flag.lstrip("-"), list(candidates))
     meant = list(dict.fromkeys(candidates[name] for name in near))
     return f"unknown flag {flag}; " + (f"did you mean {' or '.join(meant)}?" if meant else "--help lists the flags")

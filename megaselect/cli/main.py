@@ -1,31 +1,37 @@
 """Entry point of `megaselect` and train.py: dispatches, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 2 an error that the user can mend, 130 interrupted.
+Exit codes: 0 done, 1 a check failed (verify), 2 an error that the user can mend, 130 interrupted.
 """
 
 import sys
 import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib import import_module
 
 from megaselect import __version__
 from megaselect.errors import ConfigError, MegaselectError
 
+# Command -> what it is for. Each is a module of this package, imported when it is asked for, with main(argv, prog).
+_COMMANDS = {
+    "train": "train a model",
+    "data": "prepare a dataset",
+}
+
 _USAGE = """\
-usage: megaselect {train,data} ...
+usage: megaselect {{{commands}}} ...
 
 Trains GPT models; --recompute changes memory and time and nothing else.
 
 commands:
-  train       train a model; `megaselect train --help` lists the flags
-  data        prepare a dataset; `megaselect data --help` says how
+{summaries}
+
+`megaselect COMMAND --help` lists the flags of a command.
 
 flags:
   --version   show the version and exit
   -h, --help  show this text and exit
   --debug     show the traceback of an error"""
-
-_COMMANDS = ("train", "data")
 
 
 def main(argv: Sequence[str] | None = None, train_prog: str = "megaselect train") -> int:
@@ -49,38 +55,19 @@ def main(argv: Sequence[str] | None = None, train_prog: str = "megaselect train"
 
 def _dispatch(arguments: list[str], debug: bool, train_prog: str) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if command == "train":
-        return _train([*rest, "--debug"] if debug else rest, train_prog)
-    if command == "data":
-        return _data(rest)
+    if command in _COMMANDS:
+        prog = train_prog if command == "train" else f"megaselect {command}"
+        return import_module(f"megaselect.cli.{command}").main([*rest, "--debug"] if debug else rest, prog)
     if command in ("-h", "--help"):
-        print(_USAGE)
+        summaries = "\n".join(f"  {name:<10}  {summary}" for name, summary in _COMMANDS.items())
+        print(_USAGE.format(commands=",".join(_COMMANDS), summaries=summaries))
         return 0
     if command == "--version":
         print(f"megaselect {__version__}")
         return 0
     near = get_close_matches(command, _COMMANDS, n=1)
-    raise ConfigError(f"unknown command {command}; " + (f"did you mean {near[0]}?" if near else "use train or data"))
-
-
-def _train(arguments: list[str], prog: str) -> int:
-    from megaselect.cli.flags import parse_train_args
-
-    command = parse_train_args(arguments, prog)
-    # After the flags: this import brings torch, and --help and mistyped flags should not wait for it.
-    from megaselect.cli import train
-
-    return train.run(command)
-
-
-def _data(arguments: list[str]) -> int:
-    from megaselect.cli import data
-    from megaselect.cli.flags import OneLineParser
-
-    parser = OneLineParser(prog="megaselect", allow_abbrev=False)
-    data.add_data_parser(parser.add_subparsers(dest="command"))
-    data.run(parser.parse_args(["data", *arguments]))
-    return 0
+    known = ", ".join(list(_COMMANDS)[:-1]) + f" or {list(_COMMANDS)[-1]}"
+    raise ConfigError(f"unknown command {command}; " + (f"did you mean {near[0]}?" if near else f"use {known}"))
 
 
 def _fail(message: str, debug: bool) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megaselect.cli.flags import SHORT_FLAGS, TrainCommand, parse_train_args
+from megaselect.cli.flags import SHORT_FLAGS, RunCommand
+from megaselect.cli.train import parse_train_args
 from megaselect.config import Config, iter_settings
 from megaselect.errors import ConfigError
 
@@ -26,7 +27,7 @@ def _directory_with_configs(tmp_path, monkeypatch):
     Path("directory.yaml").mkdir()
 
 
-def parse(line: str) -> TrainCommand:
+def parse(line: str) -> RunCommand:
     return parse_train_args(line.split())
 
 
@@ -36,7 +37,8 @@ def recompute_of(line: str) -> dict:
 
 def test_no_flags_give_the_tiny_config():
     command = parse("")
-    assert command == TrainCommand(Config.from_yaml(ROOT / "configs/tiny.yaml"), ROOT / "configs/tiny.yaml", [], False)
+    expected = Config.from_yaml(ROOT / "configs/tiny.yaml")
+    assert (command.config, command.config_path, command.notes) == (expected, ROOT / "configs/tiny.yaml", [])
 
 
 def test_a_shipped_config_is_shown_relative_to_the_working_directory(monkeypatch):

@@ -107,4 +107,4 @@ def test_a_defect_of_megaselect_keeps_its_traceback(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {MEGASELECT[2]}"
     code, _, err = run([sys.executable, "-I", "-c", code], "train")
     assert code == 1
-    assert err.endswith("ModuleNotFoundError: No module named 'megaselect.cli.flags'\n")
+    assert err.endswith("ModuleNotFoundError: No module named 'megaselect.cli.train'\n")

@@ -121,7 +121,7 @@ def test_config_in_the_run_directory_is_the_config_of_the_run(runs):
 
 
 def test_config_of_a_run_gives_the_same_config_as_its_flags(runs, child_command):
-    from megaselect.cli.flags import parse_train_args
+    from megaselect.cli.train import parse_train_args
 
     run_dir, _ = runs["full"]
     flags = ("--max-steps", STEPS, "--training.sample-tokens", 8, "--device", "cpu", "--run-dir", run_dir)
