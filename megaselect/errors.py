@@ -30,3 +30,7 @@ class RecomputeError(MegaselectError):
 
 class SampleIndexError(MegaselectError):
     """Dropout was asked for without the sample indices that its masks are a function of."""
+
+
+class ComparisonError(MegaselectError):
+    """A comparison cannot run, or its result cannot be read or written."""
