@@ -20,8 +20,8 @@ from megaselect.training.evaluate import evaluate, sample_text
 from megaselect.training.events import Metrics, RunSummary, Sink
 from megaselect.training.metrics import MetricsFile, peak_bytes, reset_peak_bytes
 from megaselect.training.optimizer import MixedPrecisionAdamW
-from megaselect.training.schedule import learning_rate
 from megaselect.training.signals import StopRequest
+from megaselect.training.step import StepOutcome, Stepper
 
 
 @dataclass
@@ -54,6 +54,7 @@ class Trainer:
         self.flops = step_flops(config, self.element_bytes)
         self.peak_flops = peak_flops(self.device, weight.dtype)
         self._progress = _Progress()
+        self._stepper = Stepper(config, model, optimizer, datasets.train)
 
     def run(self) -> RunSummary:
         """Train; the last evaluation, checkpoint and sample come also after Ctrl-C, at the end of the step it met."""
@@ -78,35 +79,18 @@ class Trainer:
 
     def _step(self) -> Metrics:
         """One optimizer step over the global batch."""
-        training = self.config.training
         reset_peak_bytes(self.device)
         started = time.perf_counter()
-        micro_batches = training.global_batch_size // training.micro_batch_size
-        losses = [self._micro_batch(number, micro_batches) for number in range(micro_batches)]
-        rate = learning_rate(training, self.state.step)
-        result = self.optimizer.step(rate)
-        loss = torch.stack(losses).sum().item()  # waits for the device: the step is done when its loss is known
+        outcome, self.state = self._stepper.step(self.state, self._forward)
         seconds = time.perf_counter() - started
-        self.state = RunState(self.state.step + 1, self.state.next_sample + training.global_batch_size)
         self._progress.step_seconds.append(seconds)
-        self._progress.last = self._metrics(loss, result.grad_norm, rate, seconds)
-        if result.skipped:
+        self._progress.last = self._metrics(outcome, seconds)
+        if outcome.skipped:
             self.sink.note(f"step {self.state.step}: fp16 gradients overflowed; step skipped, loss scale halved")
         return self._progress.last
 
-    def _micro_batch(self, number: int, micro_batches: int) -> torch.Tensor:
-        """Forward and backward of one micro-batch; its share of the step's mean loss, still on the device."""
-        size = self.config.training.micro_batch_size
-        batch = self.datasets.train.batch(self.state.next_sample + number * size, size)
-        inputs = (batch.tokens, batch.targets, batch.sample_index)
-        on_device = [tensor.to(self.device, non_blocking=True) for tensor in inputs]
-        if self._progress.stored_bytes is None:
-            loss = self._measured_forward(on_device)
-        else:
-            loss = self.model(*on_device)
-        share = loss / micro_batches
-        self.optimizer.backward(share)
-        return share.detach()
+    def _forward(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        return self._measured_forward(inputs) if self._progress.stored_bytes is None else self.model(*inputs)
 
     def _measured_forward(self, inputs: list[torch.Tensor]) -> torch.Tensor:
         """The run's first forward pass, with the ledger watching."""
@@ -117,15 +101,15 @@ class Trainer:
         self.sink.stored(report)
         return loss
 
-    def _metrics(self, loss: float, grad_norm: float, rate: float, seconds: float) -> Metrics:
+    def _metrics(self, outcome: StepOutcome, seconds: float) -> Metrics:
         training, samples = self.config.training, self.state.next_sample
         return {
             "step": self.state.step,
             "samples": samples,
             "tokens": samples * self.config.model.seq_length,
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "lr": rate,
+            "loss": outcome.loss,
+            "grad_norm": outcome.grad_norm,
+            "lr": outcome.learning_rate,
             "step_ms": 1e3 * seconds,
             "tokens_per_s": training.global_batch_size * self.config.model.seq_length / seconds,
             "mfu": self._utilisation(self.flops.model, seconds),
