@@ -1,0 +1,146 @@
+"""Which operators of the forward pass ran again in backward, and their FLOPs, exactly. For any nn.Module.
+
+An operator call of a backward pass counts as run again where forward code makes it. That is told by what is on the
+Python stack between the call and the autograd engine:
+
+- the second run of a region of torch's checkpoint, reentrant or not, selective or not (then the policy's cached
+  results are no calls), and of everything that is built on it: ours is;
+- the backward of an autograd function in Python, where it runs a module, or any operator with gradients switched on:
+  checkpoints that people write themselves.
+
+What such code's own nested backward does is backward. Views (detach is one) and allocations, which compute nothing, are
+left out. Not seen: what an operator makes again inside itself (our backward operators make softmax and masks so; their
+arguments say it), and what a compiler has merged into one graph. With create_graph=True every operator of a Python
+function's backward would count: record a plain backward.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from sys import _getframe
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import _engine_run_backward
+from torch.utils import checkpoint
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+_MODULE_CALL = nn.Module._call_impl.__code__
+_ENGINE = _engine_run_backward.__code__
+_FUNCTION_BACKWARD = {BackwardCFunction.apply.__code__, BackwardCFunction.apply_boxed.__code__}
+
+
+@dataclass
+class Rerun:
+    """What ran again: operator -> calls, and operator -> FLOPs where it holds a product. Names as `aten.mm`."""
+
+    calls: Counter[str] = field(default_factory=Counter)
+    flops_by_operator: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def flops(self) -> int:
+        """Of all operators that ran again, 2 a multiply-add."""
+        return self.flops_by_operator.total()
+
+
+class RerunMode(TorchDispatchMode):
+    """`with RerunMode() as mode: loss.backward()` fills mode.rerun. May be on during forward too: nothing counts there.
+
+    Subclasses may look at every call through `called`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rerun = Rerun()
+
+    def __torch_dispatch__(
+        self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = op(*args, **kwargs)
+        if _computes(op):
+            again = runs_forward_code(_getframe())
+            if again:
+                self._count(op, args, kwargs, out)
+            self.called(op, args, kwargs, out, again)
+        return out
+
+    def called(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, again: bool) -> None:
+        """`op` returned `out`; again: it did so in a second run."""
+
+    def _count(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        name = operator_name(op)
+        self.rerun.calls[name] += 1
+        formula = _flop_formula(op)
+        if formula:
+            self.rerun.flops_by_operator[name] += formula(*args, **kwargs, out_val=out)
+
+
+def operator_name(op: Any) -> str:
+    """aten.mm for aten.mm.default."""
+    return str(getattr(op, "overloadpacket", op))
+
+
+def runs_forward_code(frame: FrameType | None) -> bool:
+    """Whether what is on the stack at `frame` is a second run of forward code, as the module's docstring defines it."""
+    in_module = False
+    for code in _codes(frame):
+        if code is _MODULE_CALL:
+            in_module = True
+        elif code in _SECOND_RUN:
+            return True
+        elif code in _FUNCTION_BACKWARD:
+            return in_module or torch.is_grad_enabled()
+        elif code is _ENGINE:
+            return False
+    return False
+
+
+def _codes(frame: FrameType | None) -> Iterator[CodeType]:
+    while frame is not None:
+        yield frame.f_code
+        frame = frame.f_back
+
+
+def _nested_code(function: Callable[..., Any], name: str) -> CodeType:
+    """The code of the function that is defined under `name` inside another one."""
+    return next(
+        constant
+        for constant in function.__code__.co_consts
+        if isinstance(constant, CodeType) and constant.co_name == name
+    )
+
+
+# Where torch's checkpoint calls the region a second time: without and with a nested backward.
+_SECOND_RUN = {
+    _nested_code(checkpoint._checkpoint_without_reentrant_generator, "recompute_fn"),
+    checkpoint.CheckpointFunction.backward.__code__,
+}
+
+
+# Allocations; and the comparison by which a region of ours finds that no random numbers were drawn in it.
+_COMPUTES_NOTHING = {
+    getattr(torch.ops.aten, name)
+    for name in ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "equal")
+}
+
+
+def _computes(op: Any) -> bool:
+    return not getattr(op, "is_view", False) and getattr(op, "overloadpacket", op) not in _COMPUTES_NOTHING
+
+
+def _flop_formula(op: Any) -> Callable[..., int] | None:
+    packet = getattr(op, "overloadpacket", op)
+    if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:  # torch has formulas for GPUs' alone
+        return _sdpa_flops
+    return flop_registry.get(packet)
+
+
+def _sdpa_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
