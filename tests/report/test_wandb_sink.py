@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pty
+import re
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +16,7 @@ import dataclasses, sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from conftest import HEADER, REPORT, SUMMARY, _metrics
 from megaselect.errors import ConfigError
-from megaselect.report import wandb_sink
+from megaselect.report import wandb_connection
 from megaselect.report.wandb_sink import WandbSink
 
 def play(sink, steps, interrupted=False, **header):
@@ -50,6 +51,11 @@ def logged(records):
     return [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
 
 
+def identifier(folder):
+    """The run's id: what follows offline-run-DATE- or run-DATE- in the folder's name."""
+    return re.fullmatch(r"(offline-)?run-\d+_\d+-(selective-[0-9a-f]{8})", folder.name)[2]
+
+
 def run_folders(tmp_path):
     return sorted((tmp_path / "runs/tiny/wandb").glob("*run-*-*"))
 
@@ -65,8 +71,8 @@ def test_auto_without_a_key_records_offline_and_a_resumed_run_goes_on(run_python
     assert run["project"] == "project-x"
     assert run["run_group"] == "group-y"
     assert run["job_type"] == "train"
-    assert run["display_name"] == "tiny-selective"
-    assert run["tags"] == ["selective", "cpu", "float32"]
+    assert run["display_name"] == "selective"
+    assert run["tags"] == ["selective", "unfused", "cpu", "float32", "tiny"]
     config = run["config"]["update"]
     assert config["recompute"] == {"mode": "selective", "modules": ["softmax", "dropout"]}
     assert config["model"] == {"num_layers": 4, "ffn_hidden_size": None, "attention": "unfused"}
@@ -98,13 +104,15 @@ def test_auto_without_a_key_records_offline_and_a_resumed_run_goes_on(run_python
     assert second.stdout == OFFLINE_NOTE.format("")
     (later,) = set(run_folders(tmp_path)) - {folder}
     again = inspect(run_python, later)
-    assert of_kind(again, "run")[0]["run_id"] == run["run_id"]
+    (resumed_run,) = of_kind(again, "run")
+    assert resumed_run["run_id"] == run["run_id"] == identifier(folder)
+    assert resumed_run["display_name"] == "tiny selective"  # no group that tells which model it is
     assert [row["tokens"] for row in logged(again)] == [3072, 4096, 4096]
     assert of_kind(again, "exit")[0]["exit_code"] == 130  # interrupted
 
     fresh = run_python(START + "play(WandbSink('offline', 'project-x', None, 'runs/tiny', print), [1])")
     assert fresh.returncode == 0
-    identifiers = [folder.name.rsplit("-", 1)[1] for folder in run_folders(tmp_path)]
+    identifiers = [identifier(folder) for folder in run_folders(tmp_path)]
     assert len(identifiers) == 3
     assert len(set(identifiers)) == 2
     assert not (tmp_path / "wandb").exists()
@@ -181,8 +189,7 @@ def test_auto_with_a_key_in_netrc_records_online(run_python, tmp_path, server):
     output = run_python(play, WANDB_BASE_URL=f"http://{host}")
     assert (output.returncode, output.stderr) == (0, "")
     (folder,) = run_folders(tmp_path)
-    identifier = folder.name.rsplit("-", 1)[1]
-    assert output.stdout == f"wandb: http://{host}/someone/project-x/runs/{identifier}\n"
+    assert output.stdout == f"wandb: http://{host}/someone/project-x/runs/{identifier(folder)}\n"
     assert [row.get("train/loss") for row in server.history] == [8.4, 8.3, None]
     assert server.history[-1]["eval/loss"] == 6.75
 
@@ -197,7 +204,7 @@ def test_disabled_writes_nothing_and_imports_nothing(run_python, tmp_path, mode,
 
 def test_a_server_that_never_answers_leaves_an_offline_run(run_python, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        shorter = "wandb_sink.INIT_TIMEOUT_SECONDS = 1\n"
+        shorter = "wandb_connection.INIT_TIMEOUT_SECONDS = 1\n"
         play = shorter + "play(WandbSink('online', 'p', None, 'runs/tiny', print), [1])"
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         output = run_python(START + play, WANDB_API_KEY=KEY, WANDB_BASE_URL=address)
