@@ -10,7 +10,6 @@ import importlib.metadata
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -18,7 +17,9 @@ from typing import Any
 
 import torch
 
+from megaselect.comparison.provenance import output_of, source_commit
 from megaselect.devices import device_name
+from megaselect.training.clock import synchronise
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED_SOURCES = ("kernels", "megaselect")
@@ -35,7 +36,7 @@ def environment(device: torch.device, commit: str | None = None) -> dict[str, An
         "cpu": _cpu_name(),
         "gpu": _gpu(device) if device.type == "cuda" else None,
         "versions": _versions(),
-        "commit": commit or _git_commit(),
+        "commit": commit or source_commit(),
         "sources": sources_digest(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
@@ -79,12 +80,6 @@ def sources_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def works(device: torch.device) -> bool:
     """A GPU that has run into a bad address answers every later call of the process with an error."""
     try:
@@ -123,13 +118,6 @@ def allocation_retries(device: torch.device) -> int | None:
     return torch.cuda.memory_stats(device).get("num_alloc_retries", 0) if device.type == "cuda" else None
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory is short, on a GPU (cuBLAS and Triton have words of their own) or a CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED"))
-
-
 def _versions() -> dict[str, str | None]:
     versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
     for package in ("triton", "numpy", "transformers", "megatron-core"):
@@ -144,7 +132,7 @@ def _versions() -> dict[str, str | None]:
 def _gpu(device: torch.device) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(device)
     facts: dict[str, Any] = {"memory_bytes": properties.total_memory, "SMs": properties.multi_processor_count}
-    answer = _output("nvidia-smi", f"--query-gpu={','.join(SMI_FIELDS)}", "--format=csv,noheader", "-i", "0")
+    answer = output_of("nvidia-smi", f"--query-gpu={','.join(SMI_FIELDS)}", "--format=csv,noheader", "-i", "0")
     if answer:
         facts |= dict(zip(SMI_FIELDS, answer.split(", "), strict=False))
     return facts
@@ -156,18 +144,3 @@ def _cpu_name() -> str:
     except OSError:
         return platform.machine()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _git_commit() -> str | None:
-    """The commit, with `-dirty` where the tree differs from it; None without git."""
-    commit = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
-    changed = commit and _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
-    return f"{commit}-dirty" if changed else commit
-
-
-def _output(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from benchmarks.device import free_memory, is_out_of_memory, synchronise, works
+from benchmarks.device import free_memory, works
 from benchmarks.families import Family, random_batch
 from benchmarks.runner import Bench, Case, Row
 from benchmarks.settings import BenchConfig, Setting
 from benchmarks.step_cases import guarded, make_contenders
 from benchmarks.timing import failure
-
-MOST_TRIES = 14
-RESOLUTION = 16  # narrowed down to 1/16 of the size
+from megaselect.comparison.search import MicroBatchSearch
+from megaselect.devices import is_out_of_memory
+from megaselect.training.clock import synchronise
 
 
 def largest_case(
@@ -44,18 +44,10 @@ def largest_micro_batch(try_size: Callable[[int], str], config: BenchConfig) -> 
 
     try_size: why a size does not train, or nothing.
     """
-    fits, fails, reason = 0, None, ""
-    size = config.training.micro_batch_size
-    for _ in range(MOST_TRIES):
-        why = try_size(size)
-        if why:
-            fails, reason = size, why
-        else:
-            fits = size
-        if fails is not None and fails - fits <= max(fits // RESOLUTION, 1):
-            break
-        size = 2 * fits if fails is None else (fits + fails) // 2
-    return fits, reason
+    search = MicroBatchSearch(config.training.micro_batch_size)
+    while (size := search.next_size()) is not None:
+        search.record(size, try_size(size))
+    return search.largest, search.beyond
 
 
 def trains(family: Family, config: BenchConfig, device: torch.device, size: int) -> str:

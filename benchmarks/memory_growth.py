@@ -28,8 +28,8 @@ def measure(config_name: str, setting: Any, steps: int, device: Any) -> dict[int
     from benchmarks.families import megaselect_family, random_batch
     from benchmarks.settings import read_config
     from benchmarks.step_cases import step
-    from benchmarks.timing import Clock
     from megaselect.devices import resolve_dtype
+    from megaselect.training.clock import Clock
 
     config = read_config(config_name)
     family = megaselect_family(config, [setting], device, resolve_dtype("auto", device))

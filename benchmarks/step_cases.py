@@ -20,17 +20,18 @@ from benchmarks.device import (
     free_memory,
     peak_bytes,
     reset_peak,
-    synchronise,
 )
 from benchmarks.families import Family, RandomBatch, megaselect_family, random_batch, refusal
 from benchmarks.runner import Bench, Case, Row
 from benchmarks.settings import BenchConfig, Setting
-from benchmarks.timing import Clock, quantiles, summary
+from benchmarks.timing import summary
+from megaselect.comparison.quantiles import quantiles
 from megaselect.devices import peak_flops
 from megaselect.recompute import ledger
 from megaselect.recompute.flops import micro_batch_flops
 from megaselect.recompute.plan import make_plan
 from megaselect.recompute.theory import Shape, stored_bytes
+from megaselect.training.clock import Clock, synchronise
 
 PHASES = ("forward", "backward", "optimizer")
 FEWEST_ROUNDS = 3

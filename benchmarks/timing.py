@@ -3,71 +3,25 @@
 from __future__ import annotations
 
 import functools
-import itertools
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from benchmarks.device import free_memory, is_out_of_memory, synchronise
+from benchmarks.device import free_memory
+from megaselect.comparison.quantiles import quantiles
+from megaselect.devices import is_out_of_memory
+from megaselect.training.clock import Clock
 
 FLUSH_BYTES = 1 << 28  # far more than any second-level cache holds
 WARM_UP_CALLS = 3
-
-
-class Quantiles(NamedTuple):
-    """Of a list of measurements, in their unit."""
-
-    low: float
-    median: float
-    high: float
-
-
-def quantiles(values: Sequence[float]) -> Quantiles:
-    """The 20 % quantile, the median and the 80 % quantile; of a single value, that value thrice."""
-    if len(values) == 1:
-        return Quantiles(values[0], values[0], values[0])
-    fifths = statistics.quantiles(values, n=5, method="inclusive")
-    return Quantiles(fifths[0], statistics.median(values), fifths[3])
 
 
 def summary(milliseconds: Sequence[float]) -> dict[str, float]:
     """As JSON has it."""
     low, median, high = quantiles(milliseconds)
     return {"q20": low, "median": median, "q80": high, "count": len(milliseconds)}
-
-
-class Clock:
-    """Marks points in a device's work and tells the time between them: events on a GPU, a host clock elsewhere."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._marks: list[Any] = []
-
-    def clear(self) -> None:
-        """Forget what something that raised has marked: it would count as the next one's time."""
-        self._marks.clear()
-
-    def mark(self) -> None:
-        """A point after all work that has been asked for so far."""
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append(event)
-        else:
-            self._marks.append(time.perf_counter())
-
-    def milliseconds(self) -> list[float]:
-        """Between each mark and the next since the last call; waits for the device."""
-        synchronise(self.device)
-        marks, self._marks = self._marks, []
-        pairs = list(itertools.pairwise(marks))
-        if self.device.type == "cuda":
-            return [first.elapsed_time(second) for first, second in pairs]
-        return [1e3 * (second - first) for first, second in pairs]
 
 
 class Stopwatch:
