@@ -2,12 +2,15 @@ import dataclasses
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import megaselect
 from megaselect.training.events import RunHeader, RunSummary, StoredReport
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it: wandb_records
 
 ROOT = Path(megaselect.__file__).parents[1]
 LAYER_BYTES = 2_411_725  # 2.30 MiB
@@ -106,13 +109,13 @@ def metrics():
     return _metrics
 
 
-@pytest.fixture
-def run_python(tmp_path):
-    """Runs `python -c code` in a process with a home of its own and no WANDB_* but those given; output as text."""
+@pytest.fixture(scope="session")
+def run_python_in():
+    """Runs `python -c code` in a folder, which is its home too, with no WANDB_* but those given; output as text."""
 
-    def run(code, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, **variables):
+    def run(folder, code, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, **variables):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-        environment |= {"HOME": str(tmp_path / "home"), "NETRC": str(tmp_path / "netrc"), "PYTHONPATH": str(ROOT)}
+        environment |= {"HOME": str(folder / "home"), "NETRC": str(folder / "netrc"), "PYTHONPATH": str(ROOT)}
         return subprocess.run(
             [sys.executable, "-c", code],
             stdin=stdin,
@@ -120,9 +123,15 @@ def run_python(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             timeout=20,
-            cwd=tmp_path,
+            cwd=folder,
             env=environment | variables,
             check=False,
         )
 
     return run
+
+
+@pytest.fixture
+def run_python(run_python_in, tmp_path):
+    """run_python_in the test's own folder."""
+    return partial(run_python_in, tmp_path)

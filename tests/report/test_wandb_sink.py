@@ -10,6 +10,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from wandb_records import inspect, logged, of_kind
 
 START = f"""
 import dataclasses, sys
@@ -31,24 +32,6 @@ def play(sink, steps, interrupted=False, **header):
 """
 KEY = "0123456789" * 4
 OFFLINE_NOTE = "wandb: offline{}; to upload: wandb sync runs/tiny/wandb/offline-run-*\n"
-
-
-def inspect(run_python, folder):
-    """The records of the run in `folder`, as the SDK reads them back."""
-    command = f"import sys; from wandb.cli.cli import cli; cli(['leet', 'inspect', '--json', {str(folder)!r}])"
-    output = run_python(command)
-    assert output.returncode == 0, output.stderr
-    return [json.loads(line) for line in output.stdout.splitlines()]
-
-
-def of_kind(records, kind):
-    return [record[kind] for record in records if record["type"] == kind]
-
-
-def logged(records):
-    """The rows of the run's history without the SDK's own columns."""
-    rows = [history["item"] for history in of_kind(records, "history")]
-    return [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
 
 
 def identifier(folder):

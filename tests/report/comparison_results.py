@@ -1,0 +1,125 @@
+"""A small comparison with every kind of row, by hand: what a report shows of it can be computed by hand too."""
+
+from megaselect.comparison.result import (
+    Agreement,
+    Comparison,
+    Context,
+    PeakBytes,
+    SettingResult,
+    Speed,
+    Spread,
+    StaticBytes,
+    StepSample,
+    StoredBytes,
+)
+
+CONTEXT = Context(
+    config_name="tiny",
+    config={
+        "model": {"num_layers": 2, "attention": "unfused", "attention_dropout_p": 0.1},
+        "recompute": {"mode": "selective", "modules": ["softmax", "dropout"]},
+        "training": {"lr": 3e-3},
+    },
+    device="cpu, 2 threads",
+    dtype="float32",
+    parameters=2_587_392,
+    tokens_per_step=1000,
+    peak_flops=None,
+    steps=2,
+    warmup_steps=1,
+    rounds=2,
+    torch_version="2.13.0",
+    megaselect_version="0.1.0",
+    python_version="3.11.2",
+    date="2026-11-25T12:00:00Z",
+    command="megaselect compare",
+    commit=None,
+)
+MODULES = ["softmax", "dropout"]
+
+
+def _speed(step_ms, recompute_ms=None):
+    step = Spread(step_ms / 1000, step_ms / 2000, step_ms / 500)
+    half = Spread(step_ms / 4000, step_ms / 8000, step_ms / 1000)
+    seconds = None if recompute_ms is None else recompute_ms / 1000
+    return Speed(step, half, step, half, seconds, 1e6 / step_ms, None, None)
+
+
+def _samples(*milliseconds_by_round):
+    """Step 1 is the warm-up, which is not timed."""
+    return tuple(
+        StepSample(number, step, ms / 1000, ms / 4000, ms / 2000, ms / 4000)
+        for number, row in enumerate(milliseconds_by_round, start=1)
+        for step, ms in enumerate(row, start=2)
+    )
+
+
+def _stored(count):
+    layers = {"layers.0": count // 2, "layers.1": count // 2}
+    names = {"probs": count}
+    return StoredBytes(count, count, layers, layers, names, names)
+
+
+STATIC = StaticBytes(100, 100, 0, 200)
+NONE = SettingResult(
+    name="none",
+    attention="unfused",
+    attention_dropout_p=0.1,
+    recompute={"mode": "none", "modules": MODULES},
+    model_flops=3000,
+    hardware_flops=3000,
+    stored=_stored(4096),
+    static=STATIC,
+    peak=PeakBytes(9000, None, 20000),
+    speed=_speed(256),
+    samples=_samples([256, 512], [128, 256]),
+    losses=(8.5, 8.25, None),
+    grad_norms=(1.5, 1.25, 1.0),
+    weights_sha256="aa",
+)
+FULL = SettingResult(
+    name="full",
+    attention="unfused",
+    attention_dropout_p=0.1,
+    recompute={"mode": "full", "modules": MODULES},
+    model_flops=3000,
+    hardware_flops=4000,
+    stored=_stored(1024),
+    static=STATIC,
+    peak=PeakBytes(5000, None, 16000),
+    speed=_speed(320, recompute_ms=64),
+    samples=_samples([320, 640], [320, 640]),
+    losses=(8.5, 8.25, 8.125),
+    grad_norms=(1.5, 1.25, 1.0),
+    weights_sha256="aa",
+    agreement=Agreement("none", True, None, (0.0, 0.0, None)),
+    largest_micro_batch=32,
+)
+FUSED_NONE = SettingResult(
+    name="fused none",
+    attention="fused",
+    attention_dropout_p=0.1,
+    recompute={"mode": "none", "modules": MODULES},
+    model_flops=3000,
+    hardware_flops=3000,
+    stored=_stored(2048),
+    static=STATIC,
+    peak=PeakBytes(7000, 8000, 18000),
+    speed=_speed(128),
+    samples=_samples([128, 128], [128, 128]),
+    losses=(8.5, 8.375, 8.25),
+    grad_norms=(1.5, 1.25, 1.0),
+    weights_sha256="bb",
+    agreement=Agreement("none", False, 2, (0.0, 0.125, None)),
+)
+FAILED = SettingResult(
+    name="sdpa none",
+    attention="sdpa",
+    attention_dropout_p=0.0,
+    recompute={"mode": "none", "modules": MODULES},
+    note="attention dropout 0",
+    failure="out of memory",
+    model_flops=3000,
+    hardware_flops=3000,
+)
+COMPARISON = Comparison(CONTEXT, (NONE, FULL, FUSED_NONE, FAILED), "full saves 3072 bytes.")
