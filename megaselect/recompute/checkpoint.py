@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils.checkpoint import checkpoint
 
 from megaselect.errors import RecomputeError
@@ -64,7 +65,7 @@ class _ProductOfRebuilt:
         before = _rng_states(source.device)
         with torch.no_grad():
             made = self.rebuild(source)
-        if not all(map(torch.equal, before, _rng_states(source.device))):
+        if not _all_equal(before, _rng_states(source.device)):
             raise RecomputeError(
                 f"{self.name}: {_described(self.rebuild)} draws random numbers, so it cannot be rebuilt from its "
                 "input: leave layernorm out of --recompute-modules, or use --recompute full"
@@ -108,7 +109,7 @@ class _RngGuard:
     def _watch(self) -> Iterator[None]:
         self.before = _rng_states(self.device)
         yield
-        self.moved = not all(map(torch.equal, self.before, _rng_states(self.device)))
+        self.moved = not _all_equal(self.before, _rng_states(self.device))
         if self.moved:
             _warn_of_random_numbers(self.name, self.region)
         else:
@@ -128,15 +129,20 @@ class _RngGuard:
 
     def _restore(self, states: list[Tensor]) -> None:
         torch.set_rng_state(states[0])
-        if self.device.type == "cuda":
+        if len(states) > 1:
             torch.cuda.set_rng_state(states[1], self.device)
 
 
 def _rng_states(device: torch.device) -> list[Tensor]:
     states = [torch.get_rng_state()]
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_initialized():  # else the tensors are fake
         states.append(torch.cuda.get_rng_state(device))
     return states
+
+
+def _all_equal(before: list[Tensor], now: list[Tensor]) -> bool:
+    with unset_fake_temporarily():  # states are real tensors among fake ones too
+        return all(map(torch.equal, before, now))
 
 
 def _described(rebuild: Callable[..., Tensor]) -> str:

@@ -1,6 +1,8 @@
-"""Names of kept tensors, as docs/recompute.md has them, from the module that kept one and what it looks like."""
+"""Names of kept tensors: in our model as docs/recompute.md has them, else after what made one: a module or operator."""
 
 from __future__ import annotations
+
+import re
 
 import torch
 from torch import Tensor, nn
@@ -30,39 +32,52 @@ MASKS = {
 STATISTICS = {"ln1": "ln1 statistics", "ln2": "ln2 statistics", "final_layernorm": "final layernorm statistics"}
 
 
+WRAPPER = "_checkpoint_wrapped_module"  # what torch's checkpoint_wrapper calls the module inside
+
 SHARED = "sample indices"  # one tensor that every layer keeps: it belongs to none
 
 
-def name_of(model: nn.Module, module: str, tensor: Tensor, pinned_bytes: int, taken: list[str], is_region: bool) -> str:
-    """A name for what `module` (its path; the region's where is_region) keeps, with pinned_bytes behind it.
+def name_of(model: nn.Module, module: str, tensor: Tensor, taken: list[str], is_region: bool) -> str | None:
+    """The documented name of what `module` (its path; the region's where is_region) keeps.
 
-    taken: the module's names so far. In somebody else's model and in compiled layers kept tensors are numbered.
+    taken: the names of what this call of the module kept before. None: in somebody else's model, or of somebody else's
+    module in ours. In compiled layers kept tensors are numbered.
     """
     if not isinstance(model, GPT):
-        return f"tensor {len(taken)}"
+        return None
     if tensor.dtype == torch.int64 and module != "token_embedding":
         return SHARED if module else "targets"
     if is_region:
         return "block input"
     if not module:
-        return (
-            "log-sum-exp"
-            if tensor.dim() == 1
-            else "logits"
-            if "final layernorm output" in taken
-            else "final layernorm output"
-        )
+        return _name_in_loss(tensor, taken)
     submodule = model.get_submodule(module)
     if isinstance(submodule, Block):
         return f"tensor {len(taken)}" if is_compiled(submodule) else _name_in_block(tensor, taken)
-    place = module.split(".", 2)[2] if module.startswith("layers.") else module
     if isinstance(submodule, CoreAttention):
-        return _name_in_core_attention(submodule, tensor, pinned_bytes, taken)
+        return _name_in_core_attention(submodule, tensor, taken)
+    return _name_by_place(_place(module), tensor, taken)
+
+
+def _place(module: str) -> str:
+    """attention.qkv for layers.3.attention.qkv, whether or not somebody wrapped the layer in a checkpoint."""
+    parts = [part for part in module.split(".") if part != WRAPPER]
+    return ".".join(parts[2:] if parts[0] == "layers" else parts)
+
+
+def _name_in_loss(tensor: Tensor, taken: list[str]) -> str:
+    if tensor.dim() == 1:
+        return "log-sum-exp"
+    return "logits" if "final layernorm output" in taken else "final layernorm output"
+
+
+def _name_by_place(place: str, tensor: Tensor, taken: list[str]) -> str | None:
     if tensor.dtype == torch.int8:
-        return MASKS[place]
-    if place in STATISTICS and INPUTS[place] in taken:
-        return STATISTICS[place]
-    return INPUTS[place]
+        return MASKS.get(place)
+    name = INPUTS.get(place)
+    if name in taken:
+        return STATISTICS.get(place)
+    return name
 
 
 def is_unused_counter(model: nn.Module, module: str, tensor: Tensor) -> bool:
@@ -81,10 +96,12 @@ def _name_in_block(tensor: Tensor, taken: list[str]) -> str:
     return "ln2 statistics" if "ln2 input" in taken else "ln2 input"
 
 
-def _name_in_core_attention(core: CoreAttention, tensor: Tensor, pinned_bytes: int, taken: list[str]) -> str:
+def _name_in_core_attention(core: CoreAttention, tensor: Tensor, taken: list[str]) -> str:
     if tensor.dtype == torch.int8:
         return "attention dropout mask"
-    if pinned_bytes > tensor.numel() * tensor.element_size():  # a view of what one product made for all three
+    if (
+        tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+    ):  # a view of what one product made for all three
         return "q, k, v"
     if not isinstance(core, UnfusedCoreAttention):
         return _name_in_flash_style(core, tensor, taken)
@@ -102,3 +119,40 @@ def _name_in_flash_style(core: CoreAttention, tensor: Tensor, taken: list[str]) 
     if isinstance(core, FusedCoreAttention):
         return "log-sum-exp" if "context" in taken else "context"
     return "context" if tensor.dim() == 4 else "log-sum-exp"
+
+
+def label_of(module: str, layer: str) -> str:
+    """What to call a module: its path within its layer, without the names of checkpoint wrappers."""
+    parts = [part for part in module.removeprefix(layer).split(".") if part and part != WRAPPER]
+    return ".".join(parts) or ("block" if layer else "model")
+
+
+def output_name(maker: str) -> str:
+    """Name of a module's output, by its label."""
+    return f"{maker} output"
+
+
+def input_name(keeper: str) -> str:
+    """Name of an input that the module keeps, by its label."""
+    return f"{keeper} input"
+
+
+def op_name(keeper: str, op: str) -> str:
+    """Name of an operator's result, which the module `keeper` keeps."""
+    return f"{keeper}: {op} output"
+
+
+def number_name(keeper: str, tensor: Tensor, number: int) -> str:
+    """Name of what nothing is known of; number: of tensors that the keeper kept before."""
+    return f"{keeper}: {'mask' if tensor.dtype == torch.bool else 'tensor'} {number}"
+
+
+def maker_op(tensor: Tensor) -> str:
+    """The operator that made a tensor, or what it is a view of, as autograd knows it: softmax. Empty: it does not."""
+    node = (tensor if tensor._base is None else tensor._base).grad_fn
+    while node is not None and node.name().startswith("UnsafeView"):  # of a product's result, by another name
+        node = node.next_functions[0][0]
+    if node is None:
+        return ""
+    name = re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

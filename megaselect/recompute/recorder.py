@@ -1,0 +1,200 @@
+"""Writes a ledger while a forward pass runs: told of modules by their hooks, of kept tensors by autograd and torch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megaselect.recompute import tensor_names
+from megaselect.recompute.layer_paths import layer_paths
+from megaselect.recompute.ledger_rows import Holder, Ledger, Status, StoredRow
+from megaselect.recompute.storages import StorageKeys, place_in_storage, plain_tensors
+
+_scopes: ContextVar[tuple[str, ...]] = ContextVar("ledger_scopes", default=())
+
+
+@contextlib.contextmanager
+def scope(name: str) -> Iterator[None]:
+    """What is saved inside belongs to `name` where no module inside it claims it: a checkpointed region's input."""
+    token = _scopes.set((*_scopes.get(), name))
+    try:
+        yield
+    finally:
+        _scopes.reset(token)
+
+
+@dataclass
+class _Call:
+    """A module that is running: its path, the storages that it was given, the names of what it kept so far."""
+
+    module: str = ""
+    inputs: frozenset[int] = frozenset()
+    names: list[str] = field(default_factory=list)
+
+
+class Recorder:
+    """Holds no tensor: a storage is known by its key."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.ledger = Ledger()
+        self.rows = self.ledger.by_storage
+        self.layers = layer_paths(model)
+        self.key_of = StorageKeys()
+        self.owned = {self.key_of(part) for part in _parts((*model.parameters(), *model.buffers()))}
+        self.calls = [_Call()]
+        self.makers: dict[int, str] = {}  # storage -> path of the first module whose output it is
+        self.places: dict[int, set[tuple[int, int]]] = {}  # of the views of a storage that are kept
+        self.unnamed: set[int] = set()  # storages whose rows do not say yet what they are
+        self.inputs_of_region: list[int] | None = None  # while they are being kept
+        self.unclaimed: list[int] = []  # inputs of a region in which no module has run yet
+
+    def enter(self, path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The forward pre-hook."""
+        given = list(_parts((*args, *kwargs.values())))
+        self.calls.append(_Call(path, frozenset(map(self.key_of, given))))
+        for part in given:
+            self._name_by_op(part)
+        for key in self.unclaimed:
+            layer = self._layer_of(path)
+            name = tensor_names.input_name(tensor_names.label_of(path, layer))
+            self._change(key, layer=layer, module=path, name=name)
+        self.unclaimed = []
+
+    def leave(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        """The forward hook; what it returned would replace the module's output."""
+        path = self.calls.pop().module
+        values = output.values() if isinstance(output, dict) else output
+        for part in _parts(values if isinstance(output, dict | tuple | list) else [output]):
+            key = self.key_of(part)
+            self.makers.setdefault(key, path)
+            layer = self._layer_of(path)
+            if key in self.unnamed and self.rows[key].layer == layer:
+                self.unnamed.remove(key)
+                self._change(key, name=tensor_names.output_name(tensor_names.label_of(path, layer)))
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """The saved-tensor hook: torch is about to keep `tensor`."""
+        for part in plain_tensors(tensor):
+            is_new = self._add(part)
+            if is_new and self.inputs_of_region is not None:
+                self.inputs_of_region.append(self.key_of(part))
+        return tensor
+
+    def before_inputs(self, closed_over: list[Tensor]) -> None:
+        """A region that others checkpoint is found out when its first module runs; ours have a scope."""
+        if torch.is_grad_enabled():
+            for part in _parts(closed_over):
+                self._add(part, held_by="closure")
+            self.inputs_of_region = None if _scopes.get() else []
+
+    def enter_region(self) -> None:
+        """Its inputs have been kept."""
+        self.unclaimed += self.inputs_of_region or []
+        self.inputs_of_region = None
+
+    def leave_region(self) -> None:
+        """Modules that run from here on are outside."""
+        self.unclaimed = []
+
+    def would_keep(self, tensor: Tensor) -> None:
+        """A region's saved-tensor hook lets go of `tensor`."""
+        for part in plain_tensors(tensor):
+            self._add(part, status="recomputed")
+
+    def caches(self, tensor: Tensor, op: str) -> None:
+        """A selective-checkpoint context keeps what `op` returned."""
+        for part in plain_tensors(tensor):
+            self._add(part, held_by="cache", op=op)
+
+    def _add(self, part: Tensor, status: Status = "stored", held_by: Holder = "autograd", op: str = "") -> bool:
+        """Write the row of the storage behind `part`, or what it does not say yet. Whether there was none.
+
+        op: the operator that returned `part`, where that is known.
+        """
+        key, size, module = self.key_of(part), part.untyped_storage().nbytes(), self._module()
+        if not size or key in self.owned or tensor_names.is_unused_counter(self.model, module, part):
+            return False
+        known = self.rows.get(key)
+        is_new = known is None or (known.status == "recomputed" and status == "stored")
+        if is_new:
+            self._forget(key)
+            name = self._name(part, key, module, op)
+            layer = "" if name == tensor_names.SHARED else self._layer_of(module)
+            self.rows[key] = StoredRow(layer, module, name, tuple(part.shape), part.dtype, size, 0, 0, held_by, status)
+        else:
+            self._name_by_op(part)
+        self._add_place(key, part)
+        return is_new
+
+    def _forget(self, key: int) -> None:
+        """Drop what would have been recomputed: it is stored after all."""
+        self.rows.pop(key, None)
+        self.places.pop(key, None)
+        self.unnamed.discard(key)
+
+    def _add_place(self, key: int, part: Tensor) -> None:
+        """Count a view of the storage, if there is none like it yet."""
+        places, place = self.places.setdefault(key, set()), place_in_storage(part)
+        if place not in places:
+            places.add(place)
+            read = sum(count for _, count in places)
+            self._change(key, view_bytes=min(read, self.rows[key].bytes), views=len(places))
+
+    def _change(self, key: int, **fields: Any) -> None:
+        self.rows[key] = replace(self.rows[key], **fields)
+
+    def _module(self) -> str:
+        return self.calls[-1].module or ("", *_scopes.get())[-1]
+
+    def _layer_of(self, module: str) -> str:
+        """layers.3 for layers.3.mlp.fc1, a chunk's own name for a chunk, "" for what lies outside the layers."""
+        if module in self.layers:
+            return self.layers[module]
+        parts = module.split(".")  # a scope's name
+        return ".".join(parts[:2]) if parts[0] == "layers" else ""
+
+    def _name(self, part: Tensor, key: int, module: str, op: str) -> str:
+        call, layer = self.calls[-1], self._layer_of(module)
+        label = tensor_names.label_of(module, layer)
+        if op:
+            name = tensor_names.op_name(label, op)
+        else:
+            is_region = not call.module and bool(_scopes.get())
+            documented = tensor_names.name_of(self.model, module, part, call.names, is_region)
+            name = documented or self._name_by_maker(part, key, layer, label)
+        call.names.append(name)
+        return name
+
+    def _name_by_maker(self, part: Tensor, key: int, layer: str, label: str) -> str:
+        """After the module in this layer whose output it is, or the input that it is, or the operator that made it."""
+        call, maker = self.calls[-1], self.makers.get(key)
+        if maker is not None and self._layer_of(maker) == layer:
+            return tensor_names.output_name(tensor_names.label_of(maker, layer))
+        if key in call.inputs:
+            return tensor_names.input_name(label)
+        op = tensor_names.maker_op(part)
+        if op:
+            return tensor_names.op_name(label, op)
+        self.unnamed.add(key)
+        return tensor_names.number_name(label, part, len(call.names))
+
+    def _name_by_op(self, part: Tensor) -> None:
+        """A result that was kept has no history; where it is seen again it has, and its row gets a name."""
+        key = self.key_of(part)
+        op = tensor_names.maker_op(part) if key in self.unnamed else ""
+        if op:
+            row = self.rows[key]
+            self.unnamed.remove(key)
+            self._change(key, name=tensor_names.op_name(tensor_names.label_of(row.module, row.layer), op))
+
+
+def _parts(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        yield from plain_tensors(value)
