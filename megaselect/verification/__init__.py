@@ -1,0 +1,1 @@
+"""Proof, while it runs, that recomputation changes memory and time and nothing else: for our model, and for any."""
