@@ -25,6 +25,7 @@ CLAIMS = [
     "non-reentrant\n   first layer runs, requires_grad True\n   stored 8192",
     "selective  seen by hooks  16384  in the cache 114688  FLOPs 6291456  True",
     "none and selective 6291456 full 8126464",
+    "none 180224\nselective 131072\nfull 16384",
     "none             702464  2231824  True          True",
     "selective        530432  1709584  True          True",
     "selective all    247808   861712  True          True",
