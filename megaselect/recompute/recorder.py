@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from megaselect.recompute import tensor_names
 from megaselect.recompute.layer_paths import layer_paths
@@ -31,10 +32,10 @@ def scope(name: str) -> Iterator[None]:
 
 @dataclass
 class _Call:
-    """A module that is running: its path, the storages that it was given, the names of what it kept so far."""
+    """A module that is running: its path, the storages given to it with their keywords, the names of what it kept."""
 
     module: str = ""
-    inputs: frozenset[int] = frozenset()
+    inputs: dict[int, str] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
 
 
@@ -57,24 +58,25 @@ class Recorder:
 
     def enter(self, path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The forward pre-hook."""
-        given = list(_parts((*args, *kwargs.values())))
-        self.calls.append(_Call(path, frozenset(map(self.key_of, given))))
-        for part in given:
-            self._name_by_op(part)
+        inputs: dict[int, str] = {}
+        for keyword, values in (("", args), *kwargs.items()):
+            for part in _parts(values):
+                inputs.setdefault(self.key_of(part), keyword)
+                self._name_by_op(part)
+        self.calls.append(_Call(path, inputs))
+        layer = self._layer_of(path)
         for key in self.unclaimed:
-            layer = self._layer_of(path)
-            name = tensor_names.input_name(tensor_names.label_of(path, layer))
+            name = tensor_names.input_name(tensor_names.label_of(path, layer), inputs.get(key, ""))
             self._change(key, layer=layer, module=path, name=name)
         self.unclaimed = []
 
     def leave(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         """The forward hook; what it returned would replace the module's output."""
         path = self.calls.pop().module
-        values = output.values() if isinstance(output, dict) else output
-        for part in _parts(values if isinstance(output, dict | tuple | list) else [output]):
+        layer = self._layer_of(path)
+        for part in _parts(output):
             key = self.key_of(part)
             self.makers.setdefault(key, path)
-            layer = self._layer_of(path)
             if key in self.unnamed and self.rows[key].layer == layer:
                 self.unnamed.remove(key)
                 self._change(key, name=tensor_names.output_name(tensor_names.label_of(path, layer)))
@@ -88,11 +90,11 @@ class Recorder:
         return tensor
 
     def before_inputs(self, closed_over: list[Tensor]) -> None:
-        """A region that others checkpoint is found out when its first module runs; ours have a scope."""
+        """The layer of a region around whole layers is that of the first module that runs in it; ours have a scope."""
         if torch.is_grad_enabled():
             for part in _parts(closed_over):
                 self._add(part, held_by="closure")
-            self.inputs_of_region = None if _scopes.get() else []
+            self.inputs_of_region = None if _scopes.get() or self._layer_of(self._module()) else []
 
     def enter_region(self) -> None:
         """Its inputs have been kept."""
@@ -131,6 +133,7 @@ class Recorder:
         else:
             self._name_by_op(part)
         self._add_place(key, part)
+        self.calls[-1].names.append(self.rows[key].name)
         return is_new
 
     def _forget(self, key: int) -> None:
@@ -161,16 +164,14 @@ class Recorder:
         return ".".join(parts[:2]) if parts[0] == "layers" else ""
 
     def _name(self, part: Tensor, key: int, module: str, op: str) -> str:
+        """What the running call calls `part`, which it keeps."""
         call, layer = self.calls[-1], self._layer_of(module)
         label = tensor_names.label_of(module, layer)
         if op:
-            name = tensor_names.op_name(label, op)
-        else:
-            is_region = not call.module and bool(_scopes.get())
-            documented = tensor_names.name_of(self.model, module, part, call.names, is_region)
-            name = documented or self._name_by_maker(part, key, layer, label)
-        call.names.append(name)
-        return name
+            return tensor_names.op_name(label, op)
+        is_region = not call.module and bool(_scopes.get())
+        documented = tensor_names.name_of(self.model, module, part, call.names, is_region)
+        return documented or self._name_by_maker(part, key, layer, label)
 
     def _name_by_maker(self, part: Tensor, key: int, layer: str, label: str) -> str:
         """After the module in this layer whose output it is, or the input that it is, or the operator that made it."""
@@ -178,7 +179,7 @@ class Recorder:
         if maker is not None and self._layer_of(maker) == layer:
             return tensor_names.output_name(tensor_names.label_of(maker, layer))
         if key in call.inputs:
-            return tensor_names.input_name(label)
+            return tensor_names.input_name(label, call.inputs[key])
         op = tensor_names.maker_op(part)
         if op:
             return tensor_names.op_name(label, op)
@@ -195,6 +196,7 @@ class Recorder:
             self._change(key, name=tensor_names.op_name(tensor_names.label_of(row.module, row.layer), op))
 
 
-def _parts(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        yield from plain_tensors(value)
+def _parts(tree: Any) -> Iterator[Tensor]:
+    """The plain tensors in nested tuples, lists and dictionaries."""
+    for leaf in tree_leaves(tree):
+        yield from plain_tensors(leaf)

@@ -132,9 +132,9 @@ def output_name(maker: str) -> str:
     return f"{maker} output"
 
 
-def input_name(keeper: str) -> str:
-    """Name of an input that the module keeps, by its label."""
-    return f"{keeper} input"
+def input_name(keeper: str, keyword: str = "") -> str:
+    """Name of an input that the module keeps, by its label, and by keyword where it was given so."""
+    return f"{keeper} input {keyword}".rstrip()
 
 
 def op_name(keeper: str, op: str) -> str:
