@@ -79,7 +79,8 @@ class TokenSource:
         windows = np.stack([self._window(index) for index in sample_index])  # [b, s + 1]
         self._check_vocabulary(windows)
         tokens = torch.from_numpy(windows)
-        return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.tensor(sample_index))
+        # Copies: contiguous() would let the two of a single sample share their memory, which the ledger counts once.
+        return Batch(tokens[:, :-1].clone(), tokens[:, 1:].clone(), torch.tensor(sample_index))
 
     def _window(self, sample_index: int) -> np.ndarray:
         start = self._first_token + self._sampler.window_start(sample_index)

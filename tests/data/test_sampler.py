@@ -82,6 +82,11 @@ def test_batch(counting):
         assert tensor.is_contiguous()
 
 
+def test_tokens_and_targets_of_a_single_sample_share_no_memory(counting):
+    batch = TokenSource(counting, 8, 1234).batch(0, 1)
+    assert batch.tokens.untyped_storage().nbytes() == batch.targets.untyped_storage().nbytes() == 8 * 8
+
+
 def test_windows_share_one_token_and_no_target_comes_twice(counting):
     batch = TokenSource(counting, 8, 1234, shuffle=False).batch(0, 125)
     assert torch.equal(batch.targets.flatten(), torch.arange(1, 1001))
