@@ -16,6 +16,7 @@ from megaselect.errors import ConfigError, MegaselectError
 _COMMANDS = {
     "train": "train a model",
     "data": "prepare a dataset",
+    "verify": "check that recomputation changes memory and time and nothing else",
 }
 
 _USAGE = """\

@@ -29,7 +29,7 @@ MakeSink = Callable[[Config, Path], Sink]
 def train(config: Config, config_name: str, notes: Sequence[str], make_sink: MakeSink) -> RunSummary:
     """Train to max_steps, continuing from a checkpoint where the config says so. Raises MegaselectError."""
     torch.manual_seed(config.training.seed)  # for a user's own modules; nothing of ours draws from it
-    _set_determinism(config.training.deterministic)
+    set_determinism(config.training.deterministic)
     run_dir = Path(config.training.run_dir or _fresh_run_dir(config, config_name))
     sink = make_sink(config, run_dir)  # first: what it refuses should not wait for data and model
     checkpoint = find_checkpoint(config.training.resume, run_dir)
@@ -47,7 +47,9 @@ def train(config: Config, config_name: str, notes: Sequence[str], make_sink: Mak
     return summary
 
 
-def _set_determinism(deterministic: bool) -> None:
+def set_determinism(deterministic: bool) -> None:
+    """Have torch use deterministic algorithms alone, or whichever it likes."""
+    """Refuse operations whose bits vary from run to run, or allow them."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     torch.use_deterministic_algorithms(deterministic)

@@ -26,7 +26,7 @@ SETTINGS = {
 
 def settings_of(config: Config) -> dict[str, RecomputeConfig]:
     """Every mode and module set, each plan once, and the config's own setting where it is another one."""
-    candidates = {**SETTINGS, f"the config's {config.recompute.mode}": config.recompute}
+    candidates = {**SETTINGS, "the config's own": config.recompute}
     plans: list[RecomputePlan] = []
     chosen = {}
     for name, settings in candidates.items():

@@ -1,4 +1,4 @@
-"""Where a model drops out, and which masks the function says must fall there. By docs/dropout-mask.md, not by the model."""
+"""Where a model drops out, and which masks must fall there: by docs/dropout-mask.md, not by what the model says."""
 
 from __future__ import annotations
 
