@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 MOST_TRIES = 14
 RESOLUTION = 16  # narrowed down to 1/16 of the size
 
@@ -33,3 +35,11 @@ class MicroBatchSearch:
             self._fails, self.beyond = size, why_not
         else:
             self.largest = size
+
+
+def search_after(start: int, outcomes: Sequence[tuple[int, str]]) -> MicroBatchSearch:
+    """A search that goes on where `outcomes` end: sizes, and why they do not train, or nothing."""
+    search = MicroBatchSearch(start)
+    for size, why_not in outcomes:
+        search.record(size, why_not)
+    return search

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from megaselect.config.schema import MODULES
 from megaselect.recompute.flops import Flops, micro_batch_flops
-from megaselect.recompute.ledger import Ledger
 from megaselect.recompute.plan import make_plan
 from megaselect.recompute.theory import Shape, bytes_per_layer, layer_tensors, stored_bytes
 from megaselect.training.events import StoredReport
 
 if TYPE_CHECKING:
     from megaselect.config import Config, RecomputeConfig
+    from megaselect.recompute.ledger import Ledger
 
 SELECTIVE_SETTINGS = {
     "softmax dropout": ("softmax", "dropout"),

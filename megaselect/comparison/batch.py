@@ -1,0 +1,61 @@
+"""Tries micro-batches of growing size in one process, until one does not train."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import torch
+
+from megaselect.build import build_model
+from megaselect.comparison.measurement import BatchJob
+from megaselect.comparison.search import search_after
+from megaselect.config import Config
+from megaselect.devices import resolve_device
+from megaselect.training.checkpoint import RunState
+from megaselect.training.datasets import Datasets
+from megaselect.training.optimizer import MixedPrecisionAdamW
+from megaselect.training.step import Stepper
+
+
+def try_batches(job: BatchJob, config: Config, datasets: Datasets) -> None:
+    """Take a step with each size that the search asks for, with the optimizer's moments in memory.
+
+    Writes a line to the log before a size and one after it. The first size that does not fit raises, and ends the
+    process: what failed may have left memory in pieces.
+    """
+    device = resolve_device(config.training.device)
+    if job.limit_bytes is not None:
+        _limit_memory(device, job.limit_bytes)
+    search = search_after(config.training.micro_batch_size, job.outcomes)
+    with Path(job.log_path).open("w", buffering=1) as log:
+        model = optimizer = None
+        while (size := search.next_size()) is not None:
+            log.write(f"{size} begins\n")
+            sized = sized_config(config, size)
+            if model is None:
+                model = build_model(sized)
+                optimizer = MixedPrecisionAdamW(model, sized.training)
+                Stepper(sized, model, optimizer, datasets.train).step(RunState(0, 0))  # makes the moments
+            Stepper(sized, model, optimizer, datasets.train).step(RunState(0, 0))
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            log.write(f"{size} fits\n")
+            search.record(size, "")
+
+
+def sized_config(config: Config, size: int) -> Config:
+    """The config with steps of one micro-batch of `size`."""
+    sections = config.to_dict()
+    sections["training"] |= {"micro_batch_size": size, "global_batch_size": size}
+    return Config.from_dict(sections)
+
+
+def _limit_memory(device: torch.device, limit_bytes: int) -> None:
+    """Beyond the limit an allocation fails, as it does on a smaller device."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(limit_bytes / total, 1.0), device)
+    else:
+        # Private writable memory, whether touched or not. RLIMIT_AS would count the libraries' code as well.
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))

@@ -1,0 +1,152 @@
+"""One setting in one process: the first steps of the run that `train` would make, timed and weighed."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from megaselect.build import build_model
+from megaselect.comparison import memory
+from megaselect.comparison.measurement import TrainJob, TrainMeasurement
+from megaselect.comparison.result import StaticBytes, StepSample, StoredBytes, finite
+from megaselect.config import Config
+from megaselect.devices import device_name, peak_flops
+from megaselect.recompute import ledger
+from megaselect.recompute.plan import make_plan
+from megaselect.recompute.theory import Shape, stored_tensors
+from megaselect.training.accounting import step_flops, stored_report
+from megaselect.training.checkpoint import RunState
+from megaselect.training.clock import Clock
+from megaselect.training.datasets import Datasets
+from megaselect.training.metrics import reset_peak_bytes
+from megaselect.training.optimizer import MixedPrecisionAdamW
+from megaselect.training.step import StepOutcome, Stepper
+
+PHASES = ("data", "forward", "backward", "optimizer")
+
+
+def measure(job: TrainJob, datasets: Datasets) -> TrainMeasurement:
+    """Train as the job says. Raises MegaselectError, and what torch raises where memory is short."""
+    run = SettingRun(Config.from_dict(job.config), datasets)
+    for _ in range(job.warmup_steps):
+        run.step()
+    reset_peak_bytes(run.device)
+    samples = tuple(run.timed_step(job.round) for _ in range(job.steps))
+    outcomes, weights = tuple(run.outcomes), run.weights_sha256()
+    peak = memory.peaks(run.device)
+    timeline: list[tuple[float, int]] = []
+    if job.with_timeline:
+        timeline = run.followed_step(job.snapshot_path)
+        if peak.allocated is None:
+            peak = replace(peak, allocated=max(held for _, held in timeline))
+    flops = step_flops(run.config, run.dtype.itemsize)
+    return TrainMeasurement(
+        device=device_name(run.device),
+        dtype=str(run.dtype).removeprefix("torch."),
+        parameters=sum(parameter.numel() for parameter in run.model.parameters()),
+        peak_flops=peak_flops(run.device, run.dtype),
+        torch_version=torch.__version__,
+        model_flops=flops.model,
+        hardware_flops=flops.hardware,
+        stored=run.stored,
+        static=run.static(),
+        peak=peak,
+        samples=samples,
+        losses=tuple(finite(outcome.loss) for outcome in outcomes),
+        grad_norms=tuple(finite(outcome.grad_norm) for outcome in outcomes),
+        weights_sha256=weights,
+        timeline=memory.thin_out(timeline),
+    )
+
+
+class SettingRun:
+    """The model of one setting while it is measured."""
+
+    def __init__(self, config: Config, datasets: Datasets) -> None:
+        self.config = config
+        self.model = build_model(config)
+        self.optimizer = MixedPrecisionAdamW(self.model, config.training)
+        weight = next(self.model.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        self.outcomes: list[StepOutcome] = []
+        self.stored: StoredBytes | None = None
+        self._gradients = 0
+        self._state = RunState(0, 0)
+        self._clock = Clock(self.device)
+        self._phases: list[str] = []
+        self._stepper = Stepper(config, self.model, self.optimizer, datasets.train, self._phase_done)
+
+    def step(self) -> float:
+        """Take one step; its seconds, from an idle device to an idle device."""
+        self._phases.clear()
+        self._clock.clear()
+        self._clock.mark()
+        started = time.perf_counter()
+        outcome, self._state = self._stepper.step(self._state, None if self.stored else self._watched_forward)
+        seconds = time.perf_counter() - started
+        self.outcomes.append(outcome)
+        return seconds
+
+    def timed_step(self, round_number: int) -> StepSample:
+        """Take one step and time its phases."""
+        seconds = self.step()
+        spent = dict.fromkeys(PHASES, 0.0)
+        for phase, milliseconds in zip(self._phases, self._clock.milliseconds(), strict=True):
+            spent[phase] += milliseconds / 1e3
+        parts = (spent["forward"], spent["backward"], spent["optimizer"])
+        return StepSample(round_number, self._state.step, seconds, *parts)
+
+    def followed_step(self, snapshot_path: str | None) -> list[tuple[float, int]]:
+        """Take one step and follow what it holds; on a GPU by a snapshot, where one is asked for."""
+        static = self.static()
+        held = static.total - static.gradients
+        if self.device.type != "cuda":
+            return memory.follow_on_cpu(self.step, held)
+        return memory.follow_on_gpu(self.step, held, Path(snapshot_path)) if snapshot_path else []
+
+    def static(self) -> StaticBytes:
+        """What is held between steps."""
+        return memory.static_bytes(self.model, self.optimizer, self._gradients)
+
+    def weights_sha256(self) -> str:
+        """Of the fp32 weights, by name."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.optimizer.masters.items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().numpy())
+        return digest.hexdigest()
+
+    def _phase_done(self, phase: str) -> None:
+        self._phases.append(phase)
+        self._clock.mark()
+        if phase == "backward" and not self._gradients:  # in the first step, which is not timed
+            self._gradients = memory.gradient_bytes(self.model, self.optimizer)
+
+    def _watched_forward(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """The first forward pass, with the ledger watching."""
+        with ledger.record(self.model) as record:
+            loss = self.model(*inputs)
+        self.stored = _stored_bytes(self.config, self.dtype.itemsize, record)
+        return loss
+
+
+def _stored_bytes(config: Config, element_bytes: int, record: ledger.Ledger) -> StoredBytes:
+    report = stored_report(config, element_bytes, record)
+    predicted: dict[str, int] = {}
+    for row in stored_tensors(Shape.of(config, element_bytes), make_plan(config.recompute, config.model.num_layers)):
+        predicted[row.name] = predicted.get(row.name, 0) + row.bytes
+    measured: dict[str, int] = {}
+    for kept in record.rows:
+        measured[kept.name] = measured.get(kept.name, 0) + kept.bytes
+    return StoredBytes(
+        predicted=report.predicted_total,
+        measured=report.measured_total,
+        predicted_per_layer=report.predicted,
+        measured_per_layer=report.measured,
+        predicted_by_name=predicted,
+        measured_by_name=measured,
+    )

@@ -1,0 +1,63 @@
+"""The child process of a comparison: `python -m megaselect.comparison.worker TASK ANSWER`, two JSON files.
+
+Every failure is an answer, not an exit code: the other settings go on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
+
+from megaselect.comparison.batch import try_batches
+from megaselect.comparison.measure import measure
+from megaselect.comparison.measurement import OUT_OF_MEMORY, Answer, Task
+from megaselect.config import Config
+from megaselect.devices import is_out_of_memory, resolve_device
+from megaselect.errors import MegaselectError
+from megaselect.training.datasets import open_datasets
+from megaselect.training.run import set_determinism
+
+
+def main(task_path: str, answer_path: str) -> None:
+    """Read the task, do it, write the answer."""
+    task = TypeAdapter(Task).validate_json(Path(task_path).read_bytes())
+    answer = _attempt(lambda: _prepare_and_run(task))
+    Path(answer_path).write_text(json.dumps(asdict(answer)))
+
+
+def _prepare_and_run(task: Task) -> Answer:
+    job = task.train or task.batch
+    config = Config.from_dict(job.config)
+    torch.manual_seed(config.training.seed)  # for a user's own modules; nothing of ours draws from it
+    set_determinism(config.training.deterministic)
+    try:
+        resolve_device(config.training.device)
+        datasets = open_datasets(config)
+    except MegaselectError as error:
+        return Answer(failure=str(error), shared=True)
+    if task.train:
+        return Answer(measurement=measure(task.train, datasets))
+    try_batches(task.batch, config, datasets)
+    return Answer()
+
+
+def _attempt(work: Callable[[], Answer]) -> Answer:
+    try:
+        return work()
+    except MegaselectError as error:
+        return Answer(failure=str(error))
+    except Exception as error:
+        if is_out_of_memory(error):
+            return Answer(failure=OUT_OF_MEMORY)
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        return Answer(failure=f"{type(error).__name__}: {first_line}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
