@@ -1,4 +1,4 @@
-"""The device and dtype of a run, and the peak arithmetic of known GPUs."""
+"""The device and dtype of a run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from megaselect.errors import DeviceError
+from megaselect.gpus import by_marketing_name
 from megaselect.kernels.attention import TRITON_MAX_HEAD_SIZE
 from megaselect.kernels.backend import resolve_backend
 
@@ -18,20 +19,6 @@ if TYPE_CHECKING:
     from megaselect.config import ModelConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-# Dense 16-bit matrix FLOP/s by NVIDIA's data sheets, by a part of the device's name; the first match counts. A device
-# that is not listed has no MFU: a guess would be a wrong figure with two decimals.
-PEAK_FLOPS_16_BIT = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "V100": 125e12,
-}
 
 
 def resolve_device(requested: str) -> torch.device:
@@ -94,8 +81,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """Dense matrix FLOP/s of the device in a 16-bit dtype, or None where no data sheet is on file."""
     if device.type != "cuda" or dtype.itemsize != 2:
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for part, flops in PEAK_FLOPS_16_BIT.items() if part in name), None)
+    gpu = by_marketing_name(torch.cuda.get_device_name(device))
+    return gpu.flops_16_bit if gpu else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

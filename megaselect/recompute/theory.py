@@ -1,7 +1,8 @@
 """Predicted bytes, by arithmetic alone: the only place that knows byte formulas. No torch.
 
 Symbols as in Korthikanti et al. 2022: s sequence length, b micro-batch size, h hidden size, a attention heads, L
-layers, V padded vocabulary. e is the size of an activation's element in bytes. The table is in docs/recompute.md.
+layers, V padded vocabulary, t tensor-parallel ranks. e is the size of an activation's element in bytes. The table is in
+docs/recompute.md. Bytes are those of one rank; pipeline stages are in megaselect/recompute/parallel.py.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class Shape:
     """What the bytes of a model depend on, apart from the plan.
 
     element_bytes: of an activation. *_dropout: whether it drops anything. chunked_loss: logits are not kept.
+    tensor_parallel: ranks that share each layer, with sequence_parallel also what lies between its products. It divides
+    heads, widths and vocabulary (and the sequence) without rest.
     """
 
     sequence: int
@@ -45,6 +48,8 @@ class Shape:
     attention: str = "unfused"
     compiled: bool = False
     chunked_loss: bool = False
+    tensor_parallel: int = 1
+    sequence_parallel: bool = False
 
     @classmethod
     def of(cls, config: Config, element_bytes: int, batch: int | None = None) -> Shape:
@@ -71,48 +76,82 @@ class Shape:
         return self.sequence * self.batch
 
     @property
+    def residual_tokens(self) -> int:
+        """Tokens whose residual stream, layernorms and hidden dropout a rank computes."""
+        return self.tokens // self.tensor_parallel if self.sequence_parallel else self.tokens
+
+    @property
     def hidden_bytes(self) -> int:
-        """sbh elements: 2sbh bytes in 16 bit."""
-        return self.tokens * self.hidden * self.element_bytes
+        """sbh elements of the residual stream: 2sbh bytes in 16 bit, divided by t with sequence parallelism."""
+        return self.residual_tokens * self.hidden * self.element_bytes
+
+    @property
+    def inner_bytes(self) -> int:
+        """sbh/t elements: a rank's part of q, of k, of v, or of the context."""
+        return self.tokens * self.hidden * self.element_bytes // self.tensor_parallel
+
+    @property
+    def ffn_bytes(self) -> int:
+        """A rank's part of the fc1 output."""
+        return self.tokens * self.ffn * self.element_bytes // self.tensor_parallel
 
     @property
     def scores(self) -> int:
-        """as²b, as a count of elements."""
-        return self.heads * self.sequence**2 * self.batch
+        """as²b/t, as a count of elements."""
+        return self.heads * self.sequence**2 * self.batch // self.tensor_parallel
+
+    @property
+    def scores_bytes(self) -> int:
+        """2as²b/t in 16 bit."""
+        return self.scores * self.element_bytes
+
+    @property
+    def hidden_mask_bytes(self) -> int:
+        """A hidden dropout mask, where there is one."""
+        return self.residual_tokens * self.hidden * MASK_BYTES if self.hidden_dropout else 0
+
+    @property
+    def logits_bytes(self) -> int:
+        """A rank's part of the logits, 2sbV/t in 16 bit."""
+        return self.tokens * self.padded_vocab * self.element_bytes // self.tensor_parallel
+
+    @property
+    def row_statistic_bytes(self) -> int:
+        """One fp32 number for each row of the scores."""
+        return self.heads * self.tokens * FP32_BYTES // self.tensor_parallel
 
 
 def layer_tensors(shape: Shape, modules: frozenset[str]) -> dict[str, int]:
     """Name -> bytes of what one layer keeps when selective rebuilds `modules` (none: empty)."""
-    hidden_mask = shape.tokens * shape.hidden * MASK_BYTES if shape.hidden_dropout and "dropout" not in modules else 0
+    hidden_mask = 0 if "dropout" in modules else shape.hidden_mask_bytes
     normed = 0 if "layernorm" in modules else shape.hidden_bytes
     # A compiled layer rebuilds an op whole: a rebuilt layernorm keeps no statistics (recompute/compiled.py says why).
-    statistics = 0 if shape.compiled and not normed else 2 * shape.tokens * FP32_BYTES  # mean, 1/standard deviation
-    ffn_bytes = shape.tokens * shape.ffn * shape.element_bytes
+    statistics = 0 if shape.compiled and not normed else 2 * shape.residual_tokens * FP32_BYTES  # mean, 1/deviation
     tensors = {
         "block input": shape.hidden_bytes,
         "ln1 statistics": statistics,
         "ln1 output": normed,
-        "q, k, v": 3 * shape.hidden_bytes,
+        "q, k, v": 3 * shape.inner_bytes,
         **_core_attention_tensors(shape, modules),
-        "context": shape.hidden_bytes,
+        "context": shape.inner_bytes,
         "projection dropout mask": hidden_mask,
         "ln2 input": shape.hidden_bytes,
         "ln2 statistics": statistics,
         "ln2 output": normed,
-        "fc1 output": ffn_bytes,
-        "gelu output": 0 if "gelu" in modules else ffn_bytes,
+        "fc1 output": shape.ffn_bytes,
+        "gelu output": 0 if "gelu" in modules else shape.ffn_bytes,
         "MLP dropout mask": hidden_mask,
     }
     return {name: size for name, size in tensors.items() if size}
 
 
 def _core_attention_tensors(shape: Shape, modules: frozenset[str]) -> dict[str, int]:
-    row_numbers = shape.heads * shape.tokens * FP32_BYTES  # one a row of the scores
+    row_numbers = shape.row_statistic_bytes
     if shape.attention != "unfused":
         return {"log-sum-exp": row_numbers}
     if "core_attn" in modules:
         return {"softmax statistics": 2 * row_numbers} if shape.compiled else {}
-    wide = shape.scores * shape.element_bytes
+    wide = shape.scores_bytes
     if "softmax" in modules:
         tensors = {"scores": wide, "softmax statistics": 2 * row_numbers}
     else:
@@ -128,15 +167,15 @@ def outside_tensors(shape: Shape, plan: RecomputePlan) -> dict[str, int]:
     """Name -> bytes of what is kept outside the layers."""
     dropout = shape.attention_dropout or shape.hidden_dropout
     region = any(chunk.checkpointed for chunk in plan.chunks) or _has_attention_region(shape, plan)
-    embedding_mask = shape.hidden_dropout and not plan.rebuild_embedding_mask
+    embedding_mask = not plan.rebuild_embedding_mask
     tensors = {
         "token indices": shape.tokens * INT64_BYTES,
         "sample indices": shape.batch * INT64_BYTES if dropout or region else 0,
-        "embedding dropout mask": shape.tokens * shape.hidden * MASK_BYTES if embedding_mask else 0,
+        "embedding dropout mask": shape.hidden_mask_bytes if embedding_mask else 0,
         "final layernorm input": shape.hidden_bytes,
-        "final layernorm statistics": 2 * shape.tokens * FP32_BYTES,
+        "final layernorm statistics": 2 * shape.residual_tokens * FP32_BYTES,
         "final layernorm output": shape.hidden_bytes,
-        "logits": 0 if shape.chunked_loss else shape.tokens * shape.padded_vocab * shape.element_bytes,
+        "logits": 0 if shape.chunked_loss else shape.logits_bytes,
         "targets": shape.tokens * INT64_BYTES,
         "log-sum-exp": shape.tokens * FP32_BYTES,
     }

@@ -1,0 +1,102 @@
+"""Parameters, and the bytes that a rank holds of them, of their gradients and of the optimizer. No torch.
+
+Bytes a parameter as megaselect/training/optimizer.py keeps them: weight e, gradient 4, two moments 8, and where the
+model computes in 16 bit an fp32 master weight 4. Tensor-parallel ranks divide matrices and the vocabulary; layernorms,
+and the biases that are added after a sum over ranks, are whole on each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megaselect.recompute.theory import FP32_BYTES, Shape
+
+TENSORS_PER_LAYER = 12
+TENSORS_OUTSIDE = 4  # token and position embeddings, the final layernorm's two
+MOMENTS = 2
+SHARDINGS = ("none", "optimizer", "gradients", "parameters")
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """Parameters of one layer on one rank, as counts; each product's with the bias that is added in it."""
+
+    qkv: int
+    projection: int
+    fc1: int
+    fc2: int
+    layernorm: int  # one of the two
+    output_bias: int  # one of the two that dropout adds
+
+    @classmethod
+    def of(cls, shape: Shape) -> LayerWeights:
+        """Those of a layer of the shape."""
+        hidden, ffn, ranks = shape.hidden, shape.ffn, shape.tensor_parallel
+        return cls(
+            qkv=3 * hidden * (hidden + 1) // ranks,
+            projection=hidden * hidden // ranks,
+            fc1=ffn * (hidden + 1) // ranks,
+            fc2=hidden * ffn // ranks,
+            layernorm=2 * hidden,
+            output_bias=hidden,
+        )
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.qkv + self.projection + self.fc1 + self.fc2 + 2 * self.layernorm + 2 * self.output_bias
+
+
+def embedding_parameters(shape: Shape) -> int:
+    """The token embedding, which is the output product's weight too."""
+    return shape.padded_vocab * shape.hidden // shape.tensor_parallel
+
+
+def position_parameters(shape: Shape) -> int:
+    """The position embedding."""
+    return shape.sequence * shape.hidden
+
+
+def parameter_count(shape: Shape, layers: int) -> int:
+    """Of a model of one pipeline stage, on one rank."""
+    outside = embedding_parameters(shape) + position_parameters(shape) + 2 * shape.hidden
+    return layers * LayerWeights.of(shape).total + outside
+
+
+@dataclass(frozen=True)
+class StaticBytes:
+    """What a rank holds from step to step, and the gradients that it holds at the end of backward."""
+
+    weights: int
+    gradients: int
+    master_weights: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.master_weights + self.optimizer
+
+
+def static_bytes(
+    parameters: int, tensors: int, element_bytes: int, sharding: str = "none", ranks: int = 1
+) -> StaticBytes:
+    """tensors: AdamW keeps a 4-byte step count for each. sharding: what `ranks` data-parallel ranks share, as in ZeRO:
+    the optimizer's state and master weights; with `gradients` those too; with `parameters` the weights too.
+    """
+    degree = SHARDINGS.index(sharding)
+
+    def held(size: int, least_degree: int) -> int:
+        return -(-size // ranks) if degree >= least_degree else size
+
+    return StaticBytes(
+        weights=held(parameters * element_bytes, 3),
+        gradients=held(parameters * FP32_BYTES, 2),
+        master_weights=held(parameters * FP32_BYTES, 1) if element_bytes < FP32_BYTES else 0,
+        optimizer=held(MOMENTS * parameters * FP32_BYTES, 1) + tensors * FP32_BYTES,
+    )
+
+
+def tensor_count(layers: int) -> int:
+    """Parameter tensors of a model."""
+    return layers * TENSORS_PER_LAYER + TENSORS_OUTSIDE
