@@ -17,6 +17,7 @@ _COMMANDS = {
     "train": "train a model",
     "data": "prepare a dataset",
     "verify": "check that recomputation changes memory and time and nothing else",
+    "dashboard": "save a dashboard of W&B runs",
 }
 
 _USAGE = """\

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from megaselect.cli.main import _COMMANDS
+
 ROOT = Path(__file__).parents[2]
+COMMANDS = list(_COMMANDS)
 MEGASELECT = [sys.executable, "-c", "import sys; from megaselect.cli.main import main; sys.exit(main())"]
 TRAIN = [sys.executable, str(ROOT / "train.py")]
 
@@ -40,7 +43,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(command, arguments, message, tmp_
     ("arguments", "message"),
     [
         (["trian"], "error: unknown command trian; did you mean train?\n"),
-        (["--frob"], "error: unknown command --frob; use train or data\n"),
+        (["--frob"], f"error: unknown command --frob; use {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}\n"),
         (["data"], "error: the following arguments are required: COMMAND; --help lists the flags\n"),
     ],
 )
@@ -67,7 +70,7 @@ def test_debug_shows_the_traceback_before_the_line():
 def test_help_and_version():
     code, text, err = run(MEGASELECT)
     assert (code, err) == (0, "")
-    assert text.startswith("usage: megaselect {train,data} ...\n")
+    assert text.startswith(f"usage: megaselect {{{','.join(COMMANDS)}}} ...\n")
     assert run(MEGASELECT, "--help") == (0, text, "")
     assert run(MEGASELECT, "--version") == (0, "megaselect 0.1.0\n", "")
     assert run(TRAIN, "--version") == (0, "megaselect 0.1.0\n", "")

@@ -1,18 +1,16 @@
 import dataclasses
-import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-import megaselect
 from megaselect.training.events import RunHeader, RunSummary, StoredReport
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it: wandb_records
+from wandb_records import inspect_all, of_kind, run_python_in
 
-ROOT = Path(megaselect.__file__).parents[1]
 LAYER_BYTES = 2_411_725  # 2.30 MiB
 
 HEADER = RunHeader(
@@ -103,35 +101,52 @@ def _metrics(step, **changes):
     }
 
 
+def play(sink, steps, interrupted=False, **header):
+    """Hands a sink a whole run."""
+    sink.start(dataclasses.replace(HEADER, **header))
+    sink.stored(REPORT)
+    for step in steps:
+        sink.step(_metrics(step, grad_norm=None))
+    sink.evaluation(steps[-1], 6.75)
+    sink.note("for the console")
+    sink.finish(dataclasses.replace(SUMMARY, interrupted=interrupted))
+
+
 @pytest.fixture
 def metrics():
     """Builds the metrics of a step; keywords replace values."""
     return _metrics
 
 
-@pytest.fixture(scope="session")
-def run_python_in():
-    """Runs `python -c code` in a folder, which is its home too, with no WANDB_* but those given; output as text."""
-
-    def run(folder, code, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, **variables):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-        environment |= {"HOME": str(folder / "home"), "NETRC": str(folder / "netrc"), "PYTHONPATH": str(ROOT)}
-        return subprocess.run(
-            [sys.executable, "-c", code],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=20,
-            cwd=folder,
-            env=environment | variables,
-            check=False,
-        )
-
-    return run
-
-
 @pytest.fixture
-def run_python(run_python_in, tmp_path):
+def run_python(tmp_path):
     """run_python_in the test's own folder."""
     return partial(run_python_in, tmp_path)
+
+
+RECORD = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from comparison_results import COMPARISON
+from conftest import play
+from megaselect.report.wandb_comparison import log_comparison
+from megaselect.report.wandb_sink import WandbSink
+play(WandbSink('offline', 'project-x', 'group y', 'runs/tiny', lambda note: None), [1, 2])
+log_comparison(COMPARISON, 'auto', 'project-x', 'group y', 'out', print, Path('compare.html'))
+"""
+HTML = "<!doctype html><title>compare</title><script>draw()</script>"
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory):
+    """What the SDK wrote, offline, for the comparison of comparison_results and a training run of the same group."""
+    folder = tmp_path_factory.mktemp("recorded")
+    (folder / "compare.html").write_text(HTML)
+    output = run_python_in(folder, RECORD)
+    assert (output.returncode, output.stderr) == (0, "")
+    folders = [*(folder / "out/wandb").glob("offline-run-*"), *(folder / "runs/tiny/wandb").glob("offline-run-*")]
+    runs = inspect_all(partial(run_python_in, folder), folders)
+    named = {of_kind(records, "run")[0]["display_name"]: records for records in runs}
+    training = named.pop("selective")
+    return SimpleNamespace(stdout=output.stdout, runs=named, training=training, folder=folder, html=HTML)

@@ -1,41 +1,18 @@
-"""A comparison is recorded once, offline, by the real SDK in a process of its own; the tests read its runs back."""
+"""A comparison is recorded once, offline, by the real SDK in a process of its own; these tests read its runs back."""
 
 import json
 import os
-from functools import partial
-from types import SimpleNamespace
 
 import pytest
 from comparison_results import CONTEXT
-from wandb_records import inspect_all, logged, of_kind
+from wandb_records import logged, of_kind, summary
 
 LOG = f"""
 import sys
-from pathlib import Path
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from comparison_results import COMPARISON
 from megaselect.report.wandb_comparison import log_comparison
 """
-HTML = "<!doctype html><title>compare</title><script>draw()</script>"
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory, run_python_in):
-    """What the SDK wrote for the comparison of comparison_results: stdout, runs by name, the folder."""
-    folder = tmp_path_factory.mktemp("comparison")
-    (folder / "compare.html").write_text(HTML)
-    call = "log_comparison(COMPARISON, 'auto', 'project-x', 'group y', 'out', print, Path('compare.html'))"
-    output = run_python_in(folder, LOG + call)
-    assert (output.returncode, output.stderr) == (0, "")
-    runs = inspect_all(partial(run_python_in, folder), list((folder / "out/wandb").glob("offline-run-*")))
-    by_name = {of_kind(records, "run")[0]["display_name"]: records for records in runs}
-    return SimpleNamespace(stdout=output.stdout, runs=by_name, folder=folder)
-
-
-def summary(records):
-    """The summary at the end of a run, without the SDK's own values."""
-    values = {name: value for update in of_kind(records, "summary") for name, value in update["update"].items()}
-    return {name: value for name, value in values.items() if not name.startswith("_")}
 
 
 def test_one_group_holds_a_run_a_setting_and_one_of_the_whole(recorded):
@@ -141,7 +118,7 @@ def test_the_whole_holds_table_figures_and_verdict(recorded):
     assert values["verdict"] == "full saves 3072 bytes."
     (folder,) = (recorded.folder / "out/wandb").glob("offline-run-*-comparison-*")
     assert (values["figures._type"], values["comparison._type"]) == ("html-file", "table-file")
-    assert (folder / "files" / values["figures.path"]).read_text() == HTML
+    assert (folder / "files" / values["figures.path"]).read_text() == recorded.html
     table = json.loads((folder / "files" / values["comparison.path"]).read_text())
     rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}
     assert list(rows) == ["none", "full", "fused none", "sdpa none"]
@@ -171,3 +148,17 @@ def test_disabled_records_nothing(run_python, tmp_path, mode, variables):
     output = run_python(LOG + call, **variables)
     assert (output.returncode, output.stdout, output.stderr) == (0, "False\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_run_of_the_group_overlays_the_comparison(recorded):
+    head, ours = of_kind(recorded.training, "run")[0], of_kind(recorded.runs["full"], "run")[0]
+    assert (head["project"], head["run_group"]) == (ours["project"], ours["run_group"])
+    assert head["display_name"] == "selective"  # as the row of a comparison is called
+    assert of_kind(recorded.training, "metric") == of_kind(recorded.runs["full"], "metric")
+    training, comparison = logged(recorded.training), logged(recorded.runs["full"])
+    shared = {"step", "tokens", "train/loss", "mem/stored_bytes", "perf/step_ms", "perf/tokens_per_s"}
+    assert shared <= training[0].keys()
+    assert shared <= comparison[1].keys()
+    headline = {"perf/median_step_ms", "perf/median_tokens_per_s", "mem/predicted_bytes", "mem/measured_bytes"}
+    assert headline <= summary(recorded.training).keys()
+    assert headline <= summary(recorded.runs["full"]).keys()

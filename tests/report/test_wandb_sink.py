@@ -1,36 +1,22 @@
 """Each test runs the real SDK in a process of its own: its settings are read once a process, from the environment."""
 
-import gzip
-import json
 import os
 import pty
 import re
 import socket
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from wandb_records import inspect, logged, of_kind
+from wandb_server import KEY, stand_in_server
 
 START = f"""
-import dataclasses, sys
+import sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
-from conftest import HEADER, REPORT, SUMMARY, _metrics
+from conftest import HEADER, SUMMARY, _metrics, play
 from megaselect.errors import ConfigError
 from megaselect.report import wandb_connection
 from megaselect.report.wandb_sink import WandbSink
-
-def play(sink, steps, interrupted=False, **header):
-    sink.start(dataclasses.replace(HEADER, **header))
-    sink.stored(REPORT)
-    for step in steps:
-        sink.step(_metrics(step, grad_norm=None))
-    sink.evaluation(steps[-1], 6.75)
-    sink.note("for the console")
-    sink.finish(dataclasses.replace(SUMMARY, interrupted=interrupted))
-
 """
-KEY = "0123456789" * 4
 OFFLINE_NOTE = "wandb: offline{}; to upload: wandb sync runs/tiny/wandb/offline-run-*\n"
 
 
@@ -124,43 +110,10 @@ assert sys.stdin.isatty()
     assert output.stdout == f"--wandb online: {problem}; set WANDB_API_KEY, or use --wandb offline\n"
 
 
-class StandInServer(BaseHTTPRequestHandler):
-    """Answers what the SDK asks while a run is recorded online, and keeps the history rows that it uploads."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["content-length"]))
-        request = json.loads(gzip.decompress(body) if self.headers["content-encoding"] == "gzip" else body)
-        history = request.get("files", {}).get("wandb-history.jsonl", {"content": []})
-        self.server.history += [json.loads(line) for line in history["content"]]
-        answer = json.dumps({"data": self.answer(request.get("query", ""), request.get("variables", {}))}).encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def answer(self, query, variables):
-        if "UpsertBucket" in query:
-            project = {"id": "UA==", "name": variables["project"], "entity": {"id": "RQ==", "name": "someone"}}
-            bucket = {"id": "QQ==", "name": variables["name"], "displayName": "x", "project": project}
-            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
-        if "CreateRunFiles" in query:
-            return {"createRunFiles": {"runID": "QQ==", "uploadHeaders": [], "files": []}}
-        return {}
-
-    def log_message(self, *_):
-        """Keeps the test's output clean."""
-
-
 @pytest.fixture
 def server():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StandInServer)
-    server.history = []
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with stand_in_server() as server:
+        yield server
 
 
 def test_auto_with_a_key_in_netrc_records_online(run_python, tmp_path, server):

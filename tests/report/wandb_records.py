@@ -1,6 +1,31 @@
-"""Runs that were recorded offline, as the SDK reads them back."""
+"""Processes that record with the real SDK, and what they recorded, as the SDK reads it back."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import megaselect
+
+ROOT = Path(megaselect.__file__).parents[1]
+
+
+def run_python_in(folder, code, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, **variables):
+    """Runs `python -c code` in a folder, which is its home too, with no WANDB_* but those given; output as text."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= {"HOME": str(folder / "home"), "NETRC": str(folder / "netrc"), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=20,
+        cwd=folder,
+        env=environment | variables,
+        check=False,
+    )
 
 
 def inspect_all(run_python, folders):
@@ -37,3 +62,9 @@ def logged(records):
     """The rows of the run's history without the SDK's own columns."""
     rows = [history["item"] for history in of_kind(records, "history")]
     return [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
+
+
+def summary(records):
+    """The summary at the end of a run, without the SDK's own values."""
+    values = {name: value for update in of_kind(records, "summary") for name, value in update["update"].items()}
+    return {name: value for name, value in values.items() if not name.startswith("_")}

@@ -1,0 +1,99 @@
+"""`megaselect dashboard` in processes of its own, against a stand-in for the server and against none."""
+
+import json
+import os
+import pty
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "report"))  # importlib mode leaves test folders off it
+from wandb_records import run_python_in
+from wandb_server import KEY, stand_in_server
+
+MAIN = """
+import sys
+from megaselect.cli.main import main
+sys.exit(main(['dashboard', {arguments}]))
+"""
+ONLINE = "to save it online: the same command, with an API key and a server in reach\n"
+
+
+def dashboard(folder, *arguments, before="", **process):
+    quoted = ", ".join(map(repr, arguments))
+    return run_python_in(folder, before + MAIN.format(arguments=quoted), **process)
+
+
+def without_ids(spec):
+    """The same with what wandb-workspaces draws anew each time left out."""
+    if isinstance(spec, dict):
+        return {key: without_ids(value) for key, value in spec.items() if key not in ("id", "__id__", "name")}
+    return [without_ids(value) for value in spec] if isinstance(spec, list) else spec
+
+
+def test_without_a_key_the_specification_is_written_and_nobody_is_asked(tmp_path):
+    ours, terminal = pty.openpty()  # on a terminal the SDK would ask for a key, for ever
+    output = dashboard(tmp_path, "--group", "demo", stdin=terminal)
+    os.close(terminal)
+    os.close(ours)
+    assert (output.returncode, output.stderr) == (0, "")
+    wrote = "dashboard: wrote its specification to megaselect-dashboard.json"
+    assert output.stdout == f"{wrote} (no API key); {ONLINE}"
+    spec = json.loads((tmp_path / "megaselect-dashboard.json").read_text())
+    assert spec["workspace"]["displayName"] == spec["report"]["displayName"] == "Megaselect: demo"
+    assert (spec["workspace"]["entity"], spec["workspace"]["project"]) == ("", "megaselect")
+
+
+def test_with_a_key_both_are_saved_as_the_specification_has_them(tmp_path):
+    flags = ("--group", "demo", "--project", "project-x")
+    with stand_in_server() as server:
+        host = f"http://127.0.0.1:{server.server_port}"
+        variables = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": host}
+        output = dashboard(tmp_path, *flags, "--json", **variables)
+        assert (output.returncode, output.stderr) == (0, "")
+        assert list(tmp_path.glob("*.json")) == []
+        saved = list(server.views)
+        written = dashboard(tmp_path, *flags, "--entity", "someone", "--out", "spec.json", **variables)
+        assert server.views == saved  # --out asks no server
+    assert written.stdout == f"dashboard: wrote its specification to spec.json; {ONLINE}".replace(
+        "command,", "command without --out,"
+    )
+    workspace, report = saved
+    assert json.loads(output.stdout) == {
+        "workspace": f"{host}/someone/project-x?nw={workspace['name'].removeprefix('nw-').removesuffix('-v')}",
+        "report": f"{host}/someone/project-x/reports/Megaselect:-demo--VIEW2",
+    }
+    assert server.projects == ["project-x"]
+    assert (workspace["type"], report["type"]) == ("project-view", "runs")
+    spec = json.loads((tmp_path / "spec.json").read_text())
+    assert without_ids(json.loads(workspace["spec"])) == without_ids(spec["workspace"]["spec"])
+    assert without_ids(json.loads(report["spec"])) == without_ids(spec["report"]["spec"])
+
+
+def test_a_server_that_never_answers_costs_its_timeout_once(tmp_path):
+    shorter = "from megaselect.report import wandb_dashboard_save as save\nsave.SERVER_TIMEOUT_SECONDS = 1\n"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host = f"http://127.0.0.1:{server.getsockname()[1]}"
+        started = time.monotonic()
+        output = dashboard(tmp_path, before=shorter, WANDB_API_KEY=KEY, WANDB_BASE_URL=host)
+        seconds = time.monotonic() - started
+    assert (output.returncode, output.stderr, output.stdout.count("\n")) == (0, "", 1)
+    assert f"megaselect-dashboard.json (Failed to verify credentials with {host}" in output.stdout
+    assert output.stdout.endswith(ONLINE)
+    assert (tmp_path / "megaselect-dashboard.json").exists()
+    assert seconds < 15  # the SDK's own default is to wait 19 s for each question
+
+
+@pytest.mark.parametrize(
+    ("before", "arguments", "message"),
+    [
+        ("", ["--grop", "x"], "unrecognized arguments: --grop x; --help lists the flags"),
+        ("", ["--out", "absent/x.json"], "cannot write absent/x.json: No such file or directory; choose another --out"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, before, arguments, message):
+    output = dashboard(tmp_path, *arguments, before=before)
+    assert (output.returncode, output.stdout, output.stderr) == (2, "", f"error: {message}\n")
