@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext
 from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves
 
@@ -113,12 +114,18 @@ def _with_watched_cache(watcher: Watcher, original: Callable[..., Any]) -> Calla
 
     def dispatch(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = original(self, func, types, args, kwargs)
-        if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None:  # else a compiler is tracing
+        if not _is_traced():
             for tensor in _last_cached(self.storage.get(func)):
                 watcher.caches(tensor, func.overloadpacket.__name__)
         return out
 
     return torch._disable_dynamo(dispatch, recursive=True)
+
+
+def _is_traced() -> bool:
+    """Whether a compiler runs this to see what it would do: nothing is kept then."""
+    is_making_graph = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    return is_making_graph or TracingContext.try_get() is not None
 
 
 def _last_cached(entries: Any) -> list[Tensor]:
