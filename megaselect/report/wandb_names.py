@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import secrets
-from typing import Any
-
-from megaselect.config.schema import MODULES, RecomputeConfig
 
 # Metric of a step, as the trainer spells it -> column of the run's history.
 METRIC_NAMES = {
@@ -44,20 +42,6 @@ COMPARISON = "comparison"  # the run of a group that holds what is about all its
 FIGURES = "figures"
 
 
-def setting_label(config: dict[str, Any]) -> str:
-    """The run's setting as a comparison's rows spell it: none, selective, all, full, fused none.
-
-    Selective with modules of one's own names them; with all layers or not makes no difference to the name.
-    """
-    recompute, attention = config["recompute"], config["model"]["attention"]
-    label, modules = recompute["mode"], set(recompute["modules"])
-    if label == "selective" and modules == set(MODULES):
-        label = "all"
-    elif label == "selective" and modules != set(RecomputeConfig.model_fields["modules"].default):
-        label = " ".join(["selective", *recompute["modules"]])
-    return label if attention == "unfused" else f"{attention} {label}"
-
-
 def device_type(device: str) -> str:
     """cpu or cuda, from a device that is ready to print."""
     return "cpu" if device.startswith("cpu") else "cuda"
@@ -65,4 +49,4 @@ def device_type(device: str) -> str:
 
 def run_id(label: str) -> str:
     """A new id that starts with the setting: it names the run's folder, which is all that `wandb leet` lists."""
-    return f"{label.replace(' ', '_')}-{secrets.token_hex(4)}"
+    return f"{re.sub(r'[^A-Za-z0-9]+', '_', label)}-{secrets.token_hex(4)}"

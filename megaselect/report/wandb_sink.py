@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megaselect.comparison.settings import setting_label
+from megaselect.config import RecomputeConfig
 from megaselect.report.wandb_connection import Mode, WandbConnection
-from megaselect.report.wandb_names import METRIC_NAMES, SUMMARY_NAMES, device_type, run_id, setting_label
+from megaselect.report.wandb_names import METRIC_NAMES, SUMMARY_NAMES, device_type, run_id
 from megaselect.training.events import Metrics, RunHeader, RunSummary, StoredReport
 
 if TYPE_CHECKING:
@@ -86,9 +88,9 @@ class WandbSink:
                 self._run.summary.update(values)
 
     def _open(self, header: RunHeader) -> Run | None:
-        label, config_name = setting_label(header.config), Path(header.config_name).stem
+        attention, config_name = header.config["model"]["attention"], Path(header.config_name).stem
+        label = setting_label(attention, RecomputeConfig.model_validate(header.config["recompute"]))
         facts = {"device": header.device, "dtype": header.dtype, "parameters": header.parameters}
-        attention = header.config["model"]["attention"]
         resumed = header.first_step > 0
         former = self._id_file.read_text(encoding="utf-8") if resumed and self._id_file.exists() else None
         return self._connection.open(

@@ -1,20 +1,15 @@
+import re
+
 import pytest
 
-from megaselect.config.schema import MODULES
-from megaselect.report.wandb_names import setting_label
+from megaselect.report.wandb_names import run_id
 
 
 @pytest.mark.parametrize(
-    ("attention", "mode", "modules", "label"),
-    [
-        ("unfused", "none", ["softmax", "dropout"], "none"),
-        ("unfused", "selective", ["dropout", "softmax"], "selective"),
-        ("unfused", "selective", ["core_attn", "dropout"], "selective core_attn dropout"),
-        ("unfused", "selective", list(reversed(MODULES)), "all"),
-        ("fused", "full", ["softmax", "dropout"], "fused full"),
-        ("sdpa", "none", ["softmax", "dropout"], "sdpa none"),
-    ],
+    ("label", "start"),
+    [("none", "none"), ("fused core_attn dropout", "fused_core_attn_dropout"), ("full: 2", "full_2")],,
 )
-def test_a_run_is_labelled_by_its_setting(attention, mode, modules, label):
-    config = {"model": {"attention": attention}, "recompute": {"mode": mode, "modules": modules}}
-    assert setting_label(config) == label
+def test_an_id_starts_with_the_setting_and_holds_what_an_id_may(label, start):
+    ids = {run_id(label) for _ in range(3)}
+    assert len(ids) == 3
+    assert all(re.fullmatch(rf"{start}-[0-9a-f]{{8}}", name) for name in ids)
