@@ -44,15 +44,15 @@ def watched(watcher: Watcher) -> Iterator[None]:
     """Show `watcher` the regions that run inside. Not for several threads at a time."""
     caching = checkpoint._CachingTorchDispatchMode
     with (
-        _replaced(checkpoint, "_checkpoint_without_reentrant_generator", functools.partial(_with_inputs, watcher)),
-        _replaced(checkpoint, "_checkpoint_hook", functools.partial(_with_watched_hook, watcher)),
-        _replaced(caching, "__torch_dispatch__", functools.partial(_with_watched_cache, watcher)),
+        replaced(checkpoint, "_checkpoint_without_reentrant_generator", functools.partial(_with_inputs, watcher)),
+        replaced(checkpoint, "_checkpoint_hook", functools.partial(_with_watched_hook, watcher)),
+        replaced(caching, "__torch_dispatch__", functools.partial(_with_watched_cache, watcher)),
     ):
         yield
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, name: str, replacement: Callable[[Any], Any]) -> Iterator[None]:
+def replaced(owner: Any, name: str, replacement: Callable[[Any], Any]) -> Iterator[None]:
     """owner.name is replacement(owner.name) inside."""
     original = getattr(owner, name)
     setattr(owner, name, replacement(original))
