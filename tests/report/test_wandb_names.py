@@ -7,7 +7,7 @@ from megaselect.report.wandb_names import run_id
 
 @pytest.mark.parametrize(
     ("label", "start"),
-    [("none", "none"), ("fused core_attn dropout", "fused_core_attn_dropout"), ("full: 2", "full_2")],,
+    [("none", "none"), ("fused core_attn dropout", "fused_core_attn_dropout"), ("full: 2", "full_2")],
 )
 def test_an_id_starts_with_the_setting_and_holds_what_an_id_may(label, start):
     ids = {run_id(label) for _ in range(3)}
