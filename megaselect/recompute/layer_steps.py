@@ -20,28 +20,30 @@ INSIDE_FULL = frozenset({"softmax", "dropout"})
 @dataclass(frozen=True)
 class Setting:
     """shape; op_internals: count what ops allocate inside themselves, as a GPU's allocator does and a tracker of op
-    results does not; accumulating: gradients of earlier micro-batches are there already.
+    results does not; accumulating: gradients of earlier micro-batches are there already; gradient_ranks: data-parallel
+    ranks that share the fp32 gradients.
     """
 
     shape: Shape
     op_internals: bool
     accumulating: bool
+    gradient_ranks: int = 1
 
     def inside(self, size: int) -> int:
         """The size of something inside an op, where it counts."""
         return size if self.op_internals else 0
 
+    def gradient_bytes(self, parameters: int) -> int:
+        """What the fp32 gradients of `parameters` elements add to those that are there."""
+        return 0 if self.accumulating else -(-parameters * FP32_BYTES // self.gradient_ranks)
+
     def settle(self, heap: Heap, parameters: int) -> None:
         """A weight's gradient, of `parameters` elements in the compute dtype, joins the fp32 gradients."""
-        wide = parameters * FP32_BYTES
         if self.shape.element_bytes == FP32_BYTES:
-            heap.brief(wide)
-            heap.hold(0 if self.accumulating else wide)
-        elif self.accumulating:
-            heap.brief(parameters * self.shape.element_bytes)
+            heap.brief(parameters * FP32_BYTES)
         else:
-            heap.brief(parameters * self.shape.element_bytes + wide)
-            heap.hold(wide)
+            heap.brief(parameters * self.shape.element_bytes + self.gradient_bytes(parameters))
+        heap.hold(self.gradient_bytes(parameters))
 
     def product_backward(self, heap: Heap, made: dict[str, int], used: tuple[str, ...], parameters: int) -> None:
         """Backward of a matrix product with a weight."""

@@ -8,7 +8,7 @@ cannot use, and the workspaces of matrix libraries.
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from megaselect.recompute.heap import Heap
@@ -74,40 +74,93 @@ def of_chunk(setting: Setting, plan: RecomputePlan, chunk: Chunk) -> ChunkBytes:
     return chunk_bytes(setting, plan.modules[chunk.first], chunk.checkpointed, chunk.count)
 
 
-def step_peak(
-    shape: Shape, plan: RecomputePlan, static: StaticBytes, micro_batches: int = 1, on_gpu: bool = False
-) -> Peak:
-    """Of an optimizer step of `micro_batches` forward and backward passes, in a run's second step or later.
+def step_peak(shape: Shape, plan: RecomputePlan, static: StaticBytes, situation: Situation) -> Peak:
+    """Of an optimizer step, in a run's second step or later."""
+    setting = situation.setting(shape)
+    around = surroundings(setting, outside_tensors(shape, plan), static, situation)
+    moments = _layer_moments(setting, plan, around)
+    return max([*moments, *around.moments(_kept(setting, plan), len(plan.modules))], key=lambda peak: peak.bytes)
 
-    on_gpu: what our kernels for GPUs allocate inside an op counts too.
+
+@dataclass(frozen=True)
+class Situation:
+    """Where a step runs. micro_batches: forward and backward passes in it. on_gpu: what our kernels for GPUs allocate
+    inside an op counts too. first, last: the rank has the embeddings, the loss (both without a pipeline).
+    waiting_bytes: kept by other micro-batches in the pipeline. gradient_ranks: data-parallel ranks that share gradients.
     """
-    first = Setting(shape, on_gpu, accumulating=False)
-    schedules = [first] if micro_batches == 1 else [first, replace(first, accumulating=True)]
-    moments = [moment for setting in schedules for moment in _moments(setting, plan, static)]
-    return max(moments, key=lambda peak: peak.bytes)
+
+    micro_batches: int = 1
+    on_gpu: bool = False
+    first: bool = True
+    last: bool = True
+    waiting_bytes: int = 0
+    gradient_ranks: int = 1
+
+    def setting(self, shape: Shape) -> Setting:
+        """What the layers of the step need to know: of several micro-batches those after the first hold the most."""
+        return Setting(shape, self.on_gpu, accumulating=self.micro_batches > 1, gradient_ranks=self.gradient_ranks)
 
 
-def _moments(setting: Setting, plan: RecomputePlan, static: StaticBytes) -> list[Peak]:
-    """The highest point of each part of a step."""
+@dataclass(frozen=True)
+class Surroundings:
+    """Bytes around the layers of one micro-batch. before: held while they run forward. loss: the most that the loss
+    adds to that and to what the layers keep. behind: held while the layers run backward. embedding: the most that the
+    embedding's backward adds to that and to the layers' gradients; gradients_per_layer: those of one layer. Where the
+    rank has no loss or no embedding it adds nothing.
+    """
+
+    before: int
+    loss: int
+    behind: int
+    embedding: int
+    optimizer: int
+    gradients_per_layer: int
+
+    def moments(self, kept: int, layers: int) -> list[Peak]:
+        """The moments outside the layers, which keep `kept` bytes in all."""
+        embedding = self.behind + layers * self.gradients_per_layer + self.embedding
+        return [
+            Peak(self.before + kept + self.loss, "loss"),
+            Peak(embedding, "backward of the embedding"),
+            Peak(self.optimizer, "optimizer"),
+        ]
+
+
+def surroundings(setting: Setting, outside: dict[str, int], static: StaticBytes, situation: Situation) -> Surroundings:
+    """Of a step of a model with these tensors outside the layers."""
     shape = setting.shape
-    outside = outside_tensors(shape, plan)
-    base = static.total - static.gradients + (static.gradients if setting.accumulating else 0)
+    base = static.total - (0 if setting.accumulating else static.gradients) + situation.waiting_bytes
+    gone = {name for name in outside if name not in BEFORE_THE_LAYERS or not situation.first}
+    before = base + sum(size for name, size in outside.items() if name not in gone)
+    final = setting.gradient_bytes(2 * shape.hidden) if situation.last else 0
+    # The output product's share of the tied embedding's gradient waits for the embedding's own.
+    tied = embedding_parameters(shape) * shape.element_bytes if situation.last else 0
+    behind = before + final + tied
+    return Surroundings(
+        before=before,
+        loss=_loss_heap(setting, outside).peak if situation.last else 0,
+        behind=behind,
+        embedding=_embedding_bytes(setting, tied > 0) if situation.first else 0,
+        optimizer=static.total + situation.waiting_bytes,
+        gradients_per_layer=setting.gradient_bytes(LayerWeights.of(shape).total),
+    )
+
+
+def _layer_moments(setting: Setting, plan: RecomputePlan, around: Surroundings) -> list[Peak]:
+    """Each layer's or chunk's forward and backward."""
     chunks = [(chunk, of_chunk(setting, plan, chunk)) for chunk in plan.chunks]
-    held = base + sum(outside.get(name, 0) for name in BEFORE_THE_LAYERS)
-    peaks = []
+    peaks, kept, done = [], 0, 0
     for chunk, size in chunks:
-        peaks.append(Peak(held + size.forward, f"forward of {chunk.name}"))
-        held += size.kept
-    loss = _loss_heap(setting, outside)
-    peaks.append(Peak(held + loss.peak, "loss"))
-    waiting = embedding_parameters(shape) * shape.element_bytes  # the output product's share of the tied weight
-    gradients = 0 if setting.accumulating else 2 * shape.hidden * FP32_BYTES
-    for chunk, size in reversed(chunks):
-        held -= size.kept
-        peaks.append(Peak(held + waiting + gradients + size.backward, f"backward of {chunk.name}"))
-        gradients += 0 if setting.accumulating else chunk.count * LayerWeights.of(shape).total * FP32_BYTES
-    peaks.append(Peak(held + waiting + gradients + _embedding_bytes(setting, outside), "backward of the embedding"))
-    return [*peaks, Peak(static.total, "optimizer")]
+        done += chunk.count
+        gradients = (len(plan.modules) - done) * around.gradients_per_layer
+        peaks.append(Peak(around.before + kept + size.forward, f"forward of {chunk.name}"))
+        peaks.append(Peak(around.behind + kept + gradients + size.backward, f"backward of {chunk.name}"))
+        kept += size.kept
+    return peaks
+
+
+def _kept(setting: Setting, plan: RecomputePlan) -> int:
+    return sum(of_chunk(setting, plan, chunk).kept for chunk in plan.chunks)
 
 
 BEFORE_THE_LAYERS = ("token indices", "targets", "sample indices", "embedding dropout mask")
@@ -134,8 +187,8 @@ def _loss_heap(setting: Setting, outside: dict[str, int]) -> Heap:
 LOSS_CHUNK_BYTES = 1 << 27  # of fp32 at a time, on a GPU (kernels/cross_entropy.py)
 
 
-def _embedding_bytes(setting: Setting, outside: dict[str, int]) -> int:
-    """The gradient through the embedding's dropout, the token embedding's gradient, and both sums of it."""
+def _embedding_bytes(setting: Setting, is_tied: bool) -> int:
+    """The gradient through the embedding's dropout, the token embedding's gradient, and its sum with the output's."""
     shape, heap = setting.shape, Heap()
     heap.make({"gradient": shape.hidden_bytes})
     if shape.hidden_dropout:
@@ -143,7 +196,7 @@ def _embedding_bytes(setting: Setting, outside: dict[str, int]) -> int:
         heap.free("gradient")
     weight = embedding_parameters(shape)
     setting.settle(heap, position_parameters(shape))
-    heap.brief(2 * weight * shape.element_bytes)  # the new one, and the sum with the output product's
+    heap.brief((2 if is_tied else 1) * weight * shape.element_bytes)
     heap.free("gradient", "branch")
     if shape.element_bytes < FP32_BYTES:
         heap.brief(0 if setting.accumulating else weight * FP32_BYTES)
@@ -154,4 +207,4 @@ def predicted_peak(shape: Shape, plan: RecomputePlan, micro_batches: int = 1, on
     """step_peak of a whole model on one device."""
     layers = len(plan.modules)
     static = static_bytes(parameter_count(shape, layers), tensor_count(layers), shape.element_bytes)
-    return step_peak(shape, plan, static, micro_batches, on_gpu)
+    return step_peak(shape, plan, static, Situation(micro_batches, on_gpu))

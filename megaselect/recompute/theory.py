@@ -163,15 +163,16 @@ def _core_attention_tensors(shape: Shape, modules: frozenset[str]) -> dict[str, 
     return tensors
 
 
-def outside_tensors(shape: Shape, plan: RecomputePlan) -> dict[str, int]:
-    """Name -> bytes of what is kept outside the layers."""
+def outside_tensors(shape: Shape, plan: RecomputePlan, with_regions: bool | None = None) -> dict[str, int]:
+    """Name -> bytes of what is kept outside the layers. with_regions: see has_region; None: as in the plan."""
+    if with_regions is None:
+        layers = [(chunk.checkpointed, plan.modules[chunk.first]) for chunk in plan.chunks]
+        with_regions = any(has_region(shape, *layer) for layer in layers)
     dropout = shape.attention_dropout or shape.hidden_dropout
-    region = any(chunk.checkpointed for chunk in plan.chunks) or _has_attention_region(shape, plan)
-    embedding_mask = not plan.rebuild_embedding_mask
     tensors = {
         "token indices": shape.tokens * INT64_BYTES,
-        "sample indices": shape.batch * INT64_BYTES if dropout or region else 0,
-        "embedding dropout mask": shape.hidden_mask_bytes if embedding_mask else 0,
+        "sample indices": shape.batch * INT64_BYTES if dropout or with_regions else 0,
+        "embedding dropout mask": 0 if plan.rebuild_embedding_mask else shape.hidden_mask_bytes,
         "final layernorm input": shape.hidden_bytes,
         "final layernorm statistics": 2 * shape.residual_tokens * FP32_BYTES,
         "final layernorm output": shape.hidden_bytes,
@@ -182,10 +183,9 @@ def outside_tensors(shape: Shape, plan: RecomputePlan) -> dict[str, int]:
     return {name: size for name, size in tensors.items() if size}
 
 
-def _has_attention_region(shape: Shape, plan: RecomputePlan) -> bool:
-    """Whether a layer's core attention runs again, from q, k, v and the sample indices."""
-    rebuilt = any("core_attn" in modules for modules in plan.modules)
-    return rebuilt and shape.attention == "unfused" and not shape.compiled
+def has_region(shape: Shape, checkpointed: bool, modules: frozenset[str]) -> bool:
+    """Whether what runs again in a layer starts from the sample indices, dropout or not: a layer or its attention."""
+    return checkpointed or ("core_attn" in modules and shape.attention == "unfused" and not shape.compiled)
 
 
 def stored_tensors(shape: Shape, plan: RecomputePlan) -> list[StoredTensor]:

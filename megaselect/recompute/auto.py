@@ -1,0 +1,159 @@
+"""`--recompute auto`: from a budget of bytes to the fastest plan whose predicted peak is within it. No torch.
+
+Bytes are those of megaselect/recompute/peak.py; costs come from measured times (megaselect/training/layer_times.py) or
+from an assumption about the device (megaselect/recompute/cost.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from megaselect.errors import RecomputeError
+from megaselect.recompute.cost import PICOSECONDS, Speed, layer_moved_bytes, layer_picoseconds
+from megaselect.recompute.flops import layer_flops
+from megaselect.recompute.peak import Peak, Situation, Surroundings, chunk_bytes, step_peak, surroundings
+from megaselect.recompute.plan import RecomputePlan
+from megaselect.recompute.planner import Choice, Limits, cheapest, plan_of
+from megaselect.recompute.theory import Shape, has_region, outside_tensors
+from megaselect.recompute.weights import StaticBytes
+
+ATTENTION_SETS = ((), ("softmax",), ("dropout",), ("softmax", "dropout"), ("core_attn",), ("core_attn", "dropout"))
+OTHER_SETS = ((), ("layernorm",), ("gelu",), ("layernorm", "gelu"))
+
+
+class Costs(NamedTuple):
+    """Picoseconds that a layer's recomputation costs: of each part of selective, which add up, and of a whole layer."""
+
+    attention: dict[frozenset[str], int]
+    layernorm: int
+    gelu: int
+    layer: int
+
+    def of(self, modules: frozenset[str]) -> int:
+        """A layer that rebuilds `modules`."""
+        others = self.layernorm * ("layernorm" in modules) + self.gelu * ("gelu" in modules)
+        return self.attention[modules - {"layernorm", "gelu"}] + others
+
+
+class AutoPlan(NamedTuple):
+    """A plan, the peak predicted for it, and its predicted seconds beyond `none` in a micro-batch."""
+
+    plan: RecomputePlan
+    peak: Peak
+    extra_seconds: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model on one device: what of it a plan does not change."""
+
+    shape: Shape
+    layers: int
+    static: StaticBytes
+    situation: Situation
+
+
+def assumed_costs(shape: Shape, speed: Speed) -> Costs:
+    """From FLOPs and bytes moved."""
+
+    def cost(*modules: str) -> int:
+        return layer_picoseconds(shape, frozenset(modules), speed)
+
+    layer = speed.seconds(layer_flops(shape), layer_moved_bytes(shape, frozenset()) / 3)
+    attention = {frozenset(modules): cost(*modules) for modules in ATTENTION_SETS}
+    return Costs(attention, cost("layernorm"), cost("gelu"), round(PICOSECONDS * layer))
+
+
+def fastest_plan(problem: Problem, costs: Costs, budget_bytes: int) -> AutoPlan:
+    """`none` where that fits. Raises RecomputeError where no plan fits, with the bytes that are missing."""
+    everything = _everything_kept(problem)
+    peak = step_peak(problem.shape, everything, problem.static, problem.situation)
+    if peak.bytes <= budget_bytes:
+        return AutoPlan(everything, peak, 0.0)
+    found = [solved for solved in _solutions(problem, costs, budget_bytes) if solved]
+    if found:
+        best = min(found, key=lambda solved: solved[0])
+        plan = best[1]
+        peak = step_peak(problem.shape, plan, problem.static, problem.situation)
+        assert peak.bytes <= budget_bytes, (peak, budget_bytes)
+        return AutoPlan(plan, peak, best[0] / PICOSECONDS)
+    least = smallest_peak(problem, costs)
+    raise RecomputeError(
+        f"--recompute auto cannot keep a step within --memory {budget_bytes:,} bytes: the least that any plan needs is "
+        f"{least.bytes:,} bytes ({least.bytes - budget_bytes:,} more, in the {least.moment}), of which "
+        f"{problem.static.total - problem.static.gradients:,} are weights and optimizer state: raise --memory or lower "
+        "--training.micro-batch-size"
+    )
+
+
+def smallest_peak(problem: Problem, costs: Costs) -> Peak:
+    """The least peak of any plan, found by halving the budget's range."""
+    too_little, enough = 0, step_peak(problem.shape, _everything_kept(problem), problem.static, problem.situation).bytes
+    best = None
+    while enough - too_little > 1 or best is None:
+        middle = (too_little + enough) // 2 if best else enough
+        found = [solved for solved in _solutions(problem, costs, middle) if solved]
+        if found:
+            peaks = [step_peak(problem.shape, plan, problem.static, problem.situation) for _, plan in found]
+            best = min(peaks, key=lambda peak: peak.bytes)
+            enough = best.bytes
+        else:
+            too_little = middle
+    return best
+
+
+def _everything_kept(problem: Problem) -> RecomputePlan:
+    kept = Choice(frozenset(), False, 1, 0, 0, 0, 0)
+    return plan_of([kept] * problem.layers, rebuild_embedding_mask=False)
+
+
+def _solutions(problem: Problem, costs: Costs, budget_bytes: int) -> Iterator[tuple[int, RecomputePlan] | None]:
+    """(cost, plan) for the embedding's mask kept and rebuilt, and with and without regions where that changes bytes."""
+    shape = problem.shape
+    regions = (True,) if shape.attention_dropout or shape.hidden_dropout else (False, True)
+    for rebuilds_mask, with_regions in itertools.product((False, True), regions):
+        choices = [choice for choice in all_choices(problem, costs) if with_regions or not _is_region(shape, choice)]
+        around = _around(problem, rebuilds_mask, with_regions)
+        order = cheapest(choices, problem.layers, limits(around, problem, budget_bytes))
+        yield (sum(choice.cost for choice in order), plan_of(order, rebuilds_mask)) if order else None
+
+
+def all_choices(problem: Problem, costs: Costs) -> list[Choice]:
+    """Every set of modules for a layer, and a checkpointed chunk of every length."""
+    setting = problem.situation.setting(problem.shape)
+    choices = []
+    for modules in (frozenset(first + second) for first in ATTENTION_SETS for second in OTHER_SETS):
+        choices.append(Choice(modules, False, 1, *chunk_bytes(setting, modules, False, 1), costs.of(modules)))
+    nothing: frozenset[str] = frozenset()
+    for count in range(1, problem.layers + 1):
+        size = chunk_bytes(setting, nothing, True, count)
+        choices.append(Choice(nothing, True, count, *size, count * costs.layer))
+    return choices
+
+
+def _is_region(shape: Shape, choice: Choice) -> bool:
+    """Whether it keeps the sample indices, dropout or not."""
+    return has_region(shape, choice.checkpointed, choice.modules)
+
+
+def _around(problem: Problem, rebuilds_mask: bool, with_regions: bool) -> Surroundings:
+    nothing: frozenset[str] = frozenset()
+    outside = outside_tensors(problem.shape, RecomputePlan("auto", (nothing,), (), rebuilds_mask), with_regions)
+    setting = problem.situation.setting(problem.shape)
+    return surroundings(setting, outside, problem.static, problem.situation)
+
+
+def limits(around: Surroundings, problem: Problem, budget_bytes: int) -> Limits:
+    """What a budget leaves to the layers; nothing where what is around them needs more than all of it."""
+    fixed = max(peak.bytes for peak in around.moments(0, problem.layers))
+    if fixed > budget_bytes:
+        return Limits(-1, -1, -1, 0)
+    return Limits(
+        forward=budget_bytes - around.before,
+        after_layers=budget_bytes - around.before - around.loss,
+        backward=budget_bytes - around.behind,
+        gradients_per_layer=around.gradients_per_layer,
+    )
