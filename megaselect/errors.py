@@ -34,3 +34,7 @@ class SampleIndexError(MegaselectError):
 
 class ComparisonError(MegaselectError):
     """A comparison cannot run, or its result cannot be read or written."""
+
+
+class VerificationError(MegaselectError):
+    """A module and a batch give nothing that can be verified, such as no loss."""

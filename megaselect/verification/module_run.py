@@ -1,0 +1,99 @@
+"""One forward and backward pass of somebody's module, watched."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from megaselect.errors import VerificationError
+from megaselect.recompute import ledger
+from megaselect.recompute.rerun import Rerun
+from megaselect.verification.module_state import Snapshot, leaves_of
+from megaselect.verification.random_numbers import RandomWatch
+from megaselect.verification.switched_off import switched_off
+
+LossFunction = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class ModuleRun:
+    """values: loss, then gradients of parameters and of inputs that ask for one. error: what backward raised, or "".
+
+    regions: calls of torch's checkpoint, counted where it was switched off.
+    """
+
+    values: dict[str, Tensor | None]
+    buffers: dict[str, Tensor | None]
+    stored_bytes: int
+    watch: RandomWatch
+    regions: int
+    error: str
+
+    @property
+    def rerun(self) -> Rerun:
+        """What ran again in backward."""
+        return self.watch.rerun
+
+    @property
+    def gradients(self) -> dict[str, Tensor | None]:
+        """By the parameters' names and `input 0` and so on."""
+        return {name: value for name, value in self.values.items() if name != "loss"}
+
+
+def run_module(
+    model: nn.Module, batch: Any, loss_fn: LossFunction | None, start: Snapshot, checkpointing: bool = True
+) -> ModuleRun:
+    """From the random states and buffers of `start`. checkpointing: False switches torch's off."""
+    start.put_back()
+    leaves = {**dict(model.named_parameters()), **leaves_of(batch)}
+    for leaf in leaves.values():
+        leaf.grad = None
+    watch = RandomWatch(model)
+    with contextlib.ExitStack() as stack:
+        recording = contextlib.ExitStack()
+        stack.enter_context(watch)
+        stored = recording.enter_context(ledger.record(model))
+        off = None if checkpointing else stack.enter_context(switched_off(model))
+        with recording:
+            loss = loss_of(call(model, batch), loss_fn)
+        error = _backward(loss)
+    values = {"loss": loss.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    return ModuleRun(values, dict(buffers), stored.total, watch, off.count if off else 0, error)
+
+
+def _backward(loss: Tensor) -> str:
+    """What it raised, as one line; "" where it went well. A loss without a graph has no backward."""
+    if not loss.requires_grad:
+        return ""
+    try:
+        loss.backward()
+    except Exception as error:  # whatever a user's function raises is what they want to know
+        first = str(error).strip().partition("\n")[0]
+        return f"{type(error).__name__}: {first}"
+    return ""
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """model(batch) for a tensor, model(*batch) for a tuple or list, model(**batch) for a mapping."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+
+
+def loss_of(output: Any, loss_fn: LossFunction | None) -> Tensor:
+    """A scalar: by loss_fn, or the output itself, its `.loss`, or its "loss". Raises VerificationError."""
+    loss = loss_fn(output) if loss_fn else output
+    if isinstance(loss, Mapping) and "loss" in loss:
+        loss = loss["loss"]
+    if not isinstance(loss, Tensor):
+        loss = getattr(loss, "loss", loss)
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss.reshape(())
+    found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+    source = "loss_fn returns" if loss_fn else "the model returns"
+    raise VerificationError(f"{source} {found} and no scalar loss: give loss_fn, such as lambda output: output.sum()")

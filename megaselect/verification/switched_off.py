@@ -1,0 +1,68 @@
+"""Checkpointing switched off at its deepest place, however a model came by it: the reference to compare with."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+from torch.utils import checkpoint
+
+from megaselect.model.gpt import GPT
+from megaselect.model.policy import LayerPolicy, StackPolicy
+from megaselect.recompute.torch_checkpoint import replaced
+
+COMPOSABLE = "torch.distributed._composable.checkpoint_activation"  # imports the generator by name
+
+
+class Regions:
+    """count: calls of torch's checkpoint while it was switched off."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def generator(self, *_: Any, **__: Any) -> Iterator[None]:
+        """In place of what torch's checkpoint runs around a region without reentrant autograd: nothing."""
+        self.count += 1
+        yield
+
+    def apply(self, region: Callable[..., Any], _: bool, *args: Any) -> Any:
+        """In place of the autograd function of the reentrant form: the plain call."""
+        self.count += 1
+        return region(*args)
+
+
+@contextlib.contextmanager
+def switched_off(model: nn.Module) -> Iterator[Regions]:
+    """torch's checkpoint keeps everything inside, in all its forms, and so does a model of ours.
+
+    Everything that ends in torch.utils.checkpoint is reached, under whatever name it was imported. Autograd functions
+    of somebody's own are not. Not for several threads at a time.
+    """
+    regions = Regions()
+    generator = "_checkpoint_without_reentrant_generator"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(replaced(checkpoint, generator, lambda _: regions.generator))
+        stack.enter_context(replaced(checkpoint, "CheckpointFunction", lambda _: regions))
+        if COMPOSABLE in sys.modules:
+            stack.enter_context(replaced(sys.modules[COMPOSABLE], generator, lambda _: regions.generator))
+        for module in model.modules():
+            if isinstance(module, GPT):
+                stack.enter_context(_keeping_all(module))
+        yield regions
+
+
+@contextlib.contextmanager
+def _keeping_all(model: GPT) -> Iterator[None]:
+    stack, layers = model.policy, [block.attention.policy for block in model.layers]
+    model.policy = StackPolicy()
+    for block in model.layers:
+        block.set_policy(LayerPolicy())
+    try:
+        yield
+    finally:
+        model.policy = stack
+        for block, policy in zip(model.layers, layers, strict=True):
+            block.set_policy(policy)
