@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from megaselect.config.schema import MODULES
 from megaselect.training.events import Metrics, RunHeader, RunSummary, StoredReport
+from megaselect.units import size
 
-MIB_BYTES, GIB_BYTES = 2**20, 2**30
 MEGATRON_NOTE = "keeps the scores; Megatron-LM's selective means core_attn"
 LAYERS_SHOWN = 8  # of those whose bytes differ
 
@@ -18,13 +18,6 @@ class Line(NamedTuple):
     text: str
     style: str = ""
     indent: int = 2
-
-
-def size(count: int) -> str:
-    """Bytes in MiB or GiB, three digits or more."""
-    value, unit = (count / GIB_BYTES, "GiB") if count >= GIB_BYTES else (count / MIB_BYTES, "MiB")
-    decimals = 2 if value >= 1 else 3 if value >= 0.1 else 4
-    return f"{value:.{decimals}f} {unit}"
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,81 @@
+"""A whole comparison: from a config and names of settings to a result. No torch: the processes it starts need it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from megaselect import __version__
+from megaselect.comparison import children
+from megaselect.comparison.provenance import source_commit
+from megaselect.comparison.result import Comparison, Context
+from megaselect.comparison.rounds import Report, Rounds, run_rounds
+from megaselect.comparison.settings import make_rows
+from megaselect.comparison.summary import Measured, summarise
+from megaselect.comparison.verdict import make_verdict
+from megaselect.config import Config
+from megaselect.units import size
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compare. command: as typed, for the record. limit_bytes: for the search, see BatchJob."""
+
+    config: Config
+    config_name: str
+    settings: Sequence[str]
+    rounds: Rounds
+    command: str
+    notes: Sequence[str] = ()
+    find_largest_micro_batch: bool = False
+    limit_bytes: int | None = None
+
+
+def compare(request: Request, report: Report) -> Comparison:
+    """Measure and judge. `report` gets pieces of lines as it goes on. Raises ComparisonError."""
+    rows = make_rows(request.config, request.settings)
+    measured = run_rounds(rows, request.rounds, report)
+    if request.find_largest_micro_batch:
+        _find_largest(measured, request, report)
+    context = _context(request, measured)
+    settings = summarise(measured, context.tokens_per_step)
+    return Comparison(context, settings, make_verdict(settings))
+
+
+def _find_largest(measured: Sequence[Measured], request: Request, report: Report) -> None:
+    for item in measured:
+        if item.failure is None:
+            report(f"largest micro-batch, {item.row.name}: ")
+            start = item.row.config.training.micro_batch_size
+            largest, beyond = children.largest_micro_batch(item.row.config.to_dict(), start, request.limit_bytes)
+            item.largest_micro_batch = largest
+            report(f"{largest}{f'; beyond it: {beyond}' if beyond else ' or more'}\n")
+
+
+def _context(request: Request, measured: Sequence[Measured]) -> Context:
+    one = next(item.rounds[0] for item in measured if item.rounds)
+    config, plan = request.config, request.rounds
+    notes = list(request.notes)
+    if request.limit_bytes is not None:
+        notes.append(f"largest micro-batch within {size(request.limit_bytes)}")
+    return Context(
+        config_name=request.config_name,
+        config=config.to_dict(),
+        device=one.device,
+        dtype=one.dtype,
+        parameters=one.parameters,
+        tokens_per_step=config.training.global_batch_size * config.model.seq_length,
+        peak_flops=one.peak_flops,
+        steps=plan.steps,
+        warmup_steps=plan.warmup_steps,
+        rounds=plan.rounds,
+        torch_version=one.torch_version,
+        megaselect_version=__version__,
+        python_version=platform.python_version(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=request.command,
+        commit=source_commit(),
+        notes=tuple(notes),
+    )

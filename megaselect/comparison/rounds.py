@@ -1,0 +1,92 @@
+"""Rounds of fresh processes, one for each setting and round, never two at a time. No torch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megaselect.comparison import children
+from megaselect.comparison.measurement import Answer, TrainJob, TrainMeasurement
+from megaselect.comparison.settings import Row
+from megaselect.comparison.summary import Measured
+from megaselect.errors import ComparisonError
+from megaselect.units import size
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How often, and how long each time. snapshot_dir: where a GPU's memory snapshots go, if they are wanted."""
+
+    rounds: int
+    steps: int
+    warmup_steps: int
+    snapshot_dir: Path | None = None
+
+
+def order(count: int, rounds: int) -> list[list[int]]:
+    """The order of `count` rows in each round: every second one is the one before it backwards, the next begins later.
+
+    Over a pair of rounds a machine that slows down steadily costs every row the same.
+    """
+    orders = []
+    for number in range(rounds):
+        first = number // 2 * count // max((rounds + 1) // 2, 1)
+        turned = [(first + place) % count for place in range(count)]
+        orders.append(turned[::-1] if number % 2 else turned)
+    return orders
+
+
+def run_rounds(rows: Sequence[Row], plan: Rounds, report: Report) -> list[Measured]:
+    """Measure all rows. A row that fails once is not tried again. Raises ComparisonError where none trains."""
+    measured = [Measured(row) for row in rows]
+    total, done = len(rows) * plan.rounds, 0
+    for number, places in enumerate(order(len(rows), plan.rounds), 1):
+        for item in (measured[place] for place in places):
+            done += 1
+            if item.failure is None:
+                report(f"[{done:>{len(str(total))}}/{total}] round {number}, {item.row.name}: ")
+                started = time.monotonic()
+                answer = children.train(_job(item.row, plan, number))
+                _take(item, answer)
+                report(f"{_outcome(answer)} ({time.monotonic() - started:.1f} s)\n")
+    if all(item.failure is not None for item in measured):
+        raise ComparisonError(f"no setting trains; {measured[0].row.name}: {measured[0].failure}")
+    return measured
+
+
+def _job(row: Row, plan: Rounds, number: int) -> TrainJob:
+    snapshot = None
+    if plan.snapshot_dir is not None and number == 1:
+        snapshot = str(plan.snapshot_dir / f"memory-{row.name.replace(' ', '-').replace(':', '')}.pickle")
+    return TrainJob(
+        config=row.config.to_dict(),
+        round=number,
+        steps=plan.steps,
+        warmup_steps=plan.warmup_steps,
+        with_timeline=number == 1,
+        snapshot_path=snapshot,
+    )
+
+
+def _take(item: Measured, answer: Answer) -> None:
+    if answer.shared:
+        raise ComparisonError(answer.failure or "a process failed")
+    if answer.measurement is None:
+        item.failure = answer.failure or "a process failed"
+    else:
+        item.rounds.append(answer.measurement)
+
+
+def _outcome(answer: Answer) -> str:
+    if answer.measurement is None:
+        return f"{answer.failure}"
+    return f"{1e3 * _median_step(answer.measurement):.1f} ms a step, {size(answer.measurement.stored.measured)} stored"
+
+
+def _median_step(measurement: TrainMeasurement) -> float:
+    return statistics.median(sample.seconds for sample in measurement.samples)

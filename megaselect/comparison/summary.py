@@ -1,0 +1,134 @@
+"""From the measurements of all rounds to the rows of a result."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from megaselect.comparison.measurement import TrainMeasurement
+from megaselect.comparison.quantiles import quantiles
+from megaselect.comparison.result import Agreement, PeakBytes, SettingResult, Speed, Spread, StepSample
+from megaselect.comparison.settings import Row
+
+
+@dataclass
+class Measured:
+    """What the rounds of one row brought. rounds: in order; failure: why there are no more."""
+
+    row: Row
+    rounds: list[TrainMeasurement] = field(default_factory=list)
+    failure: str | None = None
+    largest_micro_batch: int | None = None
+
+
+def summarise(measured: Sequence[Measured], tokens_per_step: int) -> tuple[SettingResult, ...]:
+    """The rows of the result, in the same order. A row with a failure keeps nothing but its name and the failure."""
+    references = {item.row.config.model.attention: item for item in measured if _is_reference(item.row)}
+    return tuple(_setting(item, references.get(item.row.config.model.attention), tokens_per_step) for item in measured)
+
+
+def _is_reference(row: Row) -> bool:
+    return row.config.recompute.mode == "none"
+
+
+def _setting(item: Measured, reference: Measured | None, tokens_per_step: int) -> SettingResult:
+    model = item.row.config.model
+    bare = SettingResult(
+        name=item.row.name,
+        attention=model.attention,
+        attention_dropout_p=model.attention_dropout_p,
+        recompute=item.row.config.to_dict()["recompute"],
+        note=item.row.note,
+        failure=item.failure,
+    )
+    if item.failure is not None:
+        return bare
+    first, others = item.rounds[0], None
+    if reference is not None and reference is not item and reference.failure is None:
+        others = reference.rounds
+    return replace(
+        bare,
+        model_flops=first.model_flops,
+        hardware_flops=first.hardware_flops,
+        stored=first.stored,
+        static=first.static,
+        peak=_peak(item.rounds),
+        speed=_speed(item.rounds, others, tokens_per_step),
+        samples=tuple(sample for one in item.rounds for sample in one.samples),
+        losses=first.losses,
+        grad_norms=first.grad_norms,
+        weights_sha256=first.weights_sha256,
+        rounds_equal=all(_trace(one) == _trace(first) for one in item.rounds) if len(item.rounds) > 1 else None,
+        agreement=_agreement(first, reference.row.name, others[0]) if others else None,
+        largest_micro_batch=item.largest_micro_batch,
+        timeline=first.timeline,
+    )
+
+
+def _peak(rounds: Sequence[TrainMeasurement]) -> PeakBytes:
+    """The highest of the allocator's values, the median of the process's, which varies."""
+    allocated = [one.peak.allocated for one in rounds if one.peak.allocated is not None]
+    reserved = [one.peak.reserved for one in rounds if one.peak.reserved is not None]
+    resident = statistics.median_high(one.peak.rss for one in rounds)
+    return PeakBytes(max(allocated, default=None), max(reserved, default=None), resident)
+
+
+def _speed(
+    rounds: Sequence[TrainMeasurement], references: Sequence[TrainMeasurement] | None, tokens_per_step: int
+) -> Speed:
+    first = rounds[0]
+    samples = [sample for one in rounds for sample in one.samples]
+    step = _spread(samples, lambda sample: sample.seconds)
+    peak_per_step = first.peak_flops * step.median if first.peak_flops else None
+    return Speed(
+        step_seconds=step,
+        forward_seconds=_spread(samples, lambda sample: sample.forward_seconds),
+        backward_seconds=_spread(samples, lambda sample: sample.backward_seconds),
+        optimizer_seconds=_spread(samples, lambda sample: sample.optimizer_seconds),
+        recompute_seconds=_recompute_seconds(rounds, references) if references else None,
+        tokens_per_s=tokens_per_step / step.median,
+        mfu=first.model_flops / peak_per_step if peak_per_step else None,
+        hfu=first.hardware_flops / peak_per_step if peak_per_step else None,
+    )
+
+
+def _spread(samples: Sequence[StepSample], value: Callable[[StepSample], float]) -> Spread:
+    low, median, high = quantiles([value(sample) for sample in samples])
+    return Spread(median, low, high)
+
+
+def _recompute_seconds(rounds: Sequence[TrainMeasurement], references: Sequence[TrainMeasurement]) -> float:
+    """Round by round, so that a slow stretch of the machine is not taken for recomputation."""
+    pairs = zip(rounds, references, strict=False)
+    return statistics.median(_backward(own.samples) - _backward(none.samples) for own, none in pairs)
+
+
+def _backward(samples: Sequence[StepSample]) -> float:
+    return statistics.median(sample.backward_seconds for sample in samples)
+
+
+def _trace(one: TrainMeasurement) -> tuple[object, ...]:
+    """All that two equal trainings share."""
+    return one.losses, one.grad_norms, one.weights_sha256
+
+
+def _agreement(own: TrainMeasurement, reference_name: str, reference: TrainMeasurement) -> Agreement:
+    pairs = list(
+        zip(
+            zip(own.losses, own.grad_norms, strict=True),
+            zip(reference.losses, reference.grad_norms, strict=True),
+            strict=True,
+        )
+    )
+    differing = [step for step, (mine, theirs) in enumerate(pairs, 1) if mine != theirs]
+    losses = [
+        None if mine is None or theirs is None else mine - theirs
+        for mine, theirs in zip(own.losses, reference.losses, strict=True)
+    ]
+    return Agreement(
+        reference=reference_name,
+        equal=_trace(own) == _trace(reference),
+        first_different_step=differing[0] if differing else None,
+        loss_differences=tuple(losses),
+    )

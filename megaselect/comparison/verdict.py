@@ -1,0 +1,93 @@
+"""What to take from a comparison, in a few sentences. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megaselect.comparison.result import SettingResult
+from megaselect.units import size
+
+SAME_SPEED = 1.05  # a step that takes so much longer is not called slower: rounds differ by as much
+
+
+def make_verdict(settings: Sequence[SettingResult]) -> str:
+    """Whether the settings trained alike, what the leanest and the free ones save, what no recomputation would."""
+    trained = [setting for setting in settings if setting.failure is None]
+    sentences = [_agreement(trained), *_trade(trained), _failures(settings)]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _agreement(trained: Sequence[SettingResult]) -> str:
+    compared = [setting for setting in trained if setting.agreement is not None]
+    unsteady = [setting.name for setting in trained if setting.rounds_equal is False]
+    differing = [setting for setting in compared if not setting.agreement.equal]
+    if unsteady:
+        return f"{_list(unsteady)} did not repeat {_their(unsteady)} own bits from round to round."
+    if differing:
+        return " ".join(_difference(setting) for setting in differing)
+    if not compared:
+        return ""
+    steps = len(compared[0].losses)
+    return (
+        f"Every recompute setting trained bitwise equal to none of its attention: losses, gradient norms and final "
+        f"weights over {steps} steps."
+    )
+
+
+def _difference(setting: SettingResult) -> str:
+    agreement, step = setting.agreement, setting.agreement.first_different_step
+    if step is None:
+        return f"{setting.name} ends with other weights than {agreement.reference}."
+    difference = agreement.loss_differences[step - 1]
+    by = "" if difference is None else f" (loss by {difference:+.3g})"
+    return f"{setting.name} differs from {agreement.reference} from step {step} on{by}."
+
+
+def _trade(trained: Sequence[SettingResult]) -> list[str]:
+    """The leanest setting, the leanest that is as fast, and the leanest without recomputation."""
+    base = next((setting for setting in trained if setting.recompute["mode"] == "none"), None)
+    if base is None:
+        return []
+    alike = [
+        setting for setting in trained if setting is not base and setting.note is None and _saved(setting, base) > 0
+    ]
+    recomputing = [setting for setting in alike if setting.recompute["mode"] != "none"]
+    free = [setting for setting in recomputing if _ratio(setting, base) <= SAME_SPEED]
+    without = [setting for setting in alike if setting.recompute["mode"] == "none"]
+    chosen = {setting.name: setting for setting in (min(group, key=_kept) for group in (recomputing, free) if group)}
+    sentences = [_saving(setting, base) for setting in chosen.values()]
+    if without:
+        sentences.append(f"Without recomputation, {_saving(min(without, key=_kept), base)}")
+    return sentences
+
+
+def _saving(setting: SettingResult, base: SettingResult) -> str:
+    return (
+        f"{setting.name} keeps {size(_kept(setting))} for backward, {_saved(setting, base):.0%} less than {base.name}, "
+        f"at {_ratio(setting, base):.2f} times its step time."
+    )
+
+
+def _failures(settings: Sequence[SettingResult]) -> str:
+    failed = [setting.name for setting in settings if setting.failure is not None]
+    return f"{_list(failed)} did not train." if failed else ""
+
+
+def _kept(setting: SettingResult) -> int:
+    return setting.stored.measured
+
+
+def _saved(setting: SettingResult, base: SettingResult) -> float:
+    return 1 - _kept(setting) / _kept(base)
+
+
+def _ratio(setting: SettingResult, base: SettingResult) -> float:
+    return setting.speed.step_seconds.median / base.speed.step_seconds.median
+
+
+def _list(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _their(names: Sequence[str]) -> str:
+    return "its" if len(names) == 1 else "their"
