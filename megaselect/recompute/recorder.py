@@ -52,7 +52,6 @@ class Recorder:
         self.calls = [_Call()]
         self.makers: dict[int, str] = {}  # storage -> path of the first module whose output it is
         self.places: dict[int, set[tuple[int, int]]] = {}  # of the views of a storage that are kept
-        self.unnamed: set[int] = set()  # storages whose rows do not say yet what they are
         self.inputs_of_region: list[int] | None = None  # while they are being kept
         self.unclaimed: list[int] = []  # inputs of a region in which no module has run yet
 
@@ -62,7 +61,6 @@ class Recorder:
         for keyword, values in (("", args), *kwargs.items()):
             for part in _parts(values):
                 inputs.setdefault(self.key_of(part), keyword)
-                self._name_by_op(part)
         self.calls.append(_Call(path, inputs))
         layer = self._layer_of(path)
         for key in self.unclaimed:
@@ -73,21 +71,19 @@ class Recorder:
     def leave(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         """The forward hook; what it returned would replace the module's output."""
         path = self.calls.pop().module
-        layer = self._layer_of(path)
         for part in _parts(output):
-            key = self.key_of(part)
-            self.makers.setdefault(key, path)
-            if key in self.unnamed and self.rows[key].layer == layer:
-                self.unnamed.remove(key)
-                self._change(key, name=tensor_names.output_name(tensor_names.label_of(path, layer)))
+            self.makers.setdefault(self.key_of(part), path)
 
     def pack(self, tensor: Tensor) -> Tensor:
-        """The saved-tensor hook: torch is about to keep `tensor`."""
+        """The saved-tensor hook: what torch keeps of `tensor`.
+
+        Without its history, which torch has by itself: a result and its graph would else hold each other for ever.
+        """
         for part in plain_tensors(tensor):
             is_new = self._add(part)
             if is_new and self.inputs_of_region is not None:
                 self.inputs_of_region.append(self.key_of(part))
-        return tensor
+        return tensor.detach() if tensor.requires_grad else tensor
 
     def before_inputs(self, closed_over: list[Tensor]) -> None:
         """The layer of a region around whole layers is that of the first module that runs in it; ours have a scope."""
@@ -116,7 +112,7 @@ class Recorder:
             self._add(part, held_by="cache", op=op)
 
     def _add(self, part: Tensor, status: Status = "stored", held_by: Holder = "autograd", op: str = "") -> bool:
-        """Write the row of the storage behind `part`, or what it does not say yet. Whether there was none.
+        """Write the row of the storage behind `part`, or add a view to it. Whether there was none.
 
         op: the operator that returned `part`, where that is known.
         """
@@ -130,8 +126,6 @@ class Recorder:
             name = self._name(part, key, module, op)
             layer = "" if name == tensor_names.SHARED else self._layer_of(module)
             self.rows[key] = StoredRow(layer, module, name, tuple(part.shape), part.dtype, size, 0, 0, held_by, status)
-        else:
-            self._name_by_op(part)
         self._add_place(key, part)
         self.calls[-1].names.append(self.rows[key].name)
         return is_new
@@ -140,7 +134,6 @@ class Recorder:
         """Drop what would have been recomputed: it is stored after all."""
         self.rows.pop(key, None)
         self.places.pop(key, None)
-        self.unnamed.discard(key)
 
     def _add_place(self, key: int, part: Tensor) -> None:
         """Count a view of the storage, if there is none like it yet."""
@@ -183,17 +176,7 @@ class Recorder:
         op = tensor_names.maker_op(part)
         if op:
             return tensor_names.op_name(label, op)
-        self.unnamed.add(key)
         return tensor_names.number_name(label, part, len(call.names))
-
-    def _name_by_op(self, part: Tensor) -> None:
-        """A result that was kept has no history; where it is seen again it has, and its row gets a name."""
-        key = self.key_of(part)
-        op = tensor_names.maker_op(part) if key in self.unnamed else ""
-        if op:
-            row = self.rows[key]
-            self.unnamed.remove(key)
-            self._change(key, name=tensor_names.op_name(tensor_names.label_of(row.module, row.layer), op))
 
 
 def _parts(tree: Any) -> Iterator[Tensor]:

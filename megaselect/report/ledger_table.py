@@ -112,6 +112,6 @@ def _note(row: StoredRow) -> str:
     notes = [HELD_BY[row.held_by]]
     if row.view_bytes < row.bytes:
         notes.append(f"view, pins {row.bytes / row.view_bytes:.3g}x")
-    elif math.prod(row.shape) * row.dtype.itemsize < row.bytes:
+    elif row.views > 1 and math.prod(row.shape) * row.dtype.itemsize < row.bytes:
         notes.append(f"{row.views} views of one")
     return ", ".join(filter(None, notes))

@@ -3,30 +3,15 @@
 It sees what saved-tensor hooks cannot: tensors on ctx attributes, in closures and in caches.
 """
 
-import gc
-
 import pytest
 import torch
+from allocator import LOSS_BYTES, still_allocated
 from recompute_settings import SETTINGS
+from tiny_hugging_face import TOKENS, gpt2, loss_of
 from tiny_models import build_unchecked, make_batch, make_config
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from megaselect.recompute.ledger import record
-
-LOSS_BYTES = 4
-
-
-def still_allocated(forward):
-    """Bytes that a call of `forward` allocates and that live on after it, its result among them."""
-    forward()  # what only a first call allocates is no part of it
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        result = forward()
-    del result
-    return sum(event.self_cpu_memory_usage for event in profiler.key_averages())
-
 
 ALLOCATIONS = ["none", "softmax", "dropout", "softmax dropout", "core_attn", "layernorm", "gelu", "all"]
 
@@ -60,21 +45,16 @@ def test_nothing_but_the_loss_is_kept_without_gradients(name):
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 def test_the_ledger_reads_a_hugging_face_model(dropout_p):
-    dropout = {"attn_pdrop": dropout_p, "embd_pdrop": dropout_p, "resid_pdrop": dropout_p}
-    sizes = {"n_layer": 2, "n_embd": 40, "n_head": 5, "n_positions": 32, "vocab_size": 113}
-    # One op for GELU: where a model multiplies by Python numbers, torch keeps 8 bytes each that it shows to no hook.
-    more = {"activation_function": "gelu_pytorch_tanh", "use_cache": False, "bos_token_id": 0, "eos_token_id": 0}
-    model = GPT2LMHeadModel(GPT2Config(**sizes, **dropout, **more)).train()
-    tokens = torch.randint(113, (3, 19), generator=torch.Generator().manual_seed(1))
+    model = gpt2(dropout_p)
 
     def forward():
-        return model(input_ids=tokens, return_dict=False)[0].logsumexp(-1).mean()
+        return loss_of(model)
 
     with record(model) as ledger:
         forward()
-    made = ledger.total - tokens.nbytes  # the embedding keeps the tokens, which were there before
+    made = ledger.total - TOKENS.nbytes  # the embedding keeps the tokens, which were there before
     assert still_allocated(forward) == made + LOSS_BYTES
-    assert {row.layer for row in ledger.rows} == {"", "transformer.h.0", "transformer.h.1"}
+    assert {row.layer for row in ledger.rows} == {"", "transformer.h.0", "transformer.h.1", "transformer.h.2"}
     assert any(row.module == "transformer.h.1.mlp.c_proj" for row in ledger.rows)
 
 
