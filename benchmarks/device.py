@@ -18,8 +18,7 @@ from typing import Any
 import torch
 
 from megaselect.comparison.provenance import output_of, source_commit
-from megaselect.devices import device_name
-from megaselect.training.clock import synchronise
+from megaselect.devices import device_name, synchronise
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED_SOURCES = ("kernels", "megaselect")

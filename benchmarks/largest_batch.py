@@ -14,8 +14,7 @@ from benchmarks.settings import BenchConfig, Setting
 from benchmarks.step_cases import guarded, make_contenders
 from benchmarks.timing import failure
 from megaselect.comparison.search import MicroBatchSearch
-from megaselect.devices import is_out_of_memory
-from megaselect.training.clock import synchronise
+from megaselect.devices import is_out_of_memory, synchronise
 
 
 def largest_case(

@@ -26,12 +26,12 @@ from benchmarks.runner import Bench, Case, Row
 from benchmarks.settings import BenchConfig, Setting
 from benchmarks.timing import summary
 from megaselect.comparison.quantiles import quantiles
-from megaselect.devices import peak_flops
+from megaselect.devices import peak_flops, synchronise
 from megaselect.recompute import ledger
 from megaselect.recompute.flops import micro_batch_flops
 from megaselect.recompute.plan import make_plan
 from megaselect.recompute.theory import Shape, stored_bytes
-from megaselect.training.clock import Clock, synchronise
+from megaselect.training.clock import Clock
 
 PHASES = ("forward", "backward", "optimizer")
 FEWEST_ROUNDS = 3

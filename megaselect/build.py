@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from megaselect.devices import check_compile, check_kernels, resolve_device, resolve_dtype
+import torch
+
+from megaselect.devices import check_compile, check_kernels, free_bytes, resolve_device, resolve_dtype
 from megaselect.model.gpt import GPT
 from megaselect.model.initialise import initialise
 from megaselect.recompute.apply import apply_recompute
+from megaselect.recompute.auto import AutoPlan, fastest_plan, problem_of
+from megaselect.recompute.layer_times import measured_costs
 from megaselect.recompute.plan import make_plan
 from megaselect.recompute.theory import check_saves
+from megaselect.units import parse_size
 
 if TYPE_CHECKING:
     from megaselect.config import Config
@@ -19,8 +24,22 @@ def build_model(config: Config) -> GPT:
     """A GPT in training mode on the config's device and in its dtype; the weights depend on the seed alone.
 
     Raises DeviceError where the device or kernel backend is absent, RecomputeError for recompute settings that would
-    save nothing.
+    save nothing, or for a budget that no plan meets.
     """
+    return build_planned(config)[0]
+
+
+def build_planned(config: Config) -> tuple[GPT, AutoPlan | None]:
+    """The same, and with mode auto what was planned."""
+    model = build_without_recompute(config)
+    automatic = plan_automatically(config, model) if config.recompute.mode == "auto" else None
+    plan = automatic.plan if automatic else make_plan(config.recompute, config.model.num_layers)
+    apply_recompute(model, plan, compiled=config.training.compile)
+    return model, automatic
+
+
+def build_without_recompute(config: Config) -> GPT:
+    """The same before any recompute setting or compilation is applied, though the settings are checked."""
     device = resolve_device(config.training.device)
     check_kernels(config.model, device)
     if config.training.compile:
@@ -30,5 +49,19 @@ def build_model(config: Config) -> GPT:
     model = GPT(config.model, config.training.seed, config.training.loss_chunk_tokens)
     initialise(model, config.model.init_std, config.training.seed)  # before the cast: every dtype rounds the same draw
     model.to(device=device, dtype=dtype)
-    apply_recompute(model, make_plan(config.recompute, config.model.num_layers), compiled=config.training.compile)
     return model
+
+
+def plan_automatically(config: Config, model: GPT) -> AutoPlan:
+    """The fastest plan within recompute.memory, or within what the device has free, by times measured on a layer.
+
+    Where everything can be kept nothing is measured.
+    """
+    weight = next(model.parameters())
+    memory = config.recompute.memory
+    budget = parse_size(memory, "--memory") if memory else free_bytes(weight.device)
+    problem = problem_of(config, weight.element_size(), on_gpu=weight.device.type == "cuda")
+    plan = fastest_plan(problem, lambda: measured_costs(model, config.training.micro_batch_size), budget)
+    if weight.device.type == "cuda":
+        torch.cuda.empty_cache()  # what the measurement took
+    return plan

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from megaselect.errors import DeviceError
-from megaselect.gpus import by_marketing_name
+from megaselect.gpus import GPU_SHARE, by_marketing_name
+from megaselect.host_memory import available_bytes
 from megaselect.kernels.attention import TRITON_MAX_HEAD_SIZE
 from megaselect.kernels.backend import resolve_backend
 
@@ -83,6 +84,21 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
         return None
     gpu = by_marketing_name(torch.cuda.get_device_name(device))
     return gpu.flops_16_bit if gpu else None
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def free_bytes(device: torch.device) -> int:
+    """What this process may hold: on a GPU what is free and what it has taken already, less a share for what torch does
+    not count; on a CPU the memory that is available.
+    """
+    if device.type != "cuda":
+        return available_bytes()
+    return int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from megaselect.errors import DeviceError
 
 MIB_BYTES = 2**20
+# Of a GPU's memory. The rest is the driver's context, the allocator's rounding and the matrix libraries' workspaces.
+GPU_SHARE = 0.95
 
 
 class Gpu(NamedTuple):

@@ -27,6 +27,7 @@ SHORT_FLAGS = {
     "recompute.method": "--recompute-method",
     "recompute.num_layers": "--recompute-num-layers",
     "recompute.layers": "--recompute-layers",
+    "recompute.memory": "--memory",
     "training.max_steps": "--max-steps",
     "training.run_dir": "--run-dir",
     "training.resume": "--resume",

@@ -16,7 +16,8 @@ from megaselect.comparison.result import StaticBytes, StepSample, StoredBytes, f
 from megaselect.config import Config
 from megaselect.devices import device_name, peak_flops
 from megaselect.recompute import ledger
-from megaselect.recompute.plan import make_plan
+from megaselect.recompute.apply import plan_of
+from megaselect.recompute.plan import RecomputePlan
 from megaselect.recompute.theory import Shape, stored_tensors
 from megaselect.training.accounting import step_flops, stored_report
 from megaselect.training.checkpoint import RunState
@@ -43,7 +44,7 @@ def measure(job: TrainJob, datasets: Datasets) -> TrainMeasurement:
         timeline = run.followed_step(job.snapshot_path)
         if peak.allocated is None:
             peak = replace(peak, allocated=max(held for _, held in timeline))
-    flops = step_flops(run.config, run.dtype.itemsize)
+    flops = step_flops(run.config, run.dtype.itemsize, plan_of(run.model))
     return TrainMeasurement(
         device=device_name(run.device),
         dtype=str(run.dtype).removeprefix("torch."),
@@ -130,14 +131,14 @@ class SettingRun:
         """The first forward pass, with the ledger watching."""
         with ledger.record(self.model) as record:
             loss = self.model(*inputs)
-        self.stored = _stored_bytes(self.config, self.dtype.itemsize, record)
+        self.stored = _stored_bytes(self.config, self.dtype.itemsize, plan_of(self.model), record)
         return loss
 
 
-def _stored_bytes(config: Config, element_bytes: int, record: ledger.Ledger) -> StoredBytes:
-    report = stored_report(config, element_bytes, record)
+def _stored_bytes(config: Config, element_bytes: int, plan: RecomputePlan, record: ledger.Ledger) -> StoredBytes:
+    report = stored_report(config, element_bytes, plan, record)
     predicted: dict[str, int] = {}
-    for row in stored_tensors(Shape.of(config, element_bytes), make_plan(config.recompute, config.model.num_layers)):
+    for row in stored_tensors(Shape.of(config, element_bytes), plan):
         predicted[row.name] = predicted.get(row.name, 0) + row.bytes
     measured: dict[str, int] = {}
     for kept in record.rows:

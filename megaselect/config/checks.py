@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from megaselect.config.layers import parse_layers
 from megaselect.errors import ConfigError
+from megaselect.units import parse_size
 
 if TYPE_CHECKING:
     from megaselect.config.schema import Config, ModelConfig, RecomputeConfig, TrainingConfig
@@ -18,6 +19,7 @@ SETTINGS_OF_MODE = {
     "none": (),
     "selective": ("modules", "layers"),
     "full": ("method", "num_layers", "layers"),
+    "auto": ("memory",),
 }
 
 
@@ -114,7 +116,7 @@ def _check_decay(training: TrainingConfig) -> None:
 
 def check_recompute(recompute: RecomputeConfig) -> None:
     """No setting is given that the mode would ignore, and those of the mode fit each other."""
-    for name in ("modules", "method", "num_layers", "layers"):
+    for name in ("modules", "method", "num_layers", "layers", "memory"):
         value = getattr(recompute, name)
         if name in recompute.model_fields_set and value is not None and name not in SETTINGS_OF_MODE[recompute.mode]:
             modes = [mode for mode, names in SETTINGS_OF_MODE.items() if name in names]
@@ -134,6 +136,11 @@ def check_recompute(recompute: RecomputeConfig) -> None:
     if repeated:
         raise SettingError(f"recompute.modules names {repeated[0]} twice; name it once", "recompute.modules")
     _check_method(recompute)
+    if recompute.memory is not None:
+        try:
+            parse_size(recompute.memory, "recompute.memory")
+        except ConfigError as error:
+            raise SettingError(str(error), "recompute.memory") from None
 
 
 def _check_method(recompute: RecomputeConfig) -> None:

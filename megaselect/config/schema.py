@@ -145,10 +145,11 @@ class TrainingConfig(Section):
 class RecomputeConfig(Section):
     """What is kept for backward and what is computed again. The losses do not change."""
 
-    mode: Literal["none", "selective", "full"] = Field(
+    mode: Literal["none", "selective", "full", "auto"] = Field(
         "none",
         json_schema_extra={"off": "none"},
-        description="none keeps all; selective rebuilds softmax and dropout; full rebuilds whole layers",
+        description="none keeps all; selective rebuilds softmax and dropout; full rebuilds whole layers; auto plans "
+        "each layer, the fastest way that fits the memory",
     )
     modules: tuple[Literal["softmax", "dropout", "core_attn", "layernorm", "gelu"], ...] = Field(
         ("softmax", "dropout"),
@@ -162,6 +163,10 @@ class RecomputeConfig(Section):
     num_layers: int | None = Field(None, ge=1, description="the N of method uniform (none: 1) or block")
     layers: str | None = Field(
         None, description="only these layers, such as 0-11, 0,3,5-7, even, odd or skip-first-last; none: all"
+    )
+
+    memory: str | None = Field(
+        None, min_length=1, description="what a step may hold with auto, such as 24GiB; none: what the device has free"
     )
 
     @field_validator("modules", mode="before")

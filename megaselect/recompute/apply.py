@@ -11,7 +11,7 @@ from megaselect.model.gpt import GPT
 from megaselect.model.policy import LayerPolicy, Region, StackPolicy
 from megaselect.recompute.checkpoint import checkpointed, product_of_rebuilt
 from megaselect.recompute.compiled import compile_layer, uncompile_layer
-from megaselect.recompute.plan import Chunk, RecomputePlan
+from megaselect.recompute.plan import Chunk, RecomputePlan, everything_kept
 
 
 def apply_recompute(model: GPT, plan: RecomputePlan, compiled: bool = False) -> None:
@@ -25,7 +25,15 @@ def apply_recompute(model: GPT, plan: RecomputePlan, compiled: bool = False) -> 
         else:
             uncompile_layer(block)
             block.set_policy(policy)
-    model.policy = ChunkedStack(not plan.rebuild_embedding_mask, plan.chunks)
+    model.policy = ChunkedStack(not plan.rebuild_embedding_mask, plan.chunks, plan)
+
+
+def plan_of(model: GPT) -> RecomputePlan:
+    """What apply_recompute last applied; everything kept where it has not been at the model."""
+    policy = model.policy
+    if isinstance(policy, ChunkedStack) and policy.plan:
+        return policy.plan
+    return everything_kept(len(model.layers))
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class ChunkedStack(StackPolicy):
     """Runs the stack chunk by chunk; of a checkpointed chunk only the input is kept."""
 
     chunks: tuple[Chunk, ...] = ()
+    plan: RecomputePlan | None = None
 
     def run(self, layers: Sequence[Callable[[Tensor, Tensor], Tensor]], x: Tensor, sample_index: Tensor) -> Tensor:
         """The last layer's output [s, b, h]."""

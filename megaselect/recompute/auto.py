@@ -7,18 +7,21 @@ from an assumption about the device (megaselect/recompute/cost.py).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from megaselect.errors import RecomputeError
 from megaselect.recompute.cost import PICOSECONDS, Speed, layer_moved_bytes, layer_picoseconds
 from megaselect.recompute.flops import layer_flops
 from megaselect.recompute.peak import Peak, Situation, Surroundings, chunk_bytes, step_peak, surroundings
-from megaselect.recompute.plan import RecomputePlan
+from megaselect.recompute.plan import RecomputePlan, everything_kept
 from megaselect.recompute.planner import Choice, Limits, cheapest, plan_of
 from megaselect.recompute.theory import Shape, has_region, outside_tensors
-from megaselect.recompute.weights import StaticBytes
+from megaselect.recompute.weights import StaticBytes, parameter_count, static_bytes, tensor_count
+
+if TYPE_CHECKING:
+    from megaselect.config import Config
 
 ATTENTION_SETS = ((), ("softmax",), ("dropout",), ("softmax", "dropout"), ("core_attn",), ("core_attn", "dropout"))
 OTHER_SETS = ((), ("layernorm",), ("gelu",), ("layernorm", "gelu"))
@@ -44,6 +47,7 @@ class AutoPlan(NamedTuple):
     plan: RecomputePlan
     peak: Peak
     extra_seconds: float
+    budget_bytes: int
 
 
 @dataclass(frozen=True)
@@ -67,19 +71,31 @@ def assumed_costs(shape: Shape, speed: Speed) -> Costs:
     return Costs(attention, cost("layernorm"), cost("gelu"), round(PICOSECONDS * layer))
 
 
-def fastest_plan(problem: Problem, costs: Costs, budget_bytes: int) -> AutoPlan:
-    """`none` where that fits. Raises RecomputeError where no plan fits, with the bytes that are missing."""
-    everything = _everything_kept(problem)
+def problem_of(config: Config, element_bytes: int, on_gpu: bool, batch: int | None = None) -> Problem:
+    """The config's model on one device. batch: another micro-batch size than the config's."""
+    shape, layers = Shape.of(config, element_bytes, batch), config.model.num_layers
+    static = static_bytes(parameter_count(shape, layers), tensor_count(layers), element_bytes)
+    micro_batches = max(config.training.global_batch_size // shape.batch, 1)
+    return Problem(shape, layers, static, Situation(micro_batches, on_gpu))
+
+
+def fastest_plan(problem: Problem, make_costs: Callable[[], Costs], budget_bytes: int) -> AutoPlan:
+    """`none` where that fits, without a call of make_costs.
+
+    Raises RecomputeError where no plan fits, with the bytes that are missing.
+    """
+    everything = everything_kept(problem.layers, mode="auto")
     peak = step_peak(problem.shape, everything, problem.static, problem.situation)
     if peak.bytes <= budget_bytes:
-        return AutoPlan(everything, peak, 0.0)
+        return AutoPlan(everything, peak, 0.0, budget_bytes)
+    costs = make_costs()
     found = [solved for solved in _solutions(problem, costs, budget_bytes) if solved]
     if found:
         best = min(found, key=lambda solved: solved[0])
         plan = best[1]
         peak = step_peak(problem.shape, plan, problem.static, problem.situation)
         assert peak.bytes <= budget_bytes, (peak, budget_bytes)
-        return AutoPlan(plan, peak, best[0] / PICOSECONDS)
+        return AutoPlan(plan, peak, best[0] / PICOSECONDS, budget_bytes)
     least = smallest_peak(problem, costs)
     raise RecomputeError(
         f"--recompute auto cannot keep a step within --memory {budget_bytes:,} bytes: the least that any plan needs is "
@@ -91,7 +107,10 @@ def fastest_plan(problem: Problem, costs: Costs, budget_bytes: int) -> AutoPlan:
 
 def smallest_peak(problem: Problem, costs: Costs) -> Peak:
     """The least peak of any plan, found by halving the budget's range."""
-    too_little, enough = 0, step_peak(problem.shape, _everything_kept(problem), problem.static, problem.situation).bytes
+    too_little, enough = (
+        0,
+        step_peak(problem.shape, everything_kept(problem.layers), problem.static, problem.situation).bytes,
+    )
     best = None
     while enough - too_little > 1 or best is None:
         middle = (too_little + enough) // 2 if best else enough
@@ -103,11 +122,6 @@ def smallest_peak(problem: Problem, costs: Costs) -> Peak:
         else:
             too_little = middle
     return best
-
-
-def _everything_kept(problem: Problem) -> RecomputePlan:
-    kept = Choice(frozenset(), False, 1, 0, 0, 0, 0)
-    return plan_of([kept] * problem.layers, rebuild_embedding_mask=False)
 
 
 def _solutions(problem: Problem, costs: Costs, budget_bytes: int) -> Iterator[tuple[int, RecomputePlan] | None]:

@@ -86,7 +86,7 @@ def step_peak(shape: Shape, plan: RecomputePlan, static: StaticBytes, situation:
 class Situation:
     """Where a step runs. micro_batches: forward and backward passes in it. on_gpu: what our kernels for GPUs allocate
     inside an op counts too. first, last: the rank has the embeddings, the loss (both without a pipeline).
-    waiting_bytes: kept by other micro-batches in the pipeline. gradient_ranks: data-parallel ranks that share gradients.
+    waiting_bytes: kept by other micro-batches in the pipeline. gradient_ranks: replicas that share the gradients.
     """
 
     micro_batches: int = 1

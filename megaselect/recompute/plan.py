@@ -38,7 +38,11 @@ class RecomputePlan:
 
 
 def make_plan(settings: RecomputeConfig, num_layers: int) -> RecomputePlan:
-    """Raises ConfigError for layers that the model does not have, RecomputeError where N exceeds its layers."""
+    """Raises ConfigError for layers that the model does not have, RecomputeError where N exceeds its layers.
+
+    Mode `auto` is planned by megaselect/recompute/auto.py, from a budget.
+    """
+    assert settings.mode != "auto"
     selected = settings.selected_layers(num_layers) if settings.mode != "none" else ()
     nothing: frozenset[str] = frozenset()
     if settings.mode == "full":
@@ -71,3 +75,31 @@ def _full_chunks(settings: RecomputeConfig, selected: Sequence[int], num_layers:
         else:
             chunks.append(Chunk(layer, 1, layer in chosen))
     return tuple(chunks)
+
+
+def everything_kept(num_layers: int, mode: str = "none") -> RecomputePlan:
+    """The plan of `none`."""
+    nothing: frozenset[str] = frozenset()
+    plain = tuple(Chunk(layer, 1, False) for layer in range(num_layers))
+    return RecomputePlan(mode, (nothing,) * num_layers, plain, rebuild_embedding_mask=False)
+
+
+def describe_plan(plan: RecomputePlan) -> str:
+    """`layers 0-3 full, in chunks of 2; layers 4-11 dropout gelu; layer 12 none`."""
+    parts: list[tuple[str, int, int]] = []  # what is done, first and last layer
+    for chunk in plan.chunks:
+        done = _done_in(chunk, plan)
+        last = chunk.first + chunk.count - 1
+        if parts and parts[-1][0] == done:
+            parts[-1] = (done, parts[-1][1], last)
+        else:
+            parts.append((done, chunk.first, last))
+    return "; ".join(
+        f"layer {first} {done}" if first == last else f"layers {first}-{last} {done}" for done, first, last in parts
+    )
+
+
+def _done_in(chunk: Chunk, plan: RecomputePlan) -> str:
+    if chunk.checkpointed:
+        return "full" if chunk.count == 1 else f"full, in chunks of {chunk.count}"
+    return " ".join(sorted(plan.modules[chunk.first])) or "none"

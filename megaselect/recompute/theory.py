@@ -220,7 +220,7 @@ def check_saves(config: Config, element_bytes: int) -> None:
     element_bytes: of an activation in the run's dtype.
     """
     settings = config.recompute
-    if settings.mode == "none":
+    if settings.mode in ("none", "auto"):
         return
     plan = make_plan(settings, config.model.num_layers)
     keep_all = make_plan(settings.model_copy(update={"mode": "none"}), config.model.num_layers)

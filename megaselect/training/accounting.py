@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from megaselect.config.schema import MODULES
 from megaselect.recompute.flops import Flops, micro_batch_flops
-from megaselect.recompute.plan import make_plan
+from megaselect.recompute.plan import describe_plan
 from megaselect.recompute.theory import Shape, bytes_per_layer, layer_tensors, stored_bytes
 from megaselect.training.events import StoredReport
 
 if TYPE_CHECKING:
     from megaselect.config import Config, RecomputeConfig
     from megaselect.recompute.ledger import Ledger
+    from megaselect.recompute.plan import RecomputePlan
 
 SELECTIVE_SETTINGS = {
     "softmax dropout": ("softmax", "dropout"),
@@ -22,18 +23,16 @@ SELECTIVE_SETTINGS = {
 }
 
 
-def step_flops(config: Config, element_bytes: int) -> Flops:
+def step_flops(config: Config, element_bytes: int, plan: RecomputePlan) -> Flops:
     """FLOPs of a whole optimizer step: every micro-batch of the global batch."""
-    plan = make_plan(config.recompute, config.model.num_layers)
     micro = micro_batch_flops(Shape.of(config, element_bytes), plan)
     count = config.training.global_batch_size // config.training.micro_batch_size
     return Flops(micro.model * count, micro.hardware * count)
 
 
-def stored_report(config: Config, element_bytes: int, ledger: Ledger) -> StoredReport:
+def stored_report(config: Config, element_bytes: int, plan: RecomputePlan, ledger: Ledger) -> StoredReport:
     """Predicted against measured, and what other settings would keep in a layer."""
     shape = Shape.of(config, element_bytes)
-    plan = make_plan(config.recompute, config.model.num_layers)
     measured = ledger.by_layer()
     measured.pop("", None)
     return StoredReport(
@@ -63,11 +62,16 @@ def _layer_bytes(shape: Shape, modules: tuple[str, ...]) -> int:
     return sum(layer_tensors(shape, frozenset(modules)).values())
 
 
-def describe_recompute(settings: RecomputeConfig) -> str:
-    """`none`, `selective: softmax, dropout`, `full: uniform, 2 layers a chunk`, with the layers if not all."""
+def describe_recompute(settings: RecomputeConfig, plan: RecomputePlan | None = None) -> str:
+    """`none`, `selective: softmax, dropout`, `full: uniform, 2 layers a chunk`, with the layers if not all.
+
+    plan: what auto has planned.
+    """
     layers = f" (layers {settings.layers})" if settings.layers else ""
     if settings.mode == "none":
         return "none"
+    if settings.mode == "auto":
+        return "auto" if plan is None else f"auto: {describe_plan(plan)}"
     if settings.mode == "selective":
         modules = "all" if set(settings.modules) == set(MODULES) else ", ".join(settings.modules)
         return f"selective: {modules}{layers}"

@@ -8,11 +8,7 @@ from typing import Any
 
 import torch
 
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+from megaselect.devices import synchronise
 
 
 class Clock:

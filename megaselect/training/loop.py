@@ -13,6 +13,7 @@ from megaselect.config import Config
 from megaselect.devices import peak_flops
 from megaselect.model.gpt import GPT
 from megaselect.recompute import ledger
+from megaselect.recompute.apply import plan_of
 from megaselect.training.accounting import describe_recompute, step_flops, stored_report
 from megaselect.training.checkpoint import RunState, save_checkpoint
 from megaselect.training.datasets import Datasets
@@ -51,7 +52,8 @@ class Trainer:
         self.state, self.run_dir, self.sink = state, run_dir, sink
         weight = next(model.parameters())
         self.device, self.element_bytes = weight.device, weight.element_size()
-        self.flops = step_flops(config, self.element_bytes)
+        self.plan = plan_of(model)
+        self.flops = step_flops(config, self.element_bytes, self.plan)
         self.peak_flops = peak_flops(self.device, weight.dtype)
         self._progress = _Progress()
         self._stepper = Stepper(config, model, optimizer, datasets.train)
@@ -96,7 +98,7 @@ class Trainer:
         """The run's first forward pass, with the ledger watching."""
         with ledger.record(self.model) as record:
             loss = self.model(*inputs)
-        report = stored_report(self.config, self.element_bytes, record)
+        report = stored_report(self.config, self.element_bytes, self.plan, record)
         self._progress.stored_bytes = report.measured_total
         self.sink.stored(report)
         return loss
@@ -150,7 +152,7 @@ class Trainer:
             peak_bytes=progress.last.get("peak_bytes"),
             mfu=self._utilisation(self.flops.model, step_seconds) if step_seconds else None,
             hfu=self._utilisation(self.flops.hardware, step_seconds) if step_seconds else None,
-            recompute=describe_recompute(self.config.recompute),
+            recompute=describe_recompute(self.config.recompute, self.plan),
             sample=sample,
             run_dir=str(self.run_dir),
             interrupted=interrupted,

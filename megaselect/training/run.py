@@ -10,13 +10,15 @@ from pathlib import Path
 
 import torch
 
-from megaselect.build import build_model
+from megaselect.build import build_planned
 from megaselect.config import Config
 from megaselect.devices import device_name, resolve_device
 from megaselect.errors import CheckpointError
 from megaselect.kernels.dropout_mask import drop_threshold
 from megaselect.model.gpt import GPT
+from megaselect.recompute.apply import plan_of
 from megaselect.training.accounting import describe_recompute
+from megaselect.training.automatic import plan_note, save_plan
 from megaselect.training.checkpoint import RunState, find_checkpoint, load_checkpoint
 from megaselect.training.datasets import Datasets, open_datasets
 from megaselect.training.events import RunHeader, RunSummary, Sink
@@ -34,11 +36,15 @@ def train(config: Config, config_name: str, notes: Sequence[str], make_sink: Mak
     sink = make_sink(config, run_dir)  # first: what it refuses should not wait for data and model
     checkpoint = find_checkpoint(config.training.resume, run_dir)
     datasets = open_datasets(config)
-    model = build_model(config)
+    model, automatic = build_planned(config)
     optimizer = MixedPrecisionAdamW(model, config.training)
     state = load_checkpoint(checkpoint, model, optimizer, config) if checkpoint else RunState(0, 0)
     _prepare_run_dir(run_dir, config)
-    header = _header(config, config_name, model, datasets, run_dir, state, [*notes, *_own_notes(config, state)])
+    own_notes = _own_notes(config, state)
+    if automatic:
+        save_plan(run_dir, automatic)
+        own_notes.append(plan_note(automatic))
+    header = _header(config, config_name, model, datasets, run_dir, state, [*notes, *own_notes])
     sink.start(header)
     with warnings.catch_warnings():
         _show_warnings_as_notes(sink)
@@ -104,7 +110,7 @@ def _header(
         f"sequence {shape.seq_length}, vocabulary {shape.vocab_size}",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         attention=shape.attention,
-        recompute=describe_recompute(config.recompute),
+        recompute=describe_recompute(config.recompute, plan_of(model)),
         data=datasets.description,
         run_dir=str(run_dir),
         max_steps=config.training.max_steps,
