@@ -13,7 +13,9 @@ from megaselect.config import Config, iter_settings
 from megaselect.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = "the shipped configs are gpt-1.3b, gpt-350m, gpt-760m, gpt2-124m, paper-175b, paper-1t, paper-22b, paper-530b, tiny"
+SHIPPED = (
+    "the shipped configs are gpt-1.3b, gpt-350m, gpt-760m, gpt2-124m, paper-175b, paper-1t, paper-22b, paper-530b, tiny"
+)
 BLOCK = """\
 model: {num_layers: 4, hidden_size: 192, num_attention_heads: 6, seq_length: 128, vocab_size: 4096}
 recompute: {mode: full, method: block, num_layers: 2, layers: 0-2}
