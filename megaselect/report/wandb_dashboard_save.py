@@ -12,8 +12,8 @@ from megaselect.errors import ConfigError
 from megaselect.report.wandb_connection import WandbConnection, first_line, sdk
 from megaselect.report.wandb_dashboard import make_report, make_workspace, specification
 
-# A server that does not answer costs this long, once: nothing is asked of it after a failure.
-SERVER_TIMEOUT_SECONDS = 15
+# A server that does not answer costs this long twice, and nothing is asked of it after that.
+SERVER_TIMEOUT_SECONDS = 8
 LINE_COLUMNS = 180  # of the reason why nothing was saved there: the SDK's own has URLs and attempts in it
 
 
@@ -49,7 +49,7 @@ def save_dashboard(entity: str | None, project: str, group: str | None, file: Pa
 def _upload(entity: str | None, project: str, group: str | None) -> Dashboard:
     wandb = sdk()
     wandb.setup(wandb.Settings(x_graphql_retry_max=1, x_graphql_timeout_seconds=SERVER_TIMEOUT_SECONDS))
-    api = wandb.Api(timeout=SERVER_TIMEOUT_SECONDS)
+    api = wandb.Api()
     owner = entity or os.environ.get("WANDB_ENTITY") or api.default_entity
     if all(known.name != project for known in api.projects(owner)):
         api.create_project(project, owner)

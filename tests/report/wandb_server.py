@@ -44,7 +44,7 @@ class StandInServer(BaseHTTPRequestHandler):
                 self.server.projects.append(variables["input"]["name"])
                 made = project(self.server.projects[-1])
                 return {"result": {"project": made, "model": made, "inserted": True}}
-            case "upsertview" | "upsertview2":
+            case "upsertview" | "upsertview2" if variables["projectName"] in self.server.projects:
                 return {"upsertView": {"view": self.save_view(variables), "inserted": True}}
             case "createrunfiles":
                 return {"createRunFiles": {"runID": "QQ==", "uploadHeaders": [], "files": []}}
