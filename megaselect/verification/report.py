@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,6 +18,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
+TEXT_COLUMNS = 100
 _SEVERITY = list(Outcome)
 
 
@@ -98,10 +100,9 @@ class Report:
         for subject in self.subjects:
             lines.append(f"{subject.title}: {subject.left_out}" if subject.left_out else subject.title)
             width = max((len(check.outcome) for check in subject.checks), default=0)
-            lines += [
-                f"  {check.outcome:<{width}}  {check.name}{': ' if check.detail else ''}{check.detail}"
-                for check in subject.checks
-            ]
+            for check in subject.checks:
+                line = f"  {check.outcome:<{width}}  {check.name}{': ' if check.detail else ''}{check.detail}"
+                lines += textwrap.wrap(line, TEXT_COLUMNS, subsequent_indent=" " * (width + 6))
         return "\n".join([*lines, *self.notes])
 
 
