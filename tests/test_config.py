@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaselect.config import Config, iter_settings
@@ -124,9 +124,13 @@ def test_configs_are_frozen_hashable_and_survive_pickle():
     assert copy.to_dict() == config.to_dict()
 
 
+@settings(deadline=None)  # a busy machine is no mistake of the config
 @given(
     recompute=st.one_of(
         st.just({}),
+        st.fixed_dictionaries(
+            {"mode": st.just("auto")}, optional={"memory": st.sampled_from(["24GiB", "1.5 MB", None])}
+        ),
         st.fixed_dictionaries({"mode": st.just("selective")}, optional={"modules": st.just(["core_attn"])}),
         st.fixed_dictionaries(
             {"mode": st.just("full"), "method": st.sampled_from(["uniform", "block"]), "num_layers": st.integers(1, 4)},

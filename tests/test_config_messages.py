@@ -34,7 +34,7 @@ UNKNOWN = [
     (MODEL + "foo: 3", "unknown section foo; the sections are model, data, training, recompute, logging"),
     (
         MODEL + "recompute: {xyzzy: 1}",
-        "unknown key recompute.xyzzy; recompute has mode, modules, method, num_layers, layers",
+        "unknown key recompute.xyzzy; recompute has mode, modules, method, num_layers, layers, memory",
     ),
     (
         "model: {num_layers: 4}",
@@ -68,7 +68,10 @@ VALUES = [
         MODEL + "training: {dtype: fp23}",
         "training.dtype = 'fp23': must be auto, fp32, bf16 or fp16; did you mean fp32?",
     ),
-    (MODEL + "recompute: {mode: ful}", "recompute.mode = 'ful': must be none, selective or full; did you mean full?"),
+    (
+        MODEL + "recompute: {mode: ful}",
+        "recompute.mode = 'ful': must be none, selective, full or auto; did you mean full?",
+    ),
     (MODEL + "recompute: {mode: on}", f"recompute.mode = True: {SWITCH}"),
     (MODEL + "training: {schedule: off}", f"training.schedule = False: {SWITCH}"),
     (
@@ -171,6 +174,25 @@ RECOMPUTE = [
         "recompute.layers = 'first,1' is not understood at 'first'; "
         "write layers such as 0-11 or 0,3,5-7, or one of even, odd, skip-first-last",
     ),
+    (
+        "{mode: selective, memory: 24GiB}",
+        "recompute.memory works with mode auto only, but recompute.mode is selective; "
+        "remove it, or set the mode (--recompute auto)",
+    ),
+    (
+        "{mode: auto, layers: even}",
+        "recompute.layers works with mode selective or full only, but recompute.mode is auto; "
+        "remove it, or set the mode (--recompute selective)",
+    ),
+    (
+        "{mode: auto, memory: 12parsecs}",
+        "recompute.memory 12parsecs: must be a size such as 24GiB; the units are MiB, GiB, MB, GB",
+    ),
+    (
+        "{mode: auto, memory: 0GiB}",
+        "recompute.memory 0GiB: must be a size such as 24GiB; the units are MiB, GiB, MB, GB",
+    ),
+    ("{mode: auto, memory: 24}", "recompute.memory = 24: must be text; put it in quotes"),
     ("{mode: full, layers: [1, 2]}", "recompute.layers = [1, 2]: must be text; put it in quotes"),
 ]
 RECOMPUTE = [(f"{MODEL}recompute: {text.replace('0,3-1', repr('0,3-1'))}", message) for text, message in RECOMPUTE]

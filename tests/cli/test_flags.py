@@ -79,6 +79,7 @@ VALUES = {
     "recompute.method": ("block", "--recompute full --recompute-num-layers 1"),
     "recompute.num_layers": ("3", "--recompute full"),
     "recompute.layers": ("3", "--recompute full"),
+    "recompute.memory": ("24GiB", "--recompute auto"),
     "logging.wandb": ("offline", ""),
 }
 
@@ -198,7 +199,10 @@ def test_a_run_that_ends_in_its_warm_up_says_so():
         ("--max-steps x", "--max-steps x: must be a whole number"),
         ("--max-steps -3", "--max-steps -3: must be at least 1"),
         ("--training.lr none", "--training.lr none: must be a number"),
-        ("--recompute slective", "--recompute slective: must be none, selective or full; did you mean selective?"),
+        (
+            "--recompute slective",
+            "--recompute slective: must be none, selective, full or auto; did you mean selective?",
+        ),
         (
             "--recompute-modules softmax core",
             "--recompute-modules core: must be softmax, dropout, core_attn, layernorm or gelu; did you mean core_attn?",
@@ -281,8 +285,9 @@ def test_help_fits_80_columns_and_lists_every_flag_once_in_its_group():
 def test_help_shows_defaults():
     words = " ".join(help_text(80).split())
     for line in (
-        "--recompute {none,selective,full} none keeps all; selective rebuilds softmax and dropout; "
-        "full rebuilds whole layers (default: none)",
+        "--recompute {none,selective,full,auto} none keeps all; selective rebuilds softmax and dropout; "
+        "full rebuilds whole layers; auto plans each layer, the fastest way that fits the memory (default: none)",
+        "--memory ",
         "(default: softmax dropout)",
         "--deterministic, --no-deterministic refuse operations whose bits vary from run to run (default: off)",
         "--model.hidden-size N width of the residual stream (the config sets it)",
