@@ -20,7 +20,7 @@ setup(
     # so find_packages does not see it, nor the link megaselect/kernels that serves runs without an install.
     packages=[*find_packages(include=["megaselect", "megaselect.*"]), "megaselect.kernels", "megaselect.configs"],
     package_dir={"megaselect.kernels": "kernels", "megaselect.configs": "configs"},
-    package_data={"megaselect.configs": ["*.yaml"]},
+    package_data={"megaselect.configs": ["*.yaml"], "megaselect.report": ["*.css", "*.js"]},
     include_package_data=False,
     install_requires=[
         "torch>=2.11",

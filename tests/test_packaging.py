@@ -52,7 +52,9 @@ def test_the_wheel_holds_the_package_the_kernels_and_the_configs(wheel):
     package = {f"megaselect/{name}" for name in sources("megaselect", "*.py") if not name.startswith("kernels/")}
     assert len(kernels) > 1
     assert "megaselect/configs/tiny.yaml" in configs
-    assert names == kernels | configs | package
+    page = {f"megaselect/{name}" for pattern in ("*.css", "*.js") for name in sources("megaselect", pattern)}
+    assert page == {"megaselect/report/compare_page.css", "megaselect/report/compare_page.js"}
+    assert names == kernels | configs | package | page
 
 
 def test_the_installed_wheel_works_away_from_the_source_tree(wheel, tmp_path):

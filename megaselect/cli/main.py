@@ -15,10 +15,15 @@ from megaselect.errors import ConfigError, MegaselectError
 # Command -> what it is for. Each is a module of this package, imported when it is asked for, with main(argv, prog).
 _COMMANDS = {
     "train": "train a model",
-    "data": "prepare a dataset",
+    "estimate": "predict what each recompute setting costs and buys",
     "verify": "check that recomputation changes memory and time and nothing else",
+    "compare": "measure recompute settings beside each other",
     "dashboard": "save a dashboard of W&B runs",
+    "data": "prepare a dataset",
 }
+
+# Package -> the extra that brings it, for those that `pip install .` leaves out.
+_EXTRAS = {"plotly": "report", "wandb_workspaces": "wandb"}
 
 _USAGE = """\
 usage: megaselect {{{commands}}} ...
@@ -48,10 +53,12 @@ def main(argv: Sequence[str] | None = None, train_prog: str = "megaselect train"
     except MegaselectError as error:
         return _fail(str(error), debug)
     except ModuleNotFoundError as error:
-        if (error.name or "megaselect").partition(".")[0] == "megaselect":
+        package = (error.name or "megaselect").partition(".")[0]
+        if package == "megaselect":
             raise
+        what = f"'.[{_EXTRAS[package]}]'" if package in _EXTRAS else "."
         return _fail(
-            f"the Python package {error.name} is not installed; `pip install .` installs what is needed", debug
+            f"the Python package {error.name} is not installed; `pip install {what}` installs what is needed", debug
         )
 
 

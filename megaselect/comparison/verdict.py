@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from megaselect.comparison.result import SettingResult
 from megaselect.units import size
 
+ROUGH = 1.25  # 80 over 20 % quantile of a setting's own steps
 SAME_SPEED = 1.05  # a step that takes so much longer is not called slower: rounds differ by as much
 
 
@@ -57,14 +58,26 @@ def _trade(trained: Sequence[SettingResult]) -> list[str]:
     chosen = {setting.name: setting for setting in (min(group, key=_kept) for group in (recomputing, free) if group)}
     sentences = [_saving(setting, base) for setting in chosen.values()]
     if without:
-        sentences.append(f"Without recomputation, {_saving(min(without, key=_kept), base)}")
-    return sentences
+        leanest = min(without, key=_kept)
+        sentences.append(_saving(leanest, base, ", without computing anything again"))
+    return [*sentences, _roughness(base)]
 
 
-def _saving(setting: SettingResult, base: SettingResult) -> str:
+def _saving(setting: SettingResult, base: SettingResult, more: str = "") -> str:
     return (
-        f"{setting.name} keeps {size(_kept(setting))} for backward, {_saved(setting, base):.0%} less than {base.name}, "
-        f"at {_ratio(setting, base):.2f} times its step time."
+        f"With {setting.name}, a micro-batch keeps {size(_kept(setting))} for backward, {_saved(setting, base):.0%} "
+        f"less than with {base.name}, and a step takes {_ratio(setting, base):.2f} times as long{more}."
+    )
+
+
+def _roughness(base: SettingResult) -> str:
+    """A warning where steps of one setting differ so much that ratios of times say little."""
+    step = base.speed.step_seconds
+    if step.q80 <= ROUGH * step.q20:
+        return ""
+    return (
+        f"Times are rough: of the steps of {base.name}, the middle ones took from {1e3 * step.q20:,.0f} to "
+        f"{1e3 * step.q80:,.0f} ms; more --rounds, or a quieter machine, make them firm."
     )
 
 

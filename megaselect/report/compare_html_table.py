@@ -1,0 +1,126 @@
+"""The headline table of compare.html."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from typing import NamedTuple
+
+from megaselect.comparison.result import Comparison, SettingResult
+from megaselect.report.compare_html_style import SYMBOLS, colours
+from megaselect.units import size
+
+UNKNOWN = "—"
+_SWATCHES = {
+    "circle": '<circle cx="6" cy="6" r="6"/>',
+    "square": '<rect width="12" height="12"/>',
+    "diamond": '<path d="M6 0 12 6 6 12 0 6z"/>',
+}
+
+
+class Column(NamedTuple):
+    """unit: the second line of the head. cell: html of a value; share: part of the cell that is filled, 0 to 1."""
+
+    head: str
+    unit: str
+    cell: Callable[[SettingResult], str | None]
+    share: Callable[[SettingResult], float] | None = None
+
+
+def headline_table(comparison: Comparison) -> str:
+    """A row a setting. Columns of which nothing is known are left out, values that are not known are a dash."""
+    trained = [setting for setting in comparison.settings if setting.failure is None]
+    columns = [column for column in _columns(trained) if any(column.cell(setting) for setting in trained)]
+    heads = "".join(f"<th>{column.head}<small>{column.unit}</small></th>" for column in columns)
+    paints = colours(comparison.settings)
+    rows = "\n".join(_row(setting, paints[setting.name], columns) for setting in comparison.settings)
+    return f"""<div class="scroll" tabindex="0"><table>
+<thead><tr><th>setting<small>&nbsp;</small></th>{heads}</tr></thead>
+<tbody>
+{rows}
+</tbody></table></div>"""
+
+
+def _columns(trained: list[SettingResult]) -> list[Column]:
+    base = trained[0]
+    name = html.escape(base.name)
+    most = max(setting.stored.measured for setting in trained)
+    slowest = max(setting.speed.step_seconds.median for setting in trained)
+    return [
+        Column(
+            "stored",
+            "measured",
+            lambda row: size(row.stored.measured),
+            lambda row: row.stored.measured / most,
+        ),
+        Column("predicted", "to the byte", _prediction),
+        Column("stored", f"of {name}", lambda row: f"{row.stored.measured / base.stored.measured:.0%}"),
+        Column("peak", "allocated", lambda row: _size(row.peak.allocated)),
+        Column("peak", "reserved", lambda row: _size(row.peak.reserved)),
+        Column("peak", "resident", lambda row: _size(row.peak.rss)),
+        Column("step", "median (20–80 %)", _step, lambda row: row.speed.step_seconds.median / slowest),
+        Column(
+            "step",
+            f"× {name}",
+            lambda row: f"{row.speed.step_seconds.median / base.speed.step_seconds.median:.2f}",
+        ),
+        Column("recompute", "ms", lambda row: _milliseconds(row.speed.recompute_seconds)),
+        Column("tokens/s", "&nbsp;", lambda row: f"{row.speed.tokens_per_s:,.0f}"),
+        Column("MFU", "&nbsp;", lambda row: _percent(row.speed.mfu)),
+        Column("HFU", "&nbsp;", lambda row: _percent(row.speed.hfu)),
+        Column("largest", "micro-batch", lambda row: _count(row.largest_micro_batch)),
+        Column("bits", "against none", _bits),
+    ]
+
+
+def _row(setting: SettingResult, paint: str, columns: list[Column]) -> str:
+    swatch = f'<svg class="swatch" viewBox="0 0 12 12" fill="{paint}">{_SWATCHES[SYMBOLS[setting.attention]]}</svg>'
+    head = f'<th scope="row"><span class="name">{swatch}{html.escape(setting.name)}</span></th>'
+    if setting.failure is not None:
+        reason = html.escape(setting.failure)
+        return f'<tr>{head}<td class="failed" colspan="{len(columns)}">did not train: {reason}</td></tr>'
+    return f"<tr>{head}{''.join(_cell(setting, column) for column in columns)}</tr>"
+
+
+def _cell(setting: SettingResult, column: Column) -> str:
+    value = column.cell(setting) or UNKNOWN
+    if column.share is None:
+        return f"<td>{value}</td>"
+    return f'<td class="share" style="--share: {100 * column.share(setting):.1f}%">{value}</td>'
+
+
+def _prediction(row: SettingResult) -> str:
+    difference = row.stored.measured - row.stored.predicted
+    if not difference:
+        return '<span class="equal">equal</span>'
+    return f'<span class="differ">{row.stored.predicted:,} ({-difference:+,})</span>'
+
+
+def _bits(row: SettingResult) -> str | None:
+    if row.agreement is None:
+        return None
+    if row.agreement.equal:
+        return '<span class="equal">equal</span>'
+    step = row.agreement.first_different_step
+    return f'<span class="differ">differ{"" if step is None else f" from step {step}"}</span>'
+
+
+def _step(row: SettingResult) -> str:
+    step = row.speed.step_seconds
+    return f"{1e3 * step.median:,.1f} ms ({1e3 * step.q20:,.0f}–{1e3 * step.q80:,.0f})"
+
+
+def _size(count: int | None) -> str | None:
+    return None if count is None else size(count)
+
+
+def _milliseconds(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{1e3 * seconds:,.1f}".replace("-", "−")
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.1%}"
+
+
+def _count(count: int | None) -> str | None:
+    return None if count is None else f"{count:,}"

@@ -1,0 +1,139 @@
+"""The figures of compare.html that are about speed and loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import plotly.graph_objects as go
+
+from megaselect.comparison.result import SettingResult
+from megaselect.report.compare_html_style import (
+    DASHES,
+    MARKER_PIXELS,
+    SYMBOLS,
+    Figure,
+    add_bars,
+    bar_pixels,
+    colours,
+    lay_bars,
+    unit_of,
+)
+from megaselect.units import size
+
+PHASE_COLOURS = {"forward": "#0072b2", "backward": "#56b4e9", "recompute": "#d55e00", "optimizer": "#009e73"}
+REST_COLOUR = "#9a9a9a"
+
+
+def throughput_figure(settings: Sequence[SettingResult]) -> Figure:
+    """A point a setting."""
+    weigh, what = _peak_of(settings)
+    unit, unit_bytes = unit_of(max(weigh(setting) for setting in settings))
+    figure = go.Figure()
+    paints = colours(settings)
+    for setting in settings:
+        tokens, step = setting.speed.tokens_per_s, setting.speed.step_seconds
+        per_second = tokens * step.median
+        text = f"<b>{setting.name}</b><br>{size(weigh(setting))}<br>{tokens:,.0f} tokens/s<extra></extra>"
+        figure.add_scatter(
+            name=setting.name,
+            x=[tokens],
+            y=[weigh(setting) / unit_bytes],
+            error_x={
+                "array": [per_second / step.q20 - tokens],
+                "arrayminus": [tokens - per_second / step.q80],
+                "thickness": 1,
+            },
+            mode="markers",
+            marker={"size": MARKER_PIXELS, "color": paints[setting.name], "symbol": SYMBOLS[setting.attention]},
+            hovertemplate=text,
+        )
+    figure.update_layout(
+        xaxis={"title": {"text": "tokens per second"}, "tickformat": ",d"},
+        yaxis={"title": {"text": f"{what}, {unit}"}, "rangemode": "tozero"},
+    )
+    caption = (
+        f"Right is faster, down is smaller. Bars span the 20 and 80 % quantiles of the steps; memory is the {what}."
+    )
+    return Figure("throughput", "Memory against throughput", caption, figure)
+
+
+def _peak_of(settings: Sequence[SettingResult]) -> tuple[Callable[[SettingResult], int], str]:
+    if all(setting.peak.allocated is not None for setting in settings):
+        return lambda setting: setting.peak.allocated, "peak allocated"
+    return lambda setting: setting.peak.rss, "peak resident size"
+
+
+def time_split_figure(settings: Sequence[SettingResult]) -> Figure:
+    """Bars of a step's phases."""
+    names = [setting.name for setting in settings]
+    parts = [_phases(setting) for setting in settings]
+    figure = go.Figure()
+    for phase, colour in (PHASE_COLOURS | {"rest": REST_COLOUR}).items():
+        values = [1e3 * part[phase] for part in parts]
+        add_bars(
+            figure, phase, colour, names, [max(value, 0) for value in values], [f"{value:,.1f} ms" for value in values]
+        )
+    lay_bars(figure, "milliseconds a step")
+    caption = (
+        "Medians of the timed steps. Recompute is what backward takes longer than that of none with the same "
+        "attention; where noise makes it negative, it is drawn as 0."
+    )
+    return Figure("time", "Where a step's time goes", caption, figure, bar_pixels(names))
+
+
+def _phases(setting: SettingResult) -> dict[str, float]:
+    speed = setting.speed
+    recompute = speed.recompute_seconds or 0.0
+    forward, backward, optimizer = (
+        spread.median for spread in (speed.forward_seconds, speed.backward_seconds, speed.optimizer_seconds)
+    )
+    return {
+        "forward": forward,
+        "backward": backward - max(recompute, 0.0),
+        "recompute": recompute,
+        "optimizer": optimizer,
+        "rest": speed.step_seconds.median - forward - backward - optimizer,
+    }
+
+
+def loss_figure(settings: Sequence[SettingResult]) -> Figure:
+    """Losses above, differences to none below, on one axis of steps."""
+    figure, paints = go.Figure(), colours(settings)
+    widths = [max(7 - 0.8 * place, 1.5) for place in range(len(settings))]
+    for setting, width in zip(settings, widths, strict=True):
+        line = {"color": paints[setting.name], "dash": DASHES[setting.attention]}
+        steps = list(range(1, len(setting.losses) + 1))
+        hover = f"<b>{setting.name}</b><br>step %{{x}}: %{{y:.6f}}<extra></extra>"
+        shared = {"name": setting.name, "legendgroup": setting.name, "x": steps, "mode": "lines"}
+        figure.add_scatter(**shared, y=setting.losses, line={**line, "width": width}, hovertemplate=hover)
+        if setting.agreement is not None:
+            differences = setting.agreement.loss_differences
+            hover = (
+                f"<b>{setting.name}</b> minus {setting.agreement.reference}<br>step %{{x}}: %{{y:.3g}}<extra></extra>"
+            )
+            figure.add_scatter(
+                **shared,
+                y=differences,
+                line={**line, "width": width},
+                yaxis="y2",
+                showlegend=False,
+                hovertemplate=hover,
+            )
+    figure.update_layout(
+        xaxis={"title": {"text": "step"}, "anchor": "y2", "tickformat": "d"},
+        yaxis={"title": {"text": "loss"}, "domain": [0.42, 1.0]},
+        yaxis2={"title": {"text": "minus none"}, "domain": [0.0, 0.27], **_difference_range(settings)},
+    )
+    caption = (
+        "Above: every setting's loss; where lines fall together, each is drawn thinner than the one below it. "
+        "Below: the loss minus that of none with the same attention, step by step."
+    )
+    return Figure("loss", "Loss, and its difference to none", caption, figure, 440)
+
+
+def _difference_range(settings: Sequence[SettingResult]) -> dict[str, object]:
+    """An axis that shows exact zeros as a line in the middle, and says so."""
+    differences = [value for setting in settings if setting.agreement for value in setting.agreement.loss_differences]
+    if any(value is None or value != 0 for value in differences):
+        return {"tickformat": ".1e", "nticks": 4}
+    return {"range": [-1, 1], "tickvals": [0], "ticktext": ["exactly 0"]}
