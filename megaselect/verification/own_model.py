@@ -6,26 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 from megaselect.build import build_model
 from megaselect.config import Config
-from megaselect.config.schema import RecomputeConfig
 from megaselect.data.sampler import Batch
-from megaselect.errors import DeviceError
+from megaselect.errors import DeviceError, RecomputeError
 from megaselect.model.gpt import GPT
 from megaselect.recompute.flops import micro_batch_flops
-from megaselect.recompute.plan import RecomputePlan, make_plan
+from megaselect.recompute.plan import RecomputePlan, everything_kept
 from megaselect.recompute.theory import Shape, stored_bytes, stored_tensors
 from megaselect.verification.closeness import Exact
 from megaselect.verification.differences import differences
 from megaselect.verification.expected import counted_operators, expected_counts, faults_in
 from megaselect.verification.masks import MaskCheck
 from megaselect.verification.report import Check, Outcome, Report, Subject, check, merged
-from megaselect.verification.settings import (
-    SETTINGS,
-    attention_choices,
-    saves_nothing,
-    settings_of,
-    with_attention,
-    with_recompute,
-)
+from megaselect.verification.settings import Setting, attention_choices, settings_of, with_attention
 from megaselect.verification.sites import WINDOW_POSITIONS, MaskFunction, sites_of
 from megaselect.verification.step import Step, run_step
 
@@ -54,16 +46,18 @@ def _subjects(config: Config, batch: Batch, progress: Progress) -> Iterator[Subj
         chosen = with_attention(config, attention)
         progress(f"{attention}, none")
         try:
-            choice = _Choice(chosen, build_model(chosen), batch)
-        except DeviceError as error:
+            model = build_model(chosen)
+            settings = settings_of(chosen, model, config.recompute)
+        except (DeviceError, RecomputeError) as error:
             if attention == config.model.attention:
                 raise
             yield Subject("every setting", attention, left_out=str(error))
             continue
-        exact = exact or Exact(config, choice.model, batch, choice.reference.gradients)
-        for turn, (name, settings) in enumerate(settings_of(config).items()):
-            progress(f"{attention}, {name}")
-            yield choice.subject(name, settings, turn, exact)
+        choice = _Choice(chosen, model, batch)
+        exact = exact or Exact(config, model, batch, choice.reference.gradients)
+        for turn, setting in enumerate(settings):
+            progress(f"{attention}, {setting.name}")
+            yield choice.subject(setting, turn, exact)
 
 
 class _Choice:
@@ -76,15 +70,15 @@ class _Choice:
         self.batch = Batch(*(tensor.to(weight.device) for tensor in tensors))
         self.shape = Shape.of(config, weight.element_size(), len(batch.tokens))
         self.function = MaskFunction(config.training.seed, batch.sample_index)
-        self.reference = run_step(model, self.batch, self._plan(SETTINGS["none"]))
+        self.none = everything_kept(config.model.num_layers)
+        self.reference = run_step(model, self.batch, self.none)
         self.repeats = True
 
-    def subject(self, name: str, settings: RecomputeConfig, turn: int, exact: Exact) -> Subject:
+    def subject(self, setting: Setting, turn: int, exact: Exact) -> Subject:
         """Every check of one setting."""
-        attention, plan = self.shape.attention, self._plan(settings)
-        reason = saves_nothing(with_recompute(self.config, settings), self.shape.element_bytes)
-        if reason:
-            return Subject(name, attention, left_out=f"saves nothing here: {reason}")
+        attention, plan = self.shape.attention, setting.plan
+        if setting.left_out:
+            return Subject(setting.name, attention, left_out=setting.left_out)
         masks = MaskCheck(sites_of(self.config), self.function, turn)
         step = run_step(self.model, self.batch, plan, masks)
         checks = [
@@ -95,15 +89,12 @@ class _Choice:
             check(RERUN, self._reruns(step, plan)),
             check(GRADIENTS, self._without_gradient(step)),
         ]
-        return Subject(name, attention, tuple(checks), figures=self._figures(step, plan))
-
-    def _plan(self, settings: RecomputeConfig) -> RecomputePlan:
-        return make_plan(settings, self.config.model.num_layers)
+        return Subject(setting.name, attention, tuple(checks), figures=self._figures(step, plan))
 
     def _bits(self, step: Step, plan: RecomputePlan) -> Check:
         """Against `none`; `none` against its own first run."""
         found = list(differences(step.values, self.reference.values))
-        if plan.mode == "none" and found:
+        if plan == self.none and found:
             self.repeats = False
             return check(BITS, [f"none does not repeat itself: {found[0]}"])
         if not self.repeats:
@@ -111,7 +102,7 @@ class _Choice:
         return check(BITS, found)
 
     def _near_fp64(self, step: Step, plan: RecomputePlan, exact: Exact) -> Iterator[Check]:
-        if plan.mode == "none" and self.shape.attention != "unfused":
+        if plan == self.none and self.shape.attention != "unfused":
             yield check(FP64, exact.faults(step.gradients), exact.covered(step.gradients))
 
     def _bytes(self, step: Step, plan: RecomputePlan) -> Iterator[str]:
@@ -131,8 +122,7 @@ class _Choice:
 
     def _rerun_flops(self, plan: RecomputePlan) -> int:
         """Without what an operator does again inside itself, as the loss in chunks does in every mode."""
-        none = micro_batch_flops(self.shape, self._plan(SETTINGS["none"]))
-        return micro_batch_flops(self.shape, plan).hardware - none.hardware
+        return micro_batch_flops(self.shape, plan).hardware - micro_batch_flops(self.shape, self.none).hardware
 
     def _without_gradient(self, step: Step) -> Iterator[str]:
         for name, parameter in self.model.named_parameters():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from megaselect.build import plan_automatically
 from megaselect.config import Config
 from megaselect.config.schema import MODULES, RecomputeConfig
 from megaselect.errors import RecomputeError
+from megaselect.model.gpt import GPT
 from megaselect.recompute.plan import RecomputePlan, make_plan
 from megaselect.recompute.theory import check_saves
 
@@ -13,6 +17,7 @@ def _selective(*modules: str) -> RecomputeConfig:
     return RecomputeConfig(mode="selective", modules=modules)
 
 
+OWN = "the config's own"
 SETTINGS = {
     "none": RecomputeConfig(),
     **{module: _selective(module) for module in MODULES},
@@ -24,17 +29,33 @@ SETTINGS = {
 }
 
 
-def settings_of(config: Config) -> dict[str, RecomputeConfig]:
-    """Every mode and module set, each plan once, and the config's own setting where it is another one."""
-    candidates = {**SETTINGS, "the config's own": config.recompute}
-    plans: list[RecomputePlan] = []
-    chosen = {}
-    for name, settings in candidates.items():
-        plan = make_plan(settings, config.model.num_layers)
-        if plan not in plans:
-            plans.append(plan)
-            chosen[name] = settings
+@dataclass(frozen=True)
+class Setting:
+    """A recompute setting to verify under one attention. left_out: why it cannot be, or need not; else empty."""
+
+    name: str
+    plan: RecomputePlan
+    left_out: str = ""
+
+
+def settings_of(config: Config, model: GPT, own: RecomputeConfig) -> list[Setting]:
+    """Every mode and module set, each plan once, then the setting `own` where that is another one.
+
+    config: with the attention of `model`. Raises RecomputeError where `own` is auto and no plan fits its budget.
+    """
+    layers, element_bytes = config.model.num_layers, next(model.parameters()).element_size()
+    chosen: list[Setting] = []
+    for name, settings in {**SETTINGS, OWN: own}.items():
+        asked = config.model_copy(update={"recompute": settings})
+        plan = plan_automatically(asked, model).plan if settings.mode == "auto" else make_plan(settings, layers)
+        if all(_parts(plan) != _parts(other.plan) for other in chosen):
+            chosen.append(Setting(name, plan, _saves_nothing(asked, element_bytes)))
     return chosen
+
+
+def _parts(plan: RecomputePlan) -> tuple[object, ...]:
+    """What a plan does, whatever the mode that it came from."""
+    return plan.modules, plan.chunks, plan.rebuild_embedding_mask
 
 
 def attention_choices(config: Config) -> list[str]:
@@ -48,15 +69,10 @@ def with_attention(config: Config, attention: str) -> Config:
     return Config.from_dict(config.to_dict(), overrides=overrides)
 
 
-def with_recompute(config: Config, settings: RecomputeConfig) -> Config:
-    """The config with another recompute setting."""
-    return config.model_copy(update={"recompute": settings})
-
-
-def saves_nothing(config: Config, element_bytes: int) -> str:
-    """Why the config's recompute setting would save nothing; "" where it saves something."""
+def _saves_nothing(config: Config, element_bytes: int) -> str:
     try:
         check_saves(config, element_bytes)
     except RecomputeError as error:
-        return str(error).partition(": ")[2].partition("; use ")[0]
+        reason = str(error).partition(": ")[2].partition("; use ")[0]
+        return f"saves nothing here: {reason}"
     return ""

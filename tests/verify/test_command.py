@@ -139,8 +139,8 @@ def test_a_report_as_text():
     assert str(REPORT).splitlines() == [
         "unfused, none",
         "  passed   same bits",
-        f"  warning  masks: {'w ' * 41}w",
-        f"             {'w ' * 7}w",
+        f"  warning  masks: {'w ' * 40}w",
+        f"             {'w ' * 8}w",
         "unfused, all",
         "  failed       same bits: one is off (and 1 more)",
         "  not checked  masks: why",

@@ -8,12 +8,13 @@ import torch
 from tiny_models import make_batch, make_config
 
 from megaselect.data.sampler import Batch
+from megaselect.errors import RecomputeError
 from megaselect.kernels import attention_twin, bias_dropout_residual, softmax_dropout
 from megaselect.model import block
 from megaselect.model.layers import LayerNorm
 from megaselect.recompute.plan import make_plan
 from megaselect.verification import own_model, step
-from megaselect.verification.settings import SETTINGS, settings_of
+from megaselect.verification.settings import SETTINGS
 
 DROPPING = ["dropout", "softmax dropout", "core_attn dropout", "all", "full"]  # what rebuilds every mask
 
@@ -85,13 +86,25 @@ def test_every_check_is_made_and_the_report_is_json():
     assert full["stored_bytes"] < by_place["unfused", "all"]["stored_bytes"] < by_place["fused", "none"]["stored_bytes"]
 
 
-def test_the_config_s_own_setting_is_verified_where_it_is_another():
-    config = make_config({"mode": "full", "layers": "1"}, num_layers=2)
-    assert list(settings_of(config))[-1] == "the config's own"
-    assert settings_of(make_config({"mode": "full"}, num_layers=2)).keys() == SETTINGS.keys() - {"full sqrt"}
-    report = report_of({"mode": "full", "layers": "1"}, attentions=["unfused"])
-    assert report.passed
+@pytest.mark.parametrize(
+    "own", [{"mode": "full", "layers": "1"}, {"mode": "auto", "memory": "1.05MiB"}], ids=["some layers", "auto"]
+)
+def test_the_config_s_own_setting_is_verified_where_it_is_another(own):
+    report = unfused_report(recompute=own, num_layers=3)
+    assert report.passed, str(report)
     assert report.subjects[-1].name == "the config's own"
+    kept = {subject.name: subject.figures["stored_bytes"] for subject in report.subjects}
+    assert kept["full"] < kept["the config's own"] < kept["none"]
+
+
+def test_no_plan_is_verified_twice():
+    report = unfused_report(recompute={"mode": "full"})
+    assert [subject.name for subject in report.subjects] == [name for name in SETTINGS if name != "full sqrt"]
+
+
+def test_a_budget_that_no_plan_of_the_config_s_attention_meets_is_an_error():
+    with pytest.raises(RecomputeError, match="--recompute auto cannot keep"):
+        unfused_report(recompute={"mode": "auto", "memory": "0.1MiB"})
 
 
 def shifted_by_a_column(keep):
