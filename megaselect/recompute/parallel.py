@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from megaselect.errors import ConfigError
-from megaselect.recompute.weights import SHARDINGS
 
 if TYPE_CHECKING:
     from megaselect.config import Config
@@ -34,6 +33,11 @@ class Parallel:
         return self.gpus // (self.tensor * self.pipeline)
 
     @property
+    def gradient_ranks(self) -> int:
+        """Replicas that share the gradients."""
+        return self.data if self.sharding in ("gradients", "parameters") else 1
+
+    @property
     def model_chunks(self) -> int:
         """p·m: pieces that the stack of layers is cut into."""
         return self.pipeline * self.virtual_stages
@@ -47,8 +51,6 @@ class Parallel:
                 f"--gpus {self.gpus} is no multiple of tensor x pipeline = {self.tensor} x {self.pipeline}: "
                 f"use a multiple of {ranks}"
             )
-        if self.sharding not in SHARDINGS:
-            raise ConfigError(f"--sharding {self.sharding}: must be {', '.join(SHARDINGS[:-1])} or {SHARDINGS[-1]}")
         if self.sequence and self.tensor == 1:
             raise ConfigError("--sequence-parallel divides by --tensor-parallel, which is 1: give both, or neither")
         if self.virtual_stages > 1 and self.pipeline == 1:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from megaselect.recompute.theory import FP32_BYTES, Shape
 
 TENSORS_PER_LAYER = 12
-TENSORS_OUTSIDE = 4  # token and position embeddings, the final layernorm's two
 MOMENTS = 2
 SHARDINGS = ("none", "optimizer", "gradients", "parameters")
 
@@ -58,9 +57,17 @@ def position_parameters(shape: Shape) -> int:
 
 
 def parameter_count(shape: Shape, layers: int) -> int:
-    """Of a model of one pipeline stage, on one rank."""
-    outside = embedding_parameters(shape) + position_parameters(shape) + 2 * shape.hidden
-    return layers * LayerWeights.of(shape).total + outside
+    """Of a whole model, on one rank."""
+    return stage_parameters(shape, layers, first=True, last=True)
+
+
+def stage_parameters(shape: Shape, layers: int, first: bool, last: bool) -> int:
+    """Of a pipeline stage, on one rank. The first has the embeddings, the last the final layernorm and the tied token
+    embedding again.
+    """
+    count = layers * LayerWeights.of(shape).total
+    count += embedding_parameters(shape) if first or last else 0
+    return count + (position_parameters(shape) if first else 0) + (2 * shape.hidden if last else 0)
 
 
 @dataclass(frozen=True)
@@ -98,5 +105,10 @@ def static_bytes(
 
 
 def tensor_count(layers: int) -> int:
-    """Parameter tensors of a model."""
-    return layers * TENSORS_PER_LAYER + TENSORS_OUTSIDE
+    """Parameter tensors of a whole model."""
+    return stage_tensors(layers, first=True, last=True)
+
+
+def stage_tensors(layers: int, first: bool, last: bool) -> int:
+    """Parameter tensors of a stage: the token embedding's, the positions', the final layernorm's two."""
+    return layers * TENSORS_PER_LAYER + (first or last) + first + 2 * last

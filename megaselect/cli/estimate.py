@@ -1,0 +1,99 @@
+"""`megaselect estimate`: what every recompute setting of a config costs and buys, without running it. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from megaselect.cli.flags import CommandFlags, parse_run_args
+from megaselect.errors import ConfigError
+from megaselect.recompute.parallel import Parallel
+from megaselect.recompute.weights import SHARDINGS
+
+_DESCRIPTION = """\
+Predict, from the config alone, what every recompute setting keeps, its peak, its
+FLOPs and the largest micro-batch that fits. Nothing is run."""
+
+# settings whose flags this command has itself, with a meaning of its own
+_REPLACED = frozenset({"training.device", "recompute.memory"})
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("estimate")
+    group.add_argument(
+        "--device",
+        metavar="NAME",
+        help="a GPU of the table, such as h100-80gb, a100-40gb or rtx4090-24gb; cpu; or auto, the one that is here "
+        "(default: the config's training.device)",
+    )
+    group.add_argument("--memory", metavar="SIZE", help="what a step may hold, such as 24GiB, instead of the device's")
+    group.add_argument("--gpus", metavar="N", type=_at_least_one, help="devices in all (default: 1)")
+    group.add_argument("--tensor-parallel", metavar="N", type=_at_least_one, help="ranks that share each layer")
+    group.add_argument(
+        "--sequence-parallel", action="store_true", help="those ranks share what lies between the products too"
+    )
+    group.add_argument("--pipeline-parallel", metavar="N", type=_at_least_one, help="pipeline stages")
+    group.add_argument("--virtual-stages", metavar="N", type=_at_least_one, help="interleaved model chunks a stage")
+    group.add_argument(
+        "--sharding",
+        metavar=f"{{{','.join(SHARDINGS)}}}",
+        type=_sharding,
+        help="what replicas share: nothing, the optimizer's state, also gradients, also weights (default: none)",
+    )
+    group.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
+    return int(text)
+
+
+def _sharding(text: str) -> str:
+    if text not in SHARDINGS:
+        raise argparse.ArgumentTypeError(f"{text}: must be {', '.join(SHARDINGS[:-1])} or {SHARDINGS[-1]}")
+    return text
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Print the estimate; 0."""
+    usage = "%(prog)s [--config FILE] [--device NAME] [flags]"
+    command = parse_run_args(argv, CommandFlags(prog, usage, _DESCRIPTION, _add_options, _REPLACED))
+    from megaselect.estimation.estimate import estimate
+    from megaselect.estimation.target import resolve_target
+
+    options, config = command.options, command.config
+    device = getattr(options, "device", config.training.device)
+    memory = getattr(options, "memory", config.recompute.memory)
+    predicted = estimate(config, resolve_target(device, memory, config.training.dtype), _parallel(options))
+    if hasattr(options, "json"):
+        from megaselect.estimation.as_data import as_data
+
+        print(json.dumps(as_data(predicted), indent=2))
+        return 0
+    from megaselect.report.console import stdout_console
+    from megaselect.report.estimate_table import print_estimate
+
+    console = stdout_console()
+    for note in command.notes:
+        console.print(note)
+    print_estimate(predicted, console, command.config_path.stem)
+    return 0
+
+
+def _parallel(options: argparse.Namespace) -> Parallel:
+    """The layout; --gpus is as many as the model needs where it is not given. Raises ConfigError."""
+    tensor, pipeline = getattr(options, "tensor_parallel", 1), getattr(options, "pipeline_parallel", 1)
+    gpus = getattr(options, "gpus", tensor * pipeline)
+    sharding = getattr(options, "sharding", "none")
+    if sharding != "none" and gpus == tensor * pipeline:
+        raise ConfigError(f"--sharding {sharding}: there is one replica and none to share with; give more --gpus")
+    return Parallel(
+        gpus=gpus,
+        tensor=tensor,
+        sequence=hasattr(options, "sequence_parallel"),
+        pipeline=pipeline,
+        virtual_stages=getattr(options, "virtual_stages", 1),
+        sharding=sharding,
+    )

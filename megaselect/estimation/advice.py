@@ -1,0 +1,60 @@
+"""One sentence: which setting to take. No torch."""
+
+from __future__ import annotations
+
+from megaselect.estimation.rows import Case, Row
+from megaselect.units import size
+
+FLAGS = {
+    "none": "--recompute none",
+    "selective": "--recompute selective",
+    "core_attn dropout": "--recompute selective --recompute-modules core_attn dropout",
+    "all": "--recompute selective --recompute-modules all",
+    "full": "--recompute full",
+    "full: sqrt": "--recompute full --recompute-method sqrt",
+}
+
+
+def advise(case: Case, rows: dict[str, dict[str, Row]]) -> str:
+    """The setting with the least to compute again that fits, of the config's attention first, then of fused."""
+    budget, own = case.target.usable_bytes, case.config.model.attention
+    room = f"{size(budget)} ({case.target.memory_note})"
+    choices = [attention for attention in (own, "fused") if attention in rows]
+    candidates = [row for attention in dict.fromkeys(choices) for row in rows[attention].values() if row.name in FLAGS]
+    fitting = [row for row in candidates if row.rank.peak.bytes <= budget]
+    if not fitting:
+        return _nothing_fits(case, candidates, room)
+    everything = rows[own]["none"]
+    peak = size(everything.rank.peak.bytes)
+    if everything in fitting:
+        return f"It fits without recomputation: {FLAGS['none']}, with a peak of {peak} of {room}."
+    best = min(fitting, key=lambda row: (_cost(row), row.attention != own, candidates.index(row)))
+    flags = FLAGS[best.name] + ("" if best.attention == own else f" --attention {best.attention}")
+    return (
+        f"Without recomputation a step needs {peak}, more than {room}: take {flags}, with a "
+        f"peak of {size(best.rank.peak.bytes)}{_price(best)}."
+    )
+
+
+def _cost(row: Row) -> float:
+    return row.step_seconds if row.step_seconds is not None else row.hardware_flops
+
+
+def _price(row: Row) -> str:
+    if not row.recompute_overhead:
+        return " and no matrix product computed again"
+    return f" and {row.recompute_overhead:.1%} more FLOPs"
+
+
+def _nothing_fits(case: Case, candidates: list[Row], room: str) -> str:
+    least = min(candidates, key=lambda row: row.rank.peak.bytes)
+    static = least.rank.static.total
+    need = f"Nothing fits into {room}: the least is {size(least.rank.peak.bytes)}, with {FLAGS[least.name]}"
+    if least.attention != case.config.model.attention:
+        need += f" --attention {least.attention}"
+    if least.largest_micro_batch:
+        return f"{need}. A micro-batch of {least.largest_micro_batch} fits: --training.micro-batch-size."
+    return (
+        f"{need}; weights, gradients and optimizer alone take {size(static)}: share them over more GPUs (--gpus with "
+        "--sharding, --tensor-parallel or --pipeline-parallel)."
+    )

@@ -1,0 +1,95 @@
+"""Every recompute setting of a config, predicted, and which of them to take. No torch."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from megaselect.config import Config, RecomputeConfig
+from megaselect.config.schema import MODULES
+from megaselect.errors import ConfigError
+from megaselect.estimation.advice import advise
+from megaselect.estimation.rows import Case, Row, make_row, planned_row
+from megaselect.estimation.target import Target
+from megaselect.recompute.auto import assumed_costs, fastest_plan, problem_of
+from megaselect.recompute.parallel import Parallel
+
+# The modes, by the keys that scripts read; then what else is worth a line.
+MODES = {
+    "none": RecomputeConfig(),
+    "selective": RecomputeConfig(mode="selective"),
+    "all": RecomputeConfig(mode="selective", modules=MODULES),
+    "full": RecomputeConfig(mode="full"),
+}
+MORE = {
+    "core_attn dropout": RecomputeConfig(mode="selective", modules=("core_attn", "dropout")),
+    "full: sqrt": RecomputeConfig(mode="full", method="sqrt"),
+}
+ORDER = ("none", "selective", "core_attn dropout", "all", "full", "full: sqrt")
+CONFIGURED = "as configured"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """rows: attention choice -> setting -> its prediction. own: the attention and name of the config's own setting."""
+
+    case: Case
+    rows: dict[str, dict[str, Row]]
+    own: tuple[str, str]
+    advice: str
+
+
+def estimate(config: Config, target: Target, parallel: Parallel | None = None) -> Estimate:
+    """Predict every setting. Raises ConfigError, RecomputeError where the layout or a budget does not fit the model."""
+    case = Case(config, target, parallel or Parallel())
+    case.parallel.check(config)
+    attentions = [choice for choice in ("unfused", "fused", "sdpa") if _is_possible(config, choice)]
+    rows = {attention: _rows(case, attention) for attention in attentions}
+    own = (config.model.attention, _own_name(config))
+    return Estimate(case, rows, own, advise(case, rows))
+
+
+def _is_possible(config: Config, attention: str) -> bool:
+    """sdpa has no dropout in attention."""
+    return attention != "sdpa" or config.model.attention_dropout_p == 0
+
+
+def _rows(case: Case, attention: str) -> dict[str, Row]:
+    settings = MODES | MORE
+    rows = {name: make_row(case, name, attention, settings[name]) for name in ORDER}
+    own, name = case.config.recompute, _own_name(case.config)
+    if attention == case.config.model.attention and name not in rows:
+        rows[name] = _automatic(case, name) if own.mode == "auto" else make_row(case, name, attention, own)
+    return rows
+
+
+def _own_name(config: Config) -> str:
+    """The row that the config's own recompute section is."""
+    own = config.recompute
+    if own.mode == "auto":
+        return "auto"
+    for name, settings in (MODES | MORE).items():
+        alike = (own.mode, own.layers, own.num_layers or 1) == (settings.mode, None, 1)
+        if alike and set(own.modules) == set(settings.modules) and own.method == settings.method:
+            return name
+    return CONFIGURED
+
+
+def _automatic(case: Case, name: str) -> Row:
+    """What auto would plan, by the times that are assumed."""
+    config, target = case.config, case.target
+    if case.parallel != Parallel():
+        raise ConfigError("--recompute auto plans for one device; leave out --gpus and the parallel flags")
+    if target.speed is None:
+        raise ConfigError(f"--recompute auto: no speed is on file for {target.name}; name a GPU by --device")
+    problem = problem_of(config, target.element_bytes, target.on_gpu)
+    costs = assumed_costs(problem.shape, target.speed)
+    plan = fastest_plan(problem, lambda: costs, target.usable_bytes).plan
+    return planned_row(case, name, config.model.attention, config.recompute, plan)
+
+
+def module_sets(case: Case, attention: str) -> dict[str, Row]:
+    """What selective does with every non-empty set of modules."""
+    sets = itertools.chain.from_iterable(itertools.combinations(MODULES, count) for count in range(1, len(MODULES) + 1))
+    settings = {" ".join(modules): RecomputeConfig(mode="selective", modules=modules) for modules in sets}
+    return {name: make_row(case, name, attention, setting) for name, setting in settings.items()}

@@ -1,0 +1,198 @@
+"""One recompute setting of one attention choice, predicted: bytes, FLOPs, time. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from megaselect.config import Config, RecomputeConfig
+from megaselect.errors import ConfigError
+from megaselect.estimation.target import Target
+from megaselect.recompute.cost import micro_batch_seconds, optimizer_seconds
+from megaselect.recompute.flops import micro_batch_flops
+from megaselect.recompute.parallel import Parallel, Stage, stages
+from megaselect.recompute.peak import BEFORE_THE_LAYERS, Peak, Situation, chunk_bytes, step_peak
+from megaselect.recompute.plan import RecomputePlan, make_plan
+from megaselect.recompute.theory import Shape, bytes_per_layer, outside_tensors, stored_tensors
+from megaselect.recompute.weights import StaticBytes, stage_parameters, stage_tensors, static_bytes
+
+MOST_MICRO_BATCH = 1 << 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all rows of an estimate share."""
+
+    config: Config
+    target: Target
+    parallel: Parallel
+
+    def shape(self, attention: str, batch: int | None = None) -> Shape:
+        """Of a micro-batch, on one rank."""
+        whole = Shape.of(self.config, self.target.element_bytes, batch)
+        return replace(
+            whole,
+            attention=attention,
+            tensor_parallel=self.parallel.tensor,
+            sequence_parallel=self.parallel.sequence,
+        )
+
+    def micro_batches(self, batch: int) -> int:
+        """Of a replica in a step, for a micro-batch size."""
+        return max(self.config.training.global_batch_size // (batch * self.parallel.data), 1)
+
+    @property
+    def layers_per_chunk(self) -> int:
+        """Layers that run in a row on one rank."""
+        return self.config.model.num_layers // self.parallel.model_chunks
+
+
+class RankBytes(NamedTuple):
+    """The rank that holds the most. stored: by all micro-batches that wait there, by tensor."""
+
+    stage: Stage
+    stored: int
+    by_name: dict[str, int]
+    static: StaticBytes
+    peak: Peak
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting. Bytes are those of the fullest rank; FLOPs are of a micro-batch, divided by the ranks that share a
+    model; step_seconds: None where no speed is assumed. working_set_bytes: the most that one layer's (or chunk's)
+    backward holds beyond what is kept. largest_micro_batch: 0 where none fits.
+    """
+
+    name: str
+    attention: str
+    settings: RecomputeConfig
+    plan: RecomputePlan
+    rank: RankBytes
+    stored_bytes_per_layer: int
+    layer_tensors: dict[str, int]
+    working_set_bytes: int
+    model_flops: int
+    hardware_flops: int
+    step_seconds: float | None
+    largest_micro_batch: int
+
+    @property
+    def recompute_overhead(self) -> float:
+        """Hardware FLOPs over model FLOPs, less one."""
+        return self.hardware_flops / self.model_flops - 1
+
+
+def make_row(case: Case, name: str, attention: str, settings: RecomputeConfig) -> Row:
+    """Predict a setting. Raises ConfigError for layers picked by number in a pipeline."""
+    if settings.layers is not None and case.parallel.pipeline > 1:
+        raise ConfigError("--recompute-layers with --pipeline-parallel is not predicted; give one of the two")
+    return planned_row(case, name, attention, settings, make_plan(settings, case.layers_per_chunk))
+
+
+def planned_row(case: Case, name: str, attention: str, settings: RecomputeConfig, plan: RecomputePlan) -> Row:
+    """The same for a plan that is there."""
+    batch = case.config.training.micro_batch_size
+    shape, ranks = case.shape(attention), case.parallel.tensor * case.parallel.pipeline
+    whole = RecomputePlan(
+        plan.mode, plan.modules * case.parallel.model_chunks, plan.chunks * case.parallel.model_chunks, False
+    )
+    flops = micro_batch_flops(replace(shape, tensor_parallel=1, sequence_parallel=False), whole)
+    per_layer = bytes_per_layer(shape, plan)
+    fullest = max(per_layer, key=lambda layer: per_layer[layer])
+    return Row(
+        name=name,
+        attention=attention,
+        settings=settings,
+        plan=plan,
+        rank=fullest_rank(case, shape, plan, batch),
+        stored_bytes_per_layer=per_layer[fullest],
+        layer_tensors={row.name: row.bytes for row in stored_tensors(shape, plan) if row.layer == fullest},
+        working_set_bytes=_working_set(case, shape, plan),
+        model_flops=flops.model // ranks,
+        hardware_flops=flops.hardware // ranks,
+        step_seconds=_step_seconds(case, shape, whole, batch),
+        largest_micro_batch=_largest_micro_batch(case, attention, plan),
+    )
+
+
+def fullest_rank(case: Case, shape: Shape, plan: RecomputePlan, batch: int) -> RankBytes:
+    """Of the first and the last pipeline stage the one with the higher peak."""
+    count = case.micro_batches(batch)
+    candidates = stages(case.parallel, case.config.model.num_layers, count)
+    return max((_rank(case, shape, plan, stage, count) for stage in candidates), key=lambda rank: rank.peak.bytes)
+
+
+def _rank(case: Case, shape: Shape, plan: RecomputePlan, stage: Stage, micro_batches: int) -> RankBytes:
+    """plan: of the layers that run in a row there."""
+    by_name: dict[str, int] = {}
+    for tensor in stored_tensors(shape, plan):
+        copies = _copies(case, stage, tensor.layer, tensor.name, micro_batches)
+        if copies:
+            by_name[tensor.name] = by_name.get(tensor.name, 0) + copies * tensor.bytes
+    stored = sum(by_name.values())
+    running = sum(bytes_per_layer(shape, plan).values()) + sum(
+        size
+        for name, size in outside_tensors(shape, plan).items()
+        if (stage.first if name in BEFORE_THE_LAYERS else stage.last)
+    )
+    static = static_bytes(
+        stage_parameters(shape, stage.layers, stage.first, stage.last),
+        stage_tensors(stage.layers, stage.first, stage.last),
+        shape.element_bytes,
+        case.parallel.sharding,
+        case.parallel.data,
+    )
+    situation = Situation(
+        micro_batches=micro_batches,
+        on_gpu=case.target.on_gpu,
+        first=stage.first,
+        last=stage.last,
+        waiting_bytes=stored - running,
+        gradient_ranks=case.parallel.gradient_ranks,
+    )
+    return RankBytes(stage, stored, by_name, static, step_peak(shape, plan, static, situation))
+
+
+def _copies(case: Case, stage: Stage, layer: str, name: str, micro_batches: int) -> int:
+    """How many micro-batches hold a tensor at once."""
+    if layer:
+        return stage.in_flight
+    if name in BEFORE_THE_LAYERS:
+        return min(case.parallel.pipeline, micro_batches) if stage.first else 0
+    return 1 if stage.last else 0
+
+
+def _working_set(case: Case, shape: Shape, plan: RecomputePlan) -> int:
+    setting = Situation(case.micro_batches(shape.batch), case.target.on_gpu).setting(shape)
+    sizes = (chunk_bytes(setting, plan.modules[chunk.first], chunk.checkpointed, chunk.count) for chunk in plan.chunks)
+    return max(size.backward - size.kept for size in sizes)
+
+
+def _step_seconds(case: Case, shape: Shape, whole: RecomputePlan, batch: int) -> float | None:
+    """Of an optimizer step: a pipeline's idle share counts, communication does not."""
+    speed, parallel = case.target.speed, case.parallel
+    if speed is None:
+        return None
+    count = case.micro_batches(batch)
+    busy = count * micro_batch_seconds(shape, whole, speed) / parallel.pipeline
+    idle = busy * (parallel.pipeline - 1) / (count * parallel.virtual_stages)
+    parameters = stage_parameters(shape, case.config.model.num_layers // parallel.pipeline, True, True)
+    return busy + idle + optimizer_seconds(parameters, speed)
+
+
+def _largest_micro_batch(case: Case, attention: str, plan: RecomputePlan) -> int:
+    """By doubling, then halving the gap: the peak grows with the batch."""
+
+    def fits(batch: int) -> bool:
+        shape = case.shape(attention, batch)
+        return fullest_rank(case, shape, plan, batch).peak.bytes <= case.target.usable_bytes
+
+    too_large = 1
+    while too_large <= MOST_MICRO_BATCH and fits(too_large):
+        too_large *= 2
+    largest = too_large // 2
+    while too_large - largest > 1:
+        middle = (largest + too_large) // 2
+        largest, too_large = (middle, too_large) if fits(middle) else (largest, middle)
+    return largest
