@@ -14,6 +14,7 @@ from megaselect.errors import ConfigError
 
 if TYPE_CHECKING:
     from megaselect.config import Config
+    from megaselect.recompute.theory import Shape
 
 
 @dataclass(frozen=True)
@@ -99,3 +100,11 @@ def stages(parallel: Parallel, layers: int, micro_batches: int) -> list[Stage]:
     last = min(1 if m == 1 else (m - 1) * p + 1, most)
     per_stage = layers // p
     return [Stage("first", True, False, per_stage, first), Stage("last", False, True, per_stage, last)]
+
+
+def pipeline_output_bytes(shape: Shape, pipeline: int) -> int:
+    """What the first stage holds where it does not free the outputs that it has sent on: p of them, 2sbhp in 16 bit.
+
+    Korthikanti et al. 2022, appendix B; their figures take the output as undivided among tensor-parallel ranks.
+    """
+    return shape.hidden_bytes * pipeline
