@@ -54,9 +54,9 @@ def find_gpu(name: str) -> Gpu:
     if wanted in GPUS or len(beginning) == 1:
         return GPUS[wanted if wanted in GPUS else beginning[0]]
     near = beginning or get_close_matches(wanted, GPUS, n=3)
-    meant = f"did you mean {' or '.join(near)}?" if near else f"the table has {', '.join(GPUS)}"
+    meant = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(GPUS)}."
     raise DeviceError(
-        f"--device {name}: no such GPU in the table; {meant} For another one name the nearest and give its --memory"
+        f"--device {name}: no such GPU in the table; {meant} For another one name the nearest, with its own --memory"
     )
 
 

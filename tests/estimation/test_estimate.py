@@ -1,0 +1,167 @@
+"""The prediction agrees with what runs, with itself, and with the arithmetic of many ranks."""
+
+import json
+
+import pytest
+from tiny_models import build_unchecked, make_batch, make_config
+
+from megaselect.config import Config
+from megaselect.config.schema import MODULES
+from megaselect.errors import ConfigError, RecomputeError
+from megaselect.estimation.as_data import as_data
+from megaselect.estimation.estimate import estimate, module_sets
+from megaselect.estimation.target import resolve_target
+from megaselect.recompute.ledger import record
+from megaselect.recompute.parallel import Parallel
+from megaselect.recompute.theory import Shape
+
+SETTINGS = {
+    "none": {},
+    "selective": {"mode": "selective"},
+    "core_attn dropout": {"mode": "selective", "modules": ["core_attn", "dropout"]},
+    "all": {"mode": "selective", "modules": "all"},
+    "full": {"mode": "full"},
+    "full: sqrt": {"mode": "full", "method": "sqrt"},
+}
+A100 = resolve_target("a100-80gb", None, "bf16")
+
+
+@pytest.mark.parametrize("attention", ["unfused", "fused"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_stored_bytes_are_those_that_the_ledger_measures(name, attention, on_cpu):
+    config = make_config(SETTINGS[name], attention=attention, batch=3)
+    row = estimate(make_config(batch=3), on_cpu()).rows[attention][name]
+    model = build_unchecked(config)
+    with record(model) as ledger:
+        model(*make_batch(config))
+    assert row.rank.stored == ledger.total
+    assert row.stored_bytes_per_layer == ledger.by_layer()[next(layer for layer in ledger.by_layer() if layer)]
+    by_name: dict[str, int] = {}
+    for kept in ledger.rows:
+        by_name[kept.name] = by_name.get(kept.name, 0) + kept.bytes
+    assert row.rank.by_name == by_name
+
+
+def test_every_set_of_modules_is_a_row(on_cpu):
+    predicted = estimate(make_config(), on_cpu())
+    rows = module_sets(predicted.case, "unfused")
+    assert len(rows) == 2 ** len(MODULES) - 1
+    assert rows["softmax dropout"].rank == predicted.rows["unfused"]["selective"].rank
+    assert rows[" ".join(MODULES)].rank == predicted.rows["unfused"]["all"].rank
+
+
+def test_sdpa_is_a_choice_where_attention_drops_nothing(on_cpu):
+    assert list(estimate(make_config(), on_cpu()).rows) == ["unfused", "fused"]
+    assert list(estimate(make_config(attention_dropout_p=0.0), on_cpu()).rows) == ["unfused", "fused", "sdpa"]
+
+
+def test_the_largest_micro_batch_fits_and_one_more_does_not(on_cpu):
+    config = make_config()
+    rows = estimate(config, on_cpu("9MiB")).rows["unfused"]
+    assert len({row.largest_micro_batch for row in rows.values()}) > 3
+    for name, row in rows.items():
+        for batch, fits in ((row.largest_micro_batch, True), (row.largest_micro_batch + 1, False)):
+            overrides = {"training.micro_batch_size": batch, "training.global_batch_size": batch}
+            larger = Config.from_dict(config.to_dict(), overrides=overrides)
+            peak = estimate(larger, on_cpu("9MiB")).rows["unfused"][name].rank.peak.bytes
+            assert (peak <= 9 * 2**20) == fits, (name, batch)
+
+
+def test_the_config_s_own_setting_is_a_row(on_cpu):
+    recompute = {"mode": "full", "method": "block", "num_layers": 2}
+    predicted = estimate(make_config(recompute), on_cpu())
+    assert predicted.own == ("unfused", "as configured")
+    row, full = (predicted.rows["unfused"][name] for name in ("as configured", "full"))
+    assert row.stored_bytes_per_layer > full.stored_bytes_per_layer  # two layers keep everything
+    assert estimate(make_config({"mode": "selective", "modules": list(MODULES)}), on_cpu()).own == ("unfused", "all")
+    assert estimate(make_config({"mode": "full", "num_layers": 1}), on_cpu()).own == ("unfused", "full")
+
+
+def test_auto_is_the_cheapest_row_that_fits(on_cpu):
+    everything = estimate(make_config(), on_cpu()).rows["unfused"]
+    budget = everything["all"].rank.peak.bytes + 50_000
+    rows = estimate(make_config({"mode": "auto"}), on_cpu(f"{budget / 2**20:.6f}MiB")).rows["unfused"]
+    assert rows["auto"].rank.peak.bytes <= budget
+    fitting = [row for row in rows.values() if row.rank.peak.bytes <= budget]
+    assert rows["auto"].step_seconds == min(row.step_seconds for row in fitting)
+    assert rows["auto"].step_seconds < rows["all"].step_seconds < rows["none"].step_seconds * 2
+
+
+def test_auto_says_what_it_cannot_plan(on_cpu):
+    with pytest.raises(RecomputeError, match="--recompute auto cannot keep a step within --memory 1,048,576 bytes"):
+        estimate(make_config({"mode": "auto"}), on_cpu("1MiB"))
+    with pytest.raises(ConfigError, match="--recompute auto plans for one device"):
+        estimate(make_config({"mode": "auto"}), on_cpu(), Parallel(gpus=2, tensor=2))
+
+
+def test_ranks_share_what_the_layout_says(shipped):
+    config = shipped("paper-22b")
+    alone = estimate(config, A100).rows["unfused"]["none"]
+    shared = estimate(config, A100, Parallel(gpus=8, tensor=8, sequence=True)).rows["unfused"]["none"]
+    shape = Shape.of(config, 2)
+    whole = 8 * shape.batch + 20 * shape.tokens  # sample indices, token indices, targets, log-sum-exp: on every rank
+    assert 8 * (shared.rank.stored - whole) == alone.rank.stored - whole
+    assert 8 * shared.model_flops == alone.model_flops
+    assert 8 * shared.stored_bytes_per_layer == alone.stored_bytes_per_layer
+
+
+def test_replicas_share_what_the_sharding_says(shipped):
+    config = shipped("gpt-1.3b")
+    static = {
+        sharding: estimate(config, A100, Parallel(gpus=8, sharding=sharding)).rows["fused"]["all"].rank.static
+        for sharding in ("none", "optimizer", "gradients", "parameters")
+    }
+    none = static["none"]
+    steps = 4 * (24 * 12 + 4)
+    parameters = 1_315_819_520
+    assert (none.weights, none.gradients, none.master_weights) == (2 * parameters, 4 * parameters, 4 * parameters)
+    assert none.optimizer == 8 * parameters + steps
+    eighth = {"optimizer": parameters + steps, "master_weights": parameters // 2}
+    for sharding, more in (
+        ("optimizer", {}),
+        ("gradients", {"gradients": parameters // 2}),
+        ("parameters", {"gradients": parameters // 2, "weights": parameters // 4}),
+    ):
+        expected = {"weights": none.weights, "gradients": none.gradients, **eighth, **more}
+        assert vars(static[sharding]) == expected, sharding
+
+
+def test_a_pipeline_s_first_stage_holds_a_micro_batch_for_every_stage(shipped):
+    config = shipped("paper-530b")
+    layout = Parallel(gpus=280, tensor=8, sequence=True, pipeline=35, virtual_stages=3)
+    row = estimate(config, A100, layout).rows["unfused"]["core_attn dropout"]
+    in_flight = 35 * 3 + 34  # chunks of one layer
+    assert row.rank.stage.name == "first"
+    assert sum(row.rank.by_name[name] for name in row.layer_tensors) == in_flight * row.stored_bytes_per_layer
+    assert "logits" not in row.rank.by_name
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"gpus": 3, "tensor": 2}, "--gpus 3 is no multiple of tensor x pipeline = 2 x 1: use a multiple of 2"),
+        ({"gpus": 5, "tensor": 5}, r"--tensor-parallel \(5\) must divide model.num_attention_heads \(4\)"),
+        ({"gpus": 3, "pipeline": 3}, r"pipeline stages x virtual stages \(3\) must divide model.num_layers \(4\)"),
+        ({"sequence": True}, "--sequence-parallel divides by --tensor-parallel, which is 1"),
+        ({"virtual_stages": 2}, "--virtual-stages needs --pipeline-parallel of 2 or more"),
+        ({"gpus": 2, "tensor": 2, "sequence": True}, r"--tensor-parallel \(2\) must divide model.seq_length \(21\)"),
+        ({"gpus": 4}, r"micro-batch x data-parallel replicas \(8\) must divide training.global_batch_size \(2\)"),
+    ],
+)
+def test_layouts_that_do_not_divide_are_refused(layout, message, on_cpu):
+    with pytest.raises(ConfigError, match=message):
+        estimate(make_config(), on_cpu(), Parallel(**layout))
+
+
+def test_data_has_the_keys_that_others_script_against(on_cpu):
+    data = json.loads(json.dumps(as_data(estimate(make_config(batch=3), on_cpu()))))
+    assert data["micro_batch_size"] == 3
+    for attention in ("unfused", "fused"):
+        modes = data["attention"][attention]["modes"]
+        assert {"none", "selective", "all", "full"} <= modes.keys()
+        for mode in modes.values():
+            wanted = {"stored_bytes_per_layer", "stored_bytes", "peak_bytes", "hardware_flops", "model_flops"}
+            assert wanted <= mode.keys()
+            assert mode["stored_bytes"] == sum(mode["stored_bytes_by_tensor"].values())
+            assert mode["stored_bytes_per_layer"] == sum(mode["layer_bytes_by_tensor"].values())
+        assert len(data["attention"][attention]["module_sets"]) == 31
