@@ -17,6 +17,7 @@ from megaselect.config import Config
 from megaselect.devices import device_name, peak_flops
 from megaselect.recompute import ledger
 from megaselect.recompute.apply import plan_of
+from megaselect.recompute.peak import predicted_peak
 from megaselect.recompute.plan import RecomputePlan
 from megaselect.recompute.theory import Shape, stored_tensors
 from megaselect.training.accounting import step_flops, stored_report
@@ -45,6 +46,8 @@ def measure(job: TrainJob, datasets: Datasets) -> TrainMeasurement:
         if peak.allocated is None:
             peak = replace(peak, allocated=max(held for _, held in timeline))
     flops = step_flops(run.config, run.dtype.itemsize, plan_of(run.model))
+    batches = run.config.training.global_batch_size // run.config.training.micro_batch_size
+    shape = Shape.of(run.config, run.dtype.itemsize)
     return TrainMeasurement(
         device=device_name(run.device),
         dtype=str(run.dtype).removeprefix("torch."),
@@ -56,6 +59,7 @@ def measure(job: TrainJob, datasets: Datasets) -> TrainMeasurement:
         stored=run.stored,
         static=run.static(),
         peak=peak,
+        predicted_peak_bytes=predicted_peak(shape, plan_of(run.model), batches, run.device.type == "cuda").bytes,
         samples=samples,
         losses=tuple(finite(outcome.loss) for outcome in outcomes),
         grad_norms=tuple(finite(outcome.grad_norm) for outcome in outcomes),

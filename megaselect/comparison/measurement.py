@@ -40,6 +40,7 @@ class TrainMeasurement:
     stored: StoredBytes
     static: StaticBytes
     peak: PeakBytes
+    predicted_peak_bytes: int
     samples: tuple[StepSample, ...]
     losses: tuple[float | None, ...]
     grad_norms: tuple[float | None, ...]

@@ -29,6 +29,7 @@ _NAMED = {
     "selective": {"mode": "selective", "modules": _DEFAULT_MODULES},
     "all": {"mode": "selective", "modules": MODULES},
     "full": {"mode": "full"},
+    "auto": {"mode": "auto"},
 }
 GRAMMAR = (
     f"a setting is {', '.join(list(_NAMED)[:-1])} or {list(_NAMED)[-1]}, or names of modules "
@@ -51,7 +52,7 @@ def make_rows(config: Config, names: Sequence[str]) -> list[Row]:
     A name without an attention means the config's. none of an attention stands before its other settings, whether
     it is named or not: they are compared with it. Raises ComparisonError for a name that means nothing.
     """
-    wanted = [_parse(name, config.model.attention) for name in names]
+    wanted = [_parse(name, config) for name in names]
     if config.recompute.mode != "none":
         wanted.append((config.model.attention, config.to_dict()["recompute"]))
     rows: dict[str, Row] = {}
@@ -62,11 +63,13 @@ def make_rows(config: Config, names: Sequence[str]) -> list[Row]:
     return list(rows.values())
 
 
-def _parse(name: str, own_attention: str) -> tuple[str, dict[str, Any]]:
+def _parse(name: str, config: Config) -> tuple[str, dict[str, Any]]:
     """(attention, recompute section) that a name means."""
     words = name.split()
-    attention = words.pop(0) if words and words[0] in ATTENTIONS else own_attention
+    attention = words.pop(0) if words and words[0] in ATTENTIONS else config.model.attention
     rest = " ".join(words)
+    if rest == config.recompute.mode == "auto":
+        return attention, config.to_dict()["recompute"]  # with its budget
     if rest in _NAMED:
         return attention, _NAMED[rest]
     if words and all(word in MODULES for word in words):

@@ -54,6 +54,7 @@ def _setting(item: Measured, reference: Measured | None, tokens_per_step: int) -
         stored=first.stored,
         static=first.static,
         peak=_peak(item.rounds),
+        predicted_peak_bytes=first.predicted_peak_bytes,
         speed=_speed(item.rounds, others, tokens_per_step),
         samples=tuple(sample for one in item.rounds for sample in one.samples),
         losses=first.losses,

@@ -91,10 +91,10 @@ def timeline_figure(settings: Sequence[SettingResult]) -> Figure | None:
 
 
 def sequence_figure(context: Context, settings: Sequence[SettingResult]) -> Figure:
-    """Predicted bytes, both axes logarithmic."""
+    """Predicted bytes, both axes logarithmic. auto is left out: it would plan anew at every length."""
     figure, paints = go.Figure(), colours(settings)
     lengths = sequence_lengths(context)
-    for setting in settings:
+    for setting in (setting for setting in settings if setting.recompute["mode"] != "auto"):
         sizes = stored_by_sequence(context, setting, lengths)
         figure.add_scatter(
             name=setting.name,

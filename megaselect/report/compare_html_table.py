@@ -56,6 +56,7 @@ def _columns(trained: list[SettingResult]) -> list[Column]:
         Column("predicted", "to the byte", _prediction),
         Column("stored", f"of {name}", lambda row: f"{row.stored.measured / base.stored.measured:.0%}"),
         Column("peak", "allocated", lambda row: _size(row.peak.allocated)),
+        Column("peak", "predicted", lambda row: _size(row.predicted_peak_bytes)),
         Column("peak", "reserved", lambda row: _size(row.peak.reserved)),
         Column("peak", "resident", lambda row: _size(row.peak.rss)),
         Column("step", "median (20–80 %)", _step, lambda row: row.speed.step_seconds.median / slowest),

@@ -67,11 +67,12 @@ def _memory(unit_bytes: int) -> dict[str, Cell]:
     return {
         "stored,\npredicted": lambda row: _bytes(row.stored.predicted, unit_bytes),
         "stored,\nmeasured": lambda row: _bytes(row.stored.measured, unit_bytes),
-        "weights and\noptimizer": lambda row: _bytes(row.static.total - row.static.gradients, unit_bytes),
+        "weights,\noptimizer": lambda row: _bytes(row.static.total - row.static.gradients, unit_bytes),
         "gradients": lambda row: _bytes(row.static.gradients, unit_bytes),
-        "peak\nallocated": lambda row: _bytes(row.peak.allocated, unit_bytes),
-        "peak\nreserved": lambda row: _bytes(row.peak.reserved, unit_bytes),
-        "peak\nresident": lambda row: _bytes(row.peak.rss, unit_bytes),
+        "peak,\npredicted": lambda row: _bytes(row.predicted_peak_bytes, unit_bytes),
+        "peak,\nallocated": lambda row: _bytes(row.peak.allocated, unit_bytes),
+        "peak,\nreserved": lambda row: _bytes(row.peak.reserved, unit_bytes),
+        "peak,\nresident": lambda row: _bytes(row.peak.rss, unit_bytes),
     }
 
 
@@ -95,7 +96,7 @@ def _bits(row: SettingResult) -> str | None:
 
 def _table(title: str, columns: dict[str, Cell], settings: Sequence[SettingResult]) -> Table:
     table = Table(
-        box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", title=title, title_justify="left"
+        box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", title=title, title_justify="left"
     )
     table.add_column("setting", vertical="bottom", overflow="fold")
     cells = {name: [cell(setting) for setting in settings] for name, cell in columns.items()}
