@@ -49,7 +49,9 @@ def main(argv: Sequence[str], prog: str) -> int:
     if importlib.util.find_spec("plotly") is None:  # before the minutes of measuring, not after them
         raise ModuleNotFoundError("No module named 'plotly'", name="plotly")
     from megaselect.comparison.compare import compare
+    from megaselect.report.wandb_connection import check_key
 
+    check_key(command.config.logging.wandb)
     out = Path(getattr(command.options, "out", None) or _fresh_directory(command))
     request = _request(command, out, shlex.join([*prog.split(), *argv]))
     _make_directory(out)

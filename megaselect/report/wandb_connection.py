@@ -62,7 +62,7 @@ class WandbConnection:
         with self.guarded():
             problem = _key_problem()
         if problem and self._mode == "online":
-            raise ConfigError(f"--wandb online: {problem}; set WANDB_API_KEY, or use --wandb offline")
+            raise _no_key(problem)
         if self._mode == "auto":
             self._mode = "offline" if problem else "online"
             self._offline_because = f" ({problem})" if problem else ""
@@ -128,6 +128,19 @@ class WandbConnection:
         if isinstance(error, ConnectionError):  # the SDK's service process is dead
             with suppress(Exception):
                 sdk().teardown()  # or it prints a traceback when Python ends
+
+
+def check_key(mode: Mode) -> None:
+    """Refuse "online" without a usable key before long work, not after it. Raises ConfigError. Asks no server."""
+    if mode == "online":
+        problem = _key_problem()
+        sdk().teardown()  # its service process has no part in what is measured next
+        if problem:
+            raise _no_key(problem)
+
+
+def _no_key(problem: str) -> ConfigError:
+    return ConfigError(f"--wandb online: {problem}; set WANDB_API_KEY, or use --wandb offline")
 
 
 def sdk() -> ModuleType:

@@ -25,6 +25,7 @@ TABLE_SUMMARY = (
     "perf/median_tokens_per_s",
     "mem/predicted_bytes",
     "mem/measured_bytes",
+    "mem/peak_allocated_bytes",
     "mem/peak_bytes",
     "perf/median_mfu",
     "perf/median_hfu",
@@ -81,10 +82,11 @@ SECTIONS = (
     ),
     DashboardSection(
         "Memory",
-        "Bytes kept for the backward pass, predicted and measured, and the peak of a step.",
+        "Bytes kept for the backward pass, predicted and measured, and the peak of a step: of tensors, which only "
+        "comparisons count on a CPU, and as training counts it there, of the whole process.",
         (
             Bars("stored for backward, bytes", ("mem/predicted_bytes", "mem/measured_bytes")),
-            Bars("peak, bytes", ("mem/peak_bytes",)),
+            Bars("peak of a step, bytes", ("mem/peak_allocated_bytes", "mem/peak_bytes")),
         ),
     ),
     DashboardSection(

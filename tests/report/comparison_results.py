@@ -92,6 +92,7 @@ FULL = SettingResult(
     losses=(8.5, 8.25, 8.125),
     grad_norms=(1.5, 1.25, 1.0),
     weights_sha256="aa",
+    rounds_equal=True,
     agreement=Agreement("none", True, None, (0.0, 0.0, None)),
     largest_micro_batch=32,
 )

@@ -96,10 +96,11 @@ def test_auto_without_a_key_records_offline_and_a_resumed_run_goes_on(run_python
 )
 def test_online_without_a_usable_key_is_refused_and_never_asks(run_python, variables, problem):
     refused = """
-try:
-    WandbSink('online', 'p', None, 'runs/tiny', print)
-except ConfigError as error:
-    print(error)
+for start in (wandb_connection.check_key, lambda mode: WandbSink(mode, 'p', None, 'runs/tiny', print)):
+    try:
+        start('online')
+    except ConfigError as error:
+        print(error)
 assert sys.stdin.isatty()
 """
     ours, terminal = pty.openpty()  # on a terminal the SDK would ask for a key, for ever
@@ -107,7 +108,7 @@ assert sys.stdin.isatty()
     os.close(terminal)
     os.close(ours)
     assert (output.returncode, output.stderr) == (0, "")
-    assert output.stdout == f"--wandb online: {problem}; set WANDB_API_KEY, or use --wandb offline\n"
+    assert output.stdout == 2 * f"--wandb online: {problem}; set WANDB_API_KEY, or use --wandb offline\n"
 
 
 @pytest.fixture
