@@ -91,6 +91,11 @@ def test_a_server_that_never_answers_costs_its_timeout_once(tmp_path):
     ("before", "arguments", "message"),
     [
         ("", ["--grop", "x"], "unrecognized arguments: --grop x; --help lists the flags"),
+        (
+            "import sys\nsys.modules['wandb_workspaces'] = None\n",  # as where it is not installed
+            [],
+            "the Python package wandb_workspaces is not installed; `pip install '.[wandb]'` installs what is needed",
+        ),
         ("", ["--out", "absent/x.json"], "cannot write absent/x.json: No such file or directory; choose another --out"),
     ],
 )
