@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,18 +13,19 @@ from megaselect.errors import RecomputeError
 from megaselect.kernels import attention_twin, bias_dropout_residual, softmax_dropout
 from megaselect.model import block
 from megaselect.model.layers import LayerNorm
-from megaselect.recompute.plan import make_plan
-from megaselect.verification import own_model, step
+from megaselect.recompute.plan import Chunk, RecomputePlan, make_plan
+from megaselect.verification import own_model, settings, step
 from megaselect.verification.settings import SETTINGS
 
 DROPPING = ["dropout", "softmax dropout", "core_attn dropout", "all", "full"]  # what rebuilds every mask
 
 
-def report_of(recompute=None, batches=1, attentions=None, **more):
-    """attentions: only these, where others would show nothing more."""
+def report_of(recompute=None, batches=1, attentions=None, only=tuple(SETTINGS), **more):
+    """attentions, only: these attentions and settings, where others would show nothing more."""
     config = make_config(recompute, **{"num_layers": 2} | more)
     drawn = [Batch(*make_batch(config, first_sample=7 + 2 * number)) for number in range(batches)]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "SETTINGS", {name: SETTINGS[name] for name in only})
         if attentions:
             patch.setattr(own_model, "attention_choices", lambda config: attentions)
         return own_model.verify_config(config, drawn)
@@ -52,7 +54,7 @@ def detail(report, attention, setting, name):
 
 
 GOOD = {
-    "bf16, two batches": {"dtype": "bf16", "batches": 2},
+    "bf16, two batches": {"dtype": "bf16", "batches": 2, "only": ["none", "softmax dropout", "all", "full"]},
     "without dropout": {"dropout_p": 0.0},
     "attention's dropout alone, a window": {"hidden_dropout_p": 0.0, "num_layers": 1, "seq_length": 131},
     "hidden dropout alone, one sample": {"attention_dropout_p": 0.0, "batch": 1},
@@ -86,20 +88,30 @@ def test_every_check_is_made_and_the_report_is_json():
     assert full["stored_bytes"] < by_place["unfused", "all"]["stored_bytes"] < by_place["fused", "none"]["stored_bytes"]
 
 
-@pytest.mark.parametrize(
-    "own", [{"mode": "full", "layers": "1"}, {"mode": "auto", "memory": "1.05MiB"}], ids=["some layers", "auto"]
-)
-def test_the_config_s_own_setting_is_verified_where_it_is_another(own):
-    report = unfused_report(recompute=own, num_layers=3)
+def assert_own_setting_is_verified(recompute):
+    report = unfused_report(recompute=recompute, num_layers=3, only=["none", "full"])
     assert report.passed, str(report)
-    assert report.subjects[-1].name == "the config's own"
     kept = {subject.name: subject.figures["stored_bytes"] for subject in report.subjects}
+    assert list(kept) == ["none", "full", "the config's own"]
     assert kept["full"] < kept["the config's own"] < kept["none"]
 
 
+def test_the_config_s_own_setting_is_verified_where_it_is_another():
+    assert_own_setting_is_verified({"mode": "full", "layers": "1"})
+
+
+def test_the_plan_that_auto_makes_is_verified(monkeypatch):
+    """Which one it makes is a matter of times, here of a choice: each layer in another way."""
+    modules = (frozenset({"gelu", "softmax"}), frozenset(), frozenset({"core_attn", "dropout", "layernorm"}))
+    chunks = (Chunk(0, 1, False), Chunk(1, 1, True), Chunk(2, 1, False))
+    plan = RecomputePlan("auto", modules, chunks, rebuild_embedding_mask=True)
+    monkeypatch.setattr(settings, "plan_automatically", lambda config, model: SimpleNamespace(plan=plan))
+    assert_own_setting_is_verified({"mode": "auto"})
+
+
 def test_no_plan_is_verified_twice():
-    report = unfused_report(recompute={"mode": "full"})
-    assert [subject.name for subject in report.subjects] == [name for name in SETTINGS if name != "full sqrt"]
+    report = unfused_report(recompute={"mode": "full"}, only=["none", "full", "full sqrt"])
+    assert [subject.name for subject in report.subjects] == ["none", "full"]
 
 
 def test_a_budget_that_no_plan_of_the_config_s_attention_meets_is_an_error():
@@ -151,7 +163,7 @@ def test_another_seed_in_a_second_run_is_named(monkeypatch):
         return original(scores, sample_index, plane._replace(seed=plane.seed + len(calls)), *flags)
 
     monkeypatch.setattr(softmax_dropout.TorchTwin, "forward", staticmethod(forward))
-    report = unfused_report()
+    report = unfused_report(only=["none", "full"])
     assert "masks" in failed(report)["full"]
     assert detail(report, "unfused", "none", "same bits").startswith(
         "none does not repeat itself: loss differs in 1 of"
@@ -217,7 +229,7 @@ def test_a_mode_that_does_nothing_is_named(setting, monkeypatch):
     apply, none = step.apply_recompute, make_plan(SETTINGS["none"], 2)
     asked = make_plan(SETTINGS[setting], 2)
     monkeypatch.setattr(step, "apply_recompute", lambda model, plan: apply(model, none if plan == asked else plan))
-    report = unfused_report()
+    report = unfused_report(only=["none", "dropout", setting])
     assert failed(report) == {setting: {"bytes", "runs again"}}
     expected = {
         "softmax dropout": "attention's mask inside backward ran again 0 times in backward, not 2",
@@ -233,7 +245,7 @@ def test_a_mode_that_recomputes_more_than_it_says_is_named(monkeypatch):
     apply, full = step.apply_recompute, make_plan(SETTINGS["full"], 2)
     asked = make_plan(SETTINGS["all"], 2)
     monkeypatch.setattr(step, "apply_recompute", lambda model, plan: apply(model, full if plan == asked else plan))
-    assert failed(unfused_report()) == {"all": {"bytes", "runs again"}}
+    assert failed(unfused_report(only=["none", "gelu", "all"])) == {"all": {"bytes", "runs again"}}
 
 
 def test_parameters_without_a_gradient_are_named(monkeypatch):
@@ -246,8 +258,8 @@ def test_parameters_without_a_gradient_are_named(monkeypatch):
         return out
 
     monkeypatch.setattr(LayerNorm, "forward", detached)
-    report = unfused_report()
-    assert {frozenset(names) for names in failed(report).values()} == {frozenset({"gradients"})}
+    report = unfused_report(only=["none", "all"])
+    assert failed(report) == each(["none", "all"], "gradients")
     fault = detail(report, "unfused", "none", "gradients")
     assert fault == "layers.0.ln1.weight is trainable and has no gradient (and 2 more)"
 
@@ -255,7 +267,7 @@ def test_parameters_without_a_gradient_are_named(monkeypatch):
 def test_where_none_does_not_repeat_itself_nothing_is_compared_with_it(monkeypatch):
     gelu, factor = block.gelu, itertools.count(1)
     monkeypatch.setattr(block, "gelu", lambda x: gelu(x) * next(factor))
-    report = unfused_report()
+    report = unfused_report(only=["none", "softmax", "all"])
     assert detail(report, "unfused", "none", "same bits").startswith("none does not repeat itself")
     outcomes = {
         (subject.name, str(check.outcome))
@@ -275,5 +287,5 @@ def test_the_worst_of_several_batches_is_reported(monkeypatch):
         return original(grad_dropped, delta, sample_index, plane, row_max=statistics, **kwargs)
 
     monkeypatch.setattr(softmax_dropout.TorchTwin, "backward", staticmethod(backward))
-    assert failed(unfused_report(batches=1)) == {}
-    assert failed(unfused_report(batches=2))["softmax"] == {"same bits"}
+    assert failed(unfused_report(batches=1, only=["none", "softmax"])) == {}
+    assert failed(unfused_report(batches=2, only=["none", "softmax"])) == {"softmax": {"same bits"}}
