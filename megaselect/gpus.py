@@ -14,7 +14,7 @@ GPU_SHARE = 0.95
 
 
 class Gpu(NamedTuple):
-    """marketing_name: what torch's device name contains. memory_bytes: about what the driver shows as its total.
+    """marketing_name: a pattern that torch's device name holds. memory_bytes: about what the driver shows as its total.
     flops_16_bit: dense matrix FLOP/s in bf16 (V100, T4: fp16).
     """
 
@@ -32,7 +32,7 @@ GPUS = {
     "h100-80gb": Gpu("H100", 81_559 * MIB_BYTES, 989e12, 3.35e12),
     "h200-141gb": Gpu("H200", 143_771 * MIB_BYTES, 989e12, 4.8e12),
     "b200-180gb": Gpu("B200", 183_359 * MIB_BYTES, 2250e12, 8.0e12),
-    "a100-40gb": Gpu("A100-SXM4-40GB", 40_960 * MIB_BYTES, 312e12, 1.555e12),
+    "a100-40gb": Gpu(r"A100-\w+-40GB", 40_960 * MIB_BYTES, 312e12, 1.555e12),
     "a100-80gb": Gpu("A100", 81_920 * MIB_BYTES, 312e12, 2.039e12),
     "l40s-48gb": Gpu("L40S", 46_068 * MIB_BYTES, 362e12, 0.864e12),
     "l4-24gb": Gpu("L4", 23_034 * MIB_BYTES, 121e12, 0.3e12),
@@ -42,9 +42,12 @@ GPUS = {
     "rtx4090-24gb": Gpu("RTX 4090", 24_564 * MIB_BYTES, 165e12, 1.008e12),
     "rtx3090-24gb": Gpu("RTX 3090", 24_268 * MIB_BYTES, 71e12, 0.936e12),
     "t4-16gb": Gpu("T4", 15_109 * MIB_BYTES, 65e12, 0.32e12),
-    "v100-32gb": Gpu("V100-SXM2-32GB", 32_510 * MIB_BYTES, 125e12, 0.9e12),
+    "v100-32gb": Gpu(r"V100-\w+-32GB", 32_510 * MIB_BYTES, 125e12, 0.9e12),
     "v100-16gb": Gpu("V100", 16_160 * MIB_BYTES, 125e12, 0.9e12),
 }
+
+# Names that contain a listed one and mean another device, or a part of one, with less arithmetic.
+_OTHERS = r"Laptop|\bMIG\b|H200 NVL|V100-(PCIE|FHHL)|RTX [345]090 (D|Ti)\b"
 
 
 def find_gpu(name: str) -> Gpu:
@@ -62,6 +65,6 @@ def find_gpu(name: str) -> Gpu:
 
 def by_marketing_name(name: str) -> Gpu | None:
     """The GPU that torch or the driver calls `name`, None where no data sheet is on file."""
-    if "Laptop" in name:  # the desktop card's name, and less of everything
+    if re.search(_OTHERS, name):
         return None
     return next((gpu for gpu in GPUS.values() if re.search(rf"\b{gpu.marketing_name}\b", name)), None)
