@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from megaselect.comparison.compare import Request
     from megaselect.comparison.result import Comparison
 
-DEFAULT_STEPS, DEFAULT_WARMUP_STEPS, DEFAULT_ROUNDS = 8, 2, 2
+DEFAULT_STEPS, DEFAULT_WARMUP_STEPS, DEFAULT_ROUNDS = 6, 2, 2
 
 _DESCRIPTION = """\
 Train the first steps of a run with every recompute setting, in rounds of fresh
@@ -98,7 +98,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _request(command: RunCommand, out: Path, typed: str) -> Request:
     from megaselect.comparison.compare import Request
     from megaselect.comparison.rounds import Rounds
-    from megaselect.comparison.settings import DEFAULT_SETTINGS
+    from megaselect.comparison.settings import DEFAULT_SETTINGS, make_rows
 
     options = command.options
     snapshot = getattr(options, "memory_snapshot", False)
@@ -118,7 +118,7 @@ def _request(command: RunCommand, out: Path, typed: str) -> Request:
     return Request(
         config=command.config,
         config_name=command.config_path.stem,
-        settings=getattr(options, "settings", DEFAULT_SETTINGS),
+        rows=make_rows(command.config, getattr(options, "settings", DEFAULT_SETTINGS)),
         rounds=plan,
         command=typed,
         notes=command.notes,

@@ -12,7 +12,7 @@ from megaselect.comparison import children
 from megaselect.comparison.provenance import source_commit
 from megaselect.comparison.result import Comparison, Context
 from megaselect.comparison.rounds import Report, Rounds, run_rounds
-from megaselect.comparison.settings import make_rows
+from megaselect.comparison.settings import Row
 from megaselect.comparison.summary import Measured, summarise
 from megaselect.comparison.verdict import make_verdict
 from megaselect.config import Config
@@ -25,7 +25,7 @@ class Request:
 
     config: Config
     config_name: str
-    settings: Sequence[str]
+    rows: Sequence[Row]
     rounds: Rounds
     command: str
     notes: Sequence[str] = ()
@@ -35,8 +35,7 @@ class Request:
 
 def compare(request: Request, report: Report) -> Comparison:
     """Measure and judge. `report` gets pieces of lines as it goes on. Raises ComparisonError."""
-    rows = make_rows(request.config, request.settings)
-    measured = run_rounds(rows, request.rounds, report)
+    measured = run_rounds(request.rows, request.rounds, report)
     if request.find_largest_micro_batch:
         _find_largest(measured, request, report)
     context = _context(request, measured)

@@ -52,8 +52,8 @@ def run_rounds(rows: Sequence[Row], plan: Rounds, report: Report) -> list[Measur
                 report(f"[{done:>{len(str(total))}}/{total}] round {number}, {item.row.name}: ")
                 started = time.monotonic()
                 answer = children.train(_job(item.row, plan, number))
-                _take(item, answer)
                 report(f"{_outcome(answer)} ({time.monotonic() - started:.1f} s)\n")
+                _take(item, answer)
     if all(item.failure is not None for item in measured):
         raise ComparisonError(f"no setting trains; {measured[0].row.name}: {measured[0].failure}")
     return measured
@@ -84,7 +84,7 @@ def _take(item: Measured, answer: Answer) -> None:
 
 def _outcome(answer: Answer) -> str:
     if answer.measurement is None:
-        return f"{answer.failure}"
+        return "stopped" if answer.shared else f"{answer.failure}"
     return f"{1e3 * _median_step(answer.measurement):.1f} ms a step, {size(answer.measurement.stored.measured)} stored"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MOST_TRIES = 14
+MOST_TRIES = 20
 RESOLUTION = 16  # narrowed down to 1/16 of the size
 
 

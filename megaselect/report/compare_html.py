@@ -15,7 +15,7 @@ from megaselect.comparison.result import Comparison, Context
 from megaselect.errors import ComparisonError
 from megaselect.report.compare_html_memory import sequence_figure, stacked_memory_figure, timeline_figure
 from megaselect.report.compare_html_style import Figure
-from megaselect.report.compare_html_table import headline_table
+from megaselect.report.compare_html_table import details_table, headline_table
 from megaselect.report.compare_html_training import loss_figure, throughput_figure, time_split_figure
 
 
@@ -52,6 +52,10 @@ def make_html(comparison: Comparison) -> str:
 <section class="figures">
 {plots}
 </section>
+<details>
+<summary>All figures</summary>
+{details_table(comparison)}
+</details>
 {_provenance(context)}
 </main>
 <script>{get_plotlyjs()}</script>

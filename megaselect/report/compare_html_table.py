@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from megaselect.comparison.result import Comparison, SettingResult
@@ -28,9 +29,23 @@ class Column(NamedTuple):
 
 
 def headline_table(comparison: Comparison) -> str:
-    """A row a setting. Columns of which nothing is known are left out, values that are not known are a dash."""
-    trained = [setting for setting in comparison.settings if setting.failure is None]
-    columns = [column for column in _columns(trained) if any(column.cell(setting) for setting in trained)]
+    """A row a setting, with what one chooses by; where a setting did not train, why."""
+    return _table(comparison, _headline(_trained(comparison)))
+
+
+def details_table(comparison: Comparison) -> str:
+    """Every other figure of each setting that trained."""
+    return _table(dataclasses.replace(comparison, settings=tuple(_trained(comparison))), DETAILS)
+
+
+def _trained(comparison: Comparison) -> list[SettingResult]:
+    return [setting for setting in comparison.settings if setting.failure is None]
+
+
+def _table(comparison: Comparison, columns: Sequence[Column]) -> str:
+    """Columns of which nothing is known are left out; a value that is not known is a dash."""
+    trained = _trained(comparison)
+    columns = [column for column in columns if any(column.cell(setting) for setting in trained)]
     heads = "".join(f"<th>{column.head}<small>{column.unit}</small></th>" for column in columns)
     paints = colours(comparison.settings)
     rows = "\n".join(_row(setting, paints[setting.name], columns) for setting in comparison.settings)
@@ -41,31 +56,21 @@ def headline_table(comparison: Comparison) -> str:
 </tbody></table></div>"""
 
 
-def _columns(trained: list[SettingResult]) -> list[Column]:
+def _headline(trained: Sequence[SettingResult]) -> list[Column]:
     base = trained[0]
     name = html.escape(base.name)
     most = max(setting.stored.measured for setting in trained)
     slowest = max(setting.speed.step_seconds.median for setting in trained)
     return [
-        Column(
-            "stored",
-            "measured",
-            lambda row: size(row.stored.measured),
-            lambda row: row.stored.measured / most,
-        ),
-        Column("predicted", "to the byte", _prediction),
+        Column("stored", "for backward", lambda row: size(row.stored.measured), lambda row: row.stored.measured / most),
         Column("stored", f"of {name}", lambda row: f"{row.stored.measured / base.stored.measured:.0%}"),
         Column("peak", "allocated", lambda row: _size(row.peak.allocated)),
-        Column("peak", "predicted", lambda row: _size(row.predicted_peak_bytes)),
-        Column("peak", "reserved", lambda row: _size(row.peak.reserved)),
-        Column("peak", "resident", lambda row: _size(row.peak.rss)),
         Column("step", "median (20–80 %)", _step, lambda row: row.speed.step_seconds.median / slowest),
         Column(
             "step",
             f"× {name}",
             lambda row: f"{row.speed.step_seconds.median / base.speed.step_seconds.median:.2f}",
         ),
-        Column("recompute", "ms", lambda row: _milliseconds(row.speed.recompute_seconds)),
         Column("tokens/s", "&nbsp;", lambda row: f"{row.speed.tokens_per_s:,.0f}"),
         Column("MFU", "&nbsp;", lambda row: _percent(row.speed.mfu)),
         Column("HFU", "&nbsp;", lambda row: _percent(row.speed.hfu)),
@@ -74,7 +79,7 @@ def _columns(trained: list[SettingResult]) -> list[Column]:
     ]
 
 
-def _row(setting: SettingResult, paint: str, columns: list[Column]) -> str:
+def _row(setting: SettingResult, paint: str, columns: Sequence[Column]) -> str:
     swatch = f'<svg class="swatch" viewBox="0 0 12 12" fill="{paint}">{_SWATCHES[SYMBOLS[setting.attention]]}</svg>'
     head = f'<th scope="row"><span class="name">{swatch}{html.escape(setting.name)}</span></th>'
     if setting.failure is not None:
@@ -90,11 +95,11 @@ def _cell(setting: SettingResult, column: Column) -> str:
     return f'<td class="share" style="--share: {100 * column.share(setting):.1f}%">{value}</td>'
 
 
-def _prediction(row: SettingResult) -> str:
+def _measured(row: SettingResult) -> str:
     difference = row.stored.measured - row.stored.predicted
     if not difference:
-        return '<span class="equal">equal</span>'
-    return f'<span class="differ">{row.stored.predicted:,} ({-difference:+,})</span>'
+        return '<span class="equal">equal to the byte</span>'
+    return f'<span class="differ">{row.stored.measured:,} ({difference:+,})</span>'
 
 
 def _bits(row: SettingResult) -> str | None:
@@ -125,3 +130,27 @@ def _percent(share: float | None) -> str | None:
 
 def _count(count: int | None) -> str | None:
     return None if count is None else f"{count:,}"
+
+
+def _tera(flops: int) -> str:
+    return f"{flops / 1e12:,.4g}"
+
+
+DETAILS = (
+    Column("stored", "predicted", lambda row: _size(row.stored.predicted)),
+    Column("stored", "measured", _measured),
+    Column("parameters", "&nbsp;", lambda row: _size(row.static.parameters)),
+    Column("gradients", "&nbsp;", lambda row: _size(row.static.gradients)),
+    Column("master", "weights", lambda row: _size(row.static.master_weights) if row.static.master_weights else None),
+    Column("optimizer", "&nbsp;", lambda row: _size(row.static.optimizer)),
+    Column("peak", "predicted", lambda row: _size(row.predicted_peak_bytes)),
+    Column("peak", "allocated", lambda row: _size(row.peak.allocated)),
+    Column("peak", "reserved", lambda row: _size(row.peak.reserved)),
+    Column("peak", "resident", lambda row: _size(row.peak.rss)),
+    Column("forward", "ms", lambda row: _milliseconds(row.speed.forward_seconds.median)),
+    Column("backward", "ms", lambda row: _milliseconds(row.speed.backward_seconds.median)),
+    Column("of it recompute", "ms", lambda row: _milliseconds(row.speed.recompute_seconds)),
+    Column("optimizer", "ms", lambda row: _milliseconds(row.speed.optimizer_seconds.median)),
+    Column("model", "TFLOPs a step", lambda row: _tera(row.model_flops)),
+    Column("hardware", "TFLOPs a step", lambda row: _tera(row.hardware_flops)),
+)

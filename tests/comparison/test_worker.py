@@ -1,0 +1,113 @@
+"""The worker in this process, against the trainer and against its own failures; and one child with little memory."""
+
+import json
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from megaselect.cli.flags import CommandFlags, parse_run_args
+from megaselect.cli.main import main as megaselect
+from megaselect.comparison import children, worker
+from megaselect.comparison.measurement import Answer, BatchJob, Task
+from megaselect.config import Config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def config(tiny_flags):
+    return parse_run_args(tiny_flags, CommandFlags("test", "", "")).config
+
+
+def answered(tmp_path, config, **overrides):
+    changed = Config.from_dict(
+        config.to_dict(), overrides={name.replace("__", "."): value for name, value in overrides.items()}
+    )
+    task = {"train": {"config": changed.to_dict(), "round": 1, "steps": 2, "warmup_steps": 1, "with_timeline": True}}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    worker.main(str(tmp_path / "task.json"), str(tmp_path / "answer.json"))
+    return TypeAdapter(Answer).validate_json((tmp_path / "answer.json").read_bytes())
+
+
+def test_its_steps_are_those_of_train(tmp_path, config, tiny_flags):
+    found = answered(tmp_path, config).measurement
+    flags = [*tiny_flags, "--run-dir", str(tmp_path / "run"), "--training.eval-interval", "0"]
+    assert megaselect(["train", *flags, "--training.save-interval", "0"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == list(found.losses)
+    assert [line["grad_norm"] for line in lines] == list(found.grad_norms)
+    assert {line["stored_bytes"] for line in lines} == {found.stored.measured}
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_predictions_are_what_is_measured(tmp_path, config, recompute):
+    found = answered(tmp_path, config, recompute__mode=recompute).measurement
+    assert found.stored.measured == found.stored.predicted == sum(found.stored.measured_by_name.values())
+    assert found.stored.measured_by_name == found.stored.predicted_by_name
+    assert found.stored.measured_per_layer == found.stored.predicted_per_layer
+    # Not predicted: each micro-batch's share of the loss, a scalar that waits for the end of the step.
+    assert 0 <= found.peak.allocated - found.predicted_peak_bytes <= 4 * 4
+    assert max(point.bytes for point in found.timeline) == found.peak.allocated
+    assert found.peak.rss > found.peak.allocated
+
+
+def test_the_phases_add_up_to_no_more_than_the_step(tmp_path, config):
+    samples = answered(tmp_path, config).measurement.samples
+    assert [(sample.round, sample.step) for sample in samples] == [(1, 2), (1, 3)]
+    for sample in samples:
+        phases = (sample.forward_seconds, sample.backward_seconds, sample.optimizer_seconds)
+        assert all(seconds > 0 for seconds in phases)
+        assert 0.5 * sample.seconds < sum(phases) < sample.seconds
+
+
+@pytest.mark.parametrize(
+    ("overrides", "failure", "shared"),
+    [
+        (
+            {"recompute__mode": "selective", "model__dropout_p": 0.0},
+            "recompute selective with modules softmax dropout would save nothing: dropout_p is 0, so there are no "
+            "masks, and scores would be kept in place of probs",
+            False,
+        ),
+        ({"data__prefix": "/absent"}, "/absent", True),
+        ({"model__ffn_hidden_size": 2**40}, "out of memory", False),  # 140 TB: no machine's address space
+    ],
+)
+def test_failures_are_answers(tmp_path, config, overrides, failure, shared):
+    found = answered(tmp_path, config, **overrides)
+    assert (found.measurement, found.shared) == (None, shared)
+    assert failure in found.failure
+
+
+def test_a_micro_batch_beyond_the_limit_ends_the_process_and_is_logged(tmp_path, config):
+    log = tmp_path / "log"
+    outcomes = ((2, ""), (4096, "out of memory"))  # the next size is in the middle, 2049: 0.5 GB of probs a layer
+    job = BatchJob(config.to_dict(), outcomes, 600 * 2**20, str(log))
+    assert children.ask(Task(batch=job)) == Answer(failure="out of memory")
+    assert log.read_text() == "2049 begins\n"
+
+
+@pytest.mark.soak
+def test_the_largest_micro_batch_within_a_limit(config):
+    small, beyond = children.largest_micro_batch(config.to_dict(), 2, 600 * 2**20)
+    recomputing = Config.from_dict(config.to_dict(), overrides={"recompute.mode": "full"})
+    large, _ = children.largest_micro_batch(recomputing.to_dict(), 2, 600 * 2**20)
+    assert beyond == "out of memory"
+    assert large > small > 0
+
+
+def test_a_job_that_fits_says_so(tmp_path, config):
+    log = tmp_path / "log"
+    job = BatchJob(config.to_dict(), ((2, ""), (5, "out of memory")), None, str(log))
+    task = tmp_path / "task.json"
+    task.write_text(json.dumps({"batch": {**vars(job)}}))
+    worker.main(str(task), str(tmp_path / "answer.json"))
+    assert TypeAdapter(Answer).validate_json((tmp_path / "answer.json").read_bytes()) == Answer()
+    assert log.read_text() == "3 begins\n3 fits\n4 begins\n4 fits\n"
