@@ -58,7 +58,8 @@ def cheapest(choices: Sequence[Choice], layers: int, limits: Limits) -> list[Cho
             for number, choice in enumerate(choices)
             if choice.count <= layer
         ]
-        columns.append(_pareto(np.concatenate(reached, axis=1)))
+        nowhere = columns[0][:, :0]  # for a layer that no choice ends at
+        columns.append(_pareto(np.concatenate([nowhere, *reached], axis=1)))
     final = columns[-1][:, columns[-1][KEPT] <= limits.after_layers]
     if not final.shape[1]:
         return None
