@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from megaselect.build import build_model
     from megaselect.config import Config
+    from megaselect.estimation.estimate import estimate
     from megaselect.verification import verify
 
 __version__ = "0.1.0"
-__all__ = ["Config", "__version__", "build_model", "verify"]
+__all__ = ["Config", "__version__", "build_model", "estimate", "verify"]
 
-_HOMES = {"Config": "megaselect.config", "build_model": "megaselect.build", "verify": "megaselect.verification"}
+_HOMES = {
+    "Config": "megaselect.config",
+    "build_model": "megaselect.build",
+    "estimate": "megaselect.estimation.estimate",
+    "verify": "megaselect.verification",
+}
 
 
 def __getattr__(name: str) -> Any:

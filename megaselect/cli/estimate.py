@@ -61,12 +61,10 @@ def main(argv: Sequence[str], prog: str) -> int:
     usage = "%(prog)s [--config FILE] [--device NAME] [flags]"
     command = parse_run_args(argv, CommandFlags(prog, usage, _DESCRIPTION, _add_options, _REPLACED))
     from megaselect.estimation.estimate import estimate
-    from megaselect.estimation.target import resolve_target
 
-    options, config = command.options, command.config
-    device = getattr(options, "device", config.training.device)
-    memory = getattr(options, "memory", config.recompute.memory)
-    predicted = estimate(config, resolve_target(device, memory, config.training.dtype), _parallel(options))
+    options = command.options
+    device, memory = getattr(options, "device", None), getattr(options, "memory", None)
+    predicted = estimate(command.config, device, memory, _parallel(options))
     if hasattr(options, "json"):
         from megaselect.estimation.as_data import as_data
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megaselect.config import Config, RecomputeConfig
 from megaselect.config.schema import MODULES
 from megaselect.errors import ConfigError
 from megaselect.estimation.advice import advise
 from megaselect.estimation.rows import Case, Row, make_row, planned_row
-from megaselect.estimation.target import Target
+from megaselect.estimation.target import Target, resolve_target
 from megaselect.recompute.auto import assumed_costs, fastest_plan, problem_of
 from megaselect.recompute.parallel import Parallel
 
@@ -26,7 +26,7 @@ MORE = {
     "full: sqrt": RecomputeConfig(mode="full", method="sqrt"),
 }
 ORDER = ("none", "selective", "core_attn dropout", "all", "full", "full: sqrt")
-CONFIGURED = "as configured"
+CONFIGURED, AUTO = "as configured", "auto"
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,21 @@ class Estimate:
     advice: str
 
 
-def estimate(config: Config, target: Target, parallel: Parallel | None = None) -> Estimate:
-    """Predict every setting. Raises ConfigError, RecomputeError where the layout or a budget does not fit the model."""
+def estimate(
+    config: Config, device: str | None = None, memory: str | None = None, parallel: Parallel | None = None
+) -> Estimate:
+    """Predict every setting of a config for a device, by default the config's own.
+
+    device: auto, cpu, cuda or a GPU's name in megaselect/gpus.py. memory: what a step may hold, such as 24GiB; by
+    default recompute.memory, else the device's. Raises DeviceError for an unknown device, ConfigError where a layout
+    does not divide the model, RecomputeError where mode auto meets no budget.
+    """
+    target = resolve_target(device or config.training.device, memory or config.recompute.memory, config.training.dtype)
+    return estimate_for(config, target, parallel)
+
+
+def estimate_for(config: Config, target: Target, parallel: Parallel | None = None) -> Estimate:
+    """The same for a target that is known."""
     case = Case(config, target, parallel or Parallel())
     case.parallel.check(config)
     attentions = [choice for choice in ("unfused", "fused", "sdpa") if _is_possible(config, choice)]
@@ -58,16 +71,26 @@ def _rows(case: Case, attention: str) -> dict[str, Row]:
     settings = MODES | MORE
     rows = {name: make_row(case, name, attention, settings[name]) for name in ORDER}
     own, name = case.config.recompute, _own_name(case.config)
-    if attention == case.config.model.attention and name not in rows:
-        rows[name] = _automatic(case, name) if own.mode == "auto" else make_row(case, name, attention, own)
+    is_own = attention == case.config.model.attention
+    if is_own and name not in rows and own.mode != "auto":
+        rows[name] = make_row(case, name, attention, own)
+    if (is_own and own.mode == "auto") or _auto_has_a_point(case, rows):
+        rows[AUTO] = _automatic(case, attention, rows)
     return rows
+
+
+def _auto_has_a_point(case: Case, rows: dict[str, Row]) -> bool:
+    """Where not everything can be kept, yet something fits."""
+    fitting = {row.name for row in rows.values() if row.rank.peak.bytes <= case.target.usable_bytes}
+    plannable = case.parallel == Parallel() and case.target.speed is not None
+    return plannable and bool(fitting) and "none" not in fitting
 
 
 def _own_name(config: Config) -> str:
     """The row that the config's own recompute section is."""
     own = config.recompute
     if own.mode == "auto":
-        return "auto"
+        return AUTO
     for name, settings in (MODES | MORE).items():
         alike = (own.mode, own.layers, own.num_layers or 1) == (settings.mode, None, 1)
         if alike and set(own.modules) == set(settings.modules) and own.method == settings.method:
@@ -75,17 +98,22 @@ def _own_name(config: Config) -> str:
     return CONFIGURED
 
 
-def _automatic(case: Case, name: str) -> Row:
-    """What auto would plan, by the times that are assumed."""
+def _automatic(case: Case, attention: str, others: dict[str, Row]) -> Row:
+    """What auto would plan, by the times that are assumed. For another micro-batch it would plan anew: the largest is
+    at least that of any other row.
+    """
     config, target = case.config, case.target
     if case.parallel != Parallel():
         raise ConfigError("--recompute auto plans for one device; leave out --gpus and the parallel flags")
     if target.speed is None:
         raise ConfigError(f"--recompute auto: no speed is on file for {target.name}; name a GPU by --device")
     problem = problem_of(config, target.element_bytes, target.on_gpu)
+    problem = replace(problem, shape=replace(problem.shape, attention=attention))
     costs = assumed_costs(problem.shape, target.speed)
     plan = fastest_plan(problem, lambda: costs, target.usable_bytes).plan
-    return planned_row(case, name, config.model.attention, config.recompute, plan)
+    settings = RecomputeConfig(mode="auto", memory=config.recompute.memory)
+    row = planned_row(case, AUTO, attention, settings, plan)
+    return replace(row, largest_micro_batch=max(other.largest_micro_batch for other in others.values()))
 
 
 def module_sets(case: Case, attention: str) -> dict[str, Row]:

@@ -243,6 +243,8 @@ def _reason(shape: Shape, settings: RecomputeConfig, excess: int) -> str:
         reasons.append(f"{shape.attention} attention keeps no scores or probs as it is")
     elif "softmax" in settings.modules and reasons:
         reasons.append("scores would be kept in place of probs")
+    elif shape.attention != "unfused" and "dropout" in settings.modules and not shape.hidden_dropout and not reasons:
+        reasons.append(f"hidden dropout is 0, and {shape.attention} attention keeps no mask as it is")
     return ", and ".join(reasons) or f"it keeps {excess} bytes more than none in a micro-batch"
 
 

@@ -131,9 +131,9 @@ def _notes(estimate: Estimate) -> list[str]:
         notes.append(f"step: not measured; it assumes {case.target.speed.assumption}.")
     if case.parallel.gpus > 1:
         notes.append("Bytes are those of the fullest rank; communication is not counted in step.")
-    own = estimate.rows[estimate.own[0]][estimate.own[1]]
-    if own.settings.mode == "auto":
-        notes.append(f"auto: {describe_plan(own.plan)}.")
+    for attention, rows in estimate.rows.items():
+        if "auto" in rows:
+            notes.append(f"auto, {attention}: {describe_plan(rows['auto'].plan)}.")
     return notes
 
 

@@ -9,7 +9,7 @@ from megaselect.config import Config
 from megaselect.config.schema import MODULES
 from megaselect.errors import ConfigError, RecomputeError
 from megaselect.estimation.as_data import as_data
-from megaselect.estimation.estimate import estimate, module_sets
+from megaselect.estimation.estimate import estimate, estimate_for, module_sets
 from megaselect.estimation.target import resolve_target
 from megaselect.recompute.ledger import record
 from megaselect.recompute.parallel import Parallel
@@ -30,7 +30,7 @@ A100 = resolve_target("a100-80gb", None, "bf16")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_stored_bytes_are_those_that_the_ledger_measures(name, attention, on_cpu):
     config = make_config(SETTINGS[name], attention=attention, batch=3)
-    row = estimate(make_config(batch=3), on_cpu()).rows[attention][name]
+    row = estimate_for(make_config(batch=3), on_cpu()).rows[attention][name]
     model = build_unchecked(config)
     with record(model) as ledger:
         model(*make_batch(config))
@@ -43,7 +43,7 @@ def test_stored_bytes_are_those_that_the_ledger_measures(name, attention, on_cpu
 
 
 def test_every_set_of_modules_is_a_row(on_cpu):
-    predicted = estimate(make_config(), on_cpu())
+    predicted = estimate_for(make_config(), on_cpu())
     rows = module_sets(predicted.case, "unfused")
     assert len(rows) == 2 ** len(MODULES) - 1
     assert rows["softmax dropout"].rank == predicted.rows["unfused"]["selective"].rank
@@ -51,36 +51,39 @@ def test_every_set_of_modules_is_a_row(on_cpu):
 
 
 def test_sdpa_is_a_choice_where_attention_drops_nothing(on_cpu):
-    assert list(estimate(make_config(), on_cpu()).rows) == ["unfused", "fused"]
-    assert list(estimate(make_config(attention_dropout_p=0.0), on_cpu()).rows) == ["unfused", "fused", "sdpa"]
+    assert list(estimate_for(make_config(), on_cpu()).rows) == ["unfused", "fused"]
+    assert list(estimate_for(make_config(attention_dropout_p=0.0), on_cpu()).rows) == ["unfused", "fused", "sdpa"]
 
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not(on_cpu):
     config = make_config()
-    rows = estimate(config, on_cpu("9MiB")).rows["unfused"]
+    rows = estimate_for(config, on_cpu("9MiB")).rows["unfused"]
     assert len({row.largest_micro_batch for row in rows.values()}) > 3
     for name, row in rows.items():
         for batch, fits in ((row.largest_micro_batch, True), (row.largest_micro_batch + 1, False)):
             overrides = {"training.micro_batch_size": batch, "training.global_batch_size": batch}
             larger = Config.from_dict(config.to_dict(), overrides=overrides)
-            peak = estimate(larger, on_cpu("9MiB")).rows["unfused"][name].rank.peak.bytes
+            peak = estimate_for(larger, on_cpu("9MiB")).rows["unfused"][name].rank.peak.bytes
             assert (peak <= 9 * 2**20) == fits, (name, batch)
 
 
 def test_the_config_s_own_setting_is_a_row(on_cpu):
     recompute = {"mode": "full", "method": "block", "num_layers": 2}
-    predicted = estimate(make_config(recompute), on_cpu())
+    predicted = estimate_for(make_config(recompute), on_cpu())
     assert predicted.own == ("unfused", "as configured")
     row, full = (predicted.rows["unfused"][name] for name in ("as configured", "full"))
     assert row.stored_bytes_per_layer > full.stored_bytes_per_layer  # two layers keep everything
-    assert estimate(make_config({"mode": "selective", "modules": list(MODULES)}), on_cpu()).own == ("unfused", "all")
-    assert estimate(make_config({"mode": "full", "num_layers": 1}), on_cpu()).own == ("unfused", "full")
+    assert estimate_for(make_config({"mode": "selective", "modules": list(MODULES)}), on_cpu()).own == (
+        "unfused",
+        "all",
+    )
+    assert estimate_for(make_config({"mode": "full", "num_layers": 1}), on_cpu()).own == ("unfused", "full")
 
 
 def test_auto_is_the_cheapest_row_that_fits(on_cpu):
-    everything = estimate(make_config(), on_cpu()).rows["unfused"]
+    everything = estimate_for(make_config(), on_cpu()).rows["unfused"]
     budget = everything["all"].rank.peak.bytes + 50_000
-    rows = estimate(make_config({"mode": "auto"}), on_cpu(f"{budget / 2**20:.6f}MiB")).rows["unfused"]
+    rows = estimate_for(make_config({"mode": "auto"}), on_cpu(f"{budget / 2**20:.6f}MiB")).rows["unfused"]
     assert rows["auto"].rank.peak.bytes <= budget
     fitting = [row for row in rows.values() if row.rank.peak.bytes <= budget]
     assert rows["auto"].step_seconds == min(row.step_seconds for row in fitting)
@@ -89,15 +92,15 @@ def test_auto_is_the_cheapest_row_that_fits(on_cpu):
 
 def test_auto_says_what_it_cannot_plan(on_cpu):
     with pytest.raises(RecomputeError, match="--recompute auto cannot keep a step within --memory 1,048,576 bytes"):
-        estimate(make_config({"mode": "auto"}), on_cpu("1MiB"))
+        estimate_for(make_config({"mode": "auto"}), on_cpu("1MiB"))
     with pytest.raises(ConfigError, match="--recompute auto plans for one device"):
-        estimate(make_config({"mode": "auto"}), on_cpu(), Parallel(gpus=2, tensor=2))
+        estimate_for(make_config({"mode": "auto"}), on_cpu(), Parallel(gpus=2, tensor=2))
 
 
 def test_ranks_share_what_the_layout_says(shipped):
     config = shipped("paper-22b")
-    alone = estimate(config, A100).rows["unfused"]["none"]
-    shared = estimate(config, A100, Parallel(gpus=8, tensor=8, sequence=True)).rows["unfused"]["none"]
+    alone = estimate_for(config, A100).rows["unfused"]["none"]
+    shared = estimate_for(config, A100, Parallel(gpus=8, tensor=8, sequence=True)).rows["unfused"]["none"]
     shape = Shape.of(config, 2)
     whole = 8 * shape.batch + 20 * shape.tokens  # sample indices, token indices, targets, log-sum-exp: on every rank
     assert 8 * (shared.rank.stored - whole) == alone.rank.stored - whole
@@ -108,7 +111,7 @@ def test_ranks_share_what_the_layout_says(shipped):
 def test_replicas_share_what_the_sharding_says(shipped):
     config = shipped("gpt-1.3b")
     static = {
-        sharding: estimate(config, A100, Parallel(gpus=8, sharding=sharding)).rows["fused"]["all"].rank.static
+        sharding: estimate_for(config, A100, Parallel(gpus=8, sharding=sharding)).rows["fused"]["all"].rank.static
         for sharding in ("none", "optimizer", "gradients", "parameters")
     }
     none = static["none"]
@@ -129,7 +132,7 @@ def test_replicas_share_what_the_sharding_says(shipped):
 def test_a_pipeline_s_first_stage_holds_a_micro_batch_for_every_stage(shipped):
     config = shipped("paper-530b")
     layout = Parallel(gpus=280, tensor=8, sequence=True, pipeline=35, virtual_stages=3)
-    row = estimate(config, A100, layout).rows["unfused"]["core_attn dropout"]
+    row = estimate_for(config, A100, layout).rows["unfused"]["core_attn dropout"]
     in_flight = 35 * 3 + 34  # chunks of one layer
     assert row.rank.stage.name == "first"
     assert sum(row.rank.by_name[name] for name in row.layer_tensors) == in_flight * row.stored_bytes_per_layer
@@ -150,11 +153,11 @@ def test_a_pipeline_s_first_stage_holds_a_micro_batch_for_every_stage(shipped):
 )
 def test_layouts_that_do_not_divide_are_refused(layout, message, on_cpu):
     with pytest.raises(ConfigError, match=message):
-        estimate(make_config(), on_cpu(), Parallel(**layout))
+        estimate_for(make_config(), on_cpu(), Parallel(**layout))
 
 
 def test_data_has_the_keys_that_others_script_against(on_cpu):
-    data = json.loads(json.dumps(as_data(estimate(make_config(batch=3), on_cpu()))))
+    data = json.loads(json.dumps(as_data(estimate_for(make_config(batch=3), on_cpu()))))
     assert data["micro_batch_size"] == 3
     for attention in ("unfused", "fused"):
         modes = data["attention"][attention]["modes"]
@@ -165,3 +168,12 @@ def test_data_has_the_keys_that_others_script_against(on_cpu):
             assert mode["stored_bytes"] == sum(mode["stored_bytes_by_tensor"].values())
             assert mode["stored_bytes_per_layer"] == sum(mode["layer_bytes_by_tensor"].values())
         assert len(data["attention"][attention]["module_sets"]) == 31
+
+
+def test_from_python_a_device_and_memory_are_words(shipped):
+    from megaselect import estimate as public
+
+    assert public is estimate
+    predicted = public(shipped("gpt2-124m"), device="h100-80gb", memory="10GiB")
+    assert (predicted.case.target.usable_bytes, predicted.case.target.dtype) == (10 * 2**30, "bf16")
+    assert predicted.advice.startswith("Without recomputation a step needs 19.84 GiB, more than 10.00 GiB (--memory)")
