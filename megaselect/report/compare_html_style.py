@@ -66,7 +66,7 @@ def lay_bars(figure: go.Figure, title: str) -> None:
     figure.update_layout(
         barmode="stack",
         bargap=0.35,
-        xaxis={"title": {"text": title}, "rangemode": "tozero"},
+        xaxis={"title": {"text": title}, "rangemode": "tozero", "tickformat": ","},
         yaxis={"autorange": "reversed", "automargin": True, "ticksuffix": "  ", "showgrid": False},
     )
 

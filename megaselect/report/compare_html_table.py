@@ -149,7 +149,7 @@ DETAILS = (
     Column("peak", "resident", lambda row: _size(row.peak.rss)),
     Column("forward", "ms", lambda row: _milliseconds(row.speed.forward_seconds.median)),
     Column("backward", "ms", lambda row: _milliseconds(row.speed.backward_seconds.median)),
-    Column("of it recompute", "ms", lambda row: _milliseconds(row.speed.recompute_seconds)),
+    Column("recompute", "of backward, ms", lambda row: _milliseconds(row.speed.recompute_seconds)),
     Column("optimizer", "ms", lambda row: _milliseconds(row.speed.optimizer_seconds.median)),
     Column("model", "TFLOPs a step", lambda row: _tera(row.model_flops)),
     Column("hardware", "TFLOPs a step", lambda row: _tera(row.hardware_flops)),

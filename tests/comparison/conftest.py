@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from megaselect.cli.main import main
 from megaselect.comparison.result import read_comparison
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test fol
 
 VOCABULARY = 128
 STEPS, WARMUP_STEPS = 2, 1
+BALLAST_BYTES = 2**30
 
 
 @pytest.fixture(scope="session")
@@ -50,10 +52,12 @@ def compared(tiny_flags, tmp_path_factory):
     flags = ["--settings", "full", "--steps", str(STEPS), "--warmup", str(WARMUP_STEPS), "--rounds", "1"]
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
+    ballast = torch.ones(BALLAST_BYTES, dtype=torch.int8)  # of this process, and none of its children's memory
     try:
         with redirect_stdout(stdout), redirect_stderr(stderr):
             code = main(["compare", *tiny_flags, *flags, "--out", str(out), "--json"])
     finally:
+        del ballast
         os.environ.pop("OMP_NUM_THREADS")
         if before is not None:
             os.environ["OMP_NUM_THREADS"] = before

@@ -62,10 +62,10 @@ def searching(monkeypatch, limit, ending):
 
 
 def test_each_failure_is_followed_by_a_fresh_process_that_knows_it(monkeypatch):
-    found, processes = searching(monkeypatch, 21, Answer(failure="out of memory"))
-    assert found == (21, "out of memory")
+    found, processes = searching(monkeypatch, 21, Answer(failure="no room"))
+    assert found == (21, "no room")
     assert processes[0] == ()
-    assert [outcomes[-1] for outcomes in processes[1:]] == [(size, "out of memory") for size in (32, 24, 22)]
+    assert [outcomes[-1] for outcomes in processes[1:]] == [(size, "no room") for size in (32, 24, 22)]
     assert (20, "") in processes[3]
 
 

@@ -105,6 +105,12 @@ def test_modes_are_equal_to_the_bit_and_bytes_are_those_predicted(compared):
     assert compared.result.verdict.startswith("Every recompute setting trained bitwise equal to none of its attention")
 
 
+def test_a_process_is_not_weighed_with_the_one_that_started_it(compared):
+    """Which holds a GiB more than it needs; on Linux getrusage would count it."""
+    for setting in compared.result.settings:
+        assert setting.peak.allocated < setting.peak.rss < 2**30
+
+
 def test_the_record_says_how_it_was_measured(compared):
     context = compared.result.context
     assert (context.steps, context.warmup_steps, context.rounds, context.tokens_per_step) == (2, 1, 1, 4 * 24)
