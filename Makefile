@@ -12,6 +12,9 @@ else
 PYTHON := $(PY)
 endif
 
+# A process for each core, four at most, where pytest-xdist is installed. A file's tests share fixtures and so a process.
+WORKERS = $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses auto --maxprocesses 4 --dist loadfile)
+
 INPUTS := setup.py pyproject.toml constraints.txt
 # pip passes -c to no build environment. It used to pass PIP_CONSTRAINT; newer versions read PIP_BUILD_CONSTRAINT there.
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
@@ -31,7 +34,7 @@ train: $(TRAIN_STAMP)
 	$(PYTHON) train.py --recompute selective $(ARGS)
 
 test: lint
-	$(PYTHON) -m pytest -m "not soak" $(ARGS)
+	$(PYTHON) -m pytest -m "not soak" $(WORKERS) $(ARGS)
 
 lint: $(TEST_STAMP)
 	$(PYTHON) -m ruff check .

@@ -9,7 +9,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', Path("megaselect/__init__.py").re
 
 REPORT = ["plotly>=6"]  # compare.html
 DASHBOARD = ["wandb-workspaces>=0.4"]
-TEST = ["pytest>=8", "hypothesis>=6", "transformers>=4.50", "ruff>=0.9", *REPORT, *DASHBOARD]
+TEST = ["pytest>=8", "hypothesis>=6", "transformers>=4.50", "pytest-xdist>=3.6", "ruff>=0.9", *REPORT, *DASHBOARD]
 
 setup(
     name="megaselect",

@@ -1,4 +1,4 @@
-"""What all tests share: Triton's interpreter where there is no GPU, skipped GPU tests, a look at saved tensors."""
+"""What all tests share: one thread, one seed, Triton's interpreter and no GPU tests without a GPU, saved tensors."""
 
 import os
 import sys
@@ -14,6 +14,17 @@ if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it once, when it is imported; torch alone does not import it
 
 sys.path.insert(0, str(Path(__file__).parent / "kernels"))  # importlib mode leaves test folders off it: mask_reference
+
+
+def pytest_configure():
+    """Threads only wait for each other over tensors as small as the tests', and for the other workers' tests."""
+    torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Before the fixtures: what a test draws depends on no other test, nor on the worker that runs it."""
+    torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(items):

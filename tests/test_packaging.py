@@ -162,8 +162,18 @@ def test_make_runs_without_installing_where_nothing_changed(tree):
     assert make(tree, "-n", "test")[1].splitlines() == [
         ".venv/bin/python -m ruff check .",
         ".venv/bin/python -m ruff format --check .",
-        '.venv/bin/python -m pytest -m "not soak" ',
+        '.venv/bin/python -m pytest -m "not soak"  ',
     ]
+
+
+@needs_make
+@pytest.mark.parametrize(("status", "workers"), [(0, "--numprocesses auto --maxprocesses 4 --dist loadfile"), (1, "")])
+def test_make_tests_in_parallel_where_it_can(tree, status, workers):
+    python = tree / "python"
+    python.write_text(f"#!/bin/sh\n[ \"$*\" = '-c import xdist' ] && exit {status}\n")
+    python.chmod(0o755)
+    last = make(tree, "-n", "test", f"PY={python}", "ARGS=-x")[1].splitlines()[-1]
+    assert last == f'{python} -m pytest -m "not soak" {workers} -x'
 
 
 @needs_make

@@ -66,12 +66,16 @@ class Case:
         )
 
 
-every_case = pytest.mark.parametrize(
-    "case", [pytest.param((shape.values[0], dtype), id=f"{shape.id}-{dtype}") for shape in SHAPES for dtype in DTYPES]
-)
+ALL_CASES = [pytest.param((shape.values[0], dtype), id=f"{shape.id}-{dtype}") for shape in SHAPES for dtype in DTYPES]
+# The eight launches of all forms are long in the interpreter: fp16 where chunks and 16-byte accesses depend on it.
+FORM_CASES = [
+    case
+    for case in ALL_CASES
+    if case.values[0][1] == torch.float32 or case.id.startswith(("several-chunks", "offsets-aligned"))
+]
 
 
-@every_case
+@pytest.mark.parametrize("case", ALL_CASES)
 def test_forward_against_fp64(case, relative_error):
     case = Case(*case)
     dropped, row_max, inverse_sum, probs, mask = case.forward("none")
@@ -90,7 +94,7 @@ def test_forward_against_fp64(case, relative_error):
     assert relative_error(probs, case.probs) <= 2 * relative_error(torch_probs, case.probs)
 
 
-@every_case
+@pytest.mark.parametrize("case", FORM_CASES)
 def test_every_storage_form_gives_the_same_bits(case):
     case = Case(*case)
     stored = {form: case.forward(form) for form in FORMS}

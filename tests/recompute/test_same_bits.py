@@ -39,13 +39,12 @@ def different(actual, expected):
     return [name for name in expected if not torch.equal(actual[name], expected[name])]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(("batch", "accumulation"), [(1, 2), (4, 1)])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_every_setting_trains_to_the_same_bits(setting, dtype, batch, accumulation):
     config = make_config(setting, dtype=dtype, batch=batch)
-    trace = train(build_model(config), config, 3, accumulation)
-    assert different(trace, trained_with_none(dtype, batch, 3, accumulation)) == []
+    trace = train(build_model(config), config, 2, accumulation)
+    assert different(trace, trained_with_none(dtype, batch, 2, accumulation)) == []
 
 
 @pytest.mark.parametrize(("attention_p", "hidden_p"), [(0.25, 0.0), (0.0, 0.25), (0.5, 0.002), (0.0, 0.0)])
@@ -112,7 +111,7 @@ def test_the_bits_are_the_same_in_fp64(recompute, attention_p):
 
 
 def test_a_step_learns_and_its_gradients_are_not_zero():
-    trace = trained_with_none("fp32", 4, 3)
+    trace = trained_with_none("fp32", 4, 2)
     initial = dict(build_model(make_config()).named_parameters())
     assert all(grad.abs().max() > 0 for name, grad in trace.items() if "gradient" in name)
     assert all(not torch.equal(trace[f"trained {name}"], value) for name, value in initial.items())

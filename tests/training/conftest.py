@@ -1,9 +1,11 @@
 """Small runs of the trainer: as child processes of train.py, and in this process through megaselect's main."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,27 @@ def run_child(child_environment, child_command):
 
 
 @pytest.fixture(scope="session")
+def run_main(child_command):
+    """`run_main(*flags)` is run_child in this process, which has imported already what a child takes seconds for."""
+
+    def run(*flags):
+        arguments = ["train", *child_command("--wandb", "disabled", *flags)[2:]]
+        with pytest.MonkeyPatch.context() as patch:
+            forget_wandb(patch)
+            with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+                code = main(arguments)
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+def forget_wandb(patch):
+    """Nothing in the environment tells wandb of a key or a mode."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        patch.delenv(name)
+
+
+@pytest.fixture(scope="session")
 def write_dataset():
     """`write_dataset(prefix, tokens)` writes an indexed dataset of one random document."""
 
@@ -82,8 +105,7 @@ def small_flags(dataset):
 @pytest.fixture
 def run_here(small_flags, monkeypatch):
     """`run_here(*flags)` trains in this process and returns the exit code."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
+    forget_wandb(monkeypatch)
     return lambda *flags: main(["train", *small_flags, *map(str, flags)])
 
 

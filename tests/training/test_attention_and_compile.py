@@ -20,22 +20,21 @@ def losses(metrics):
     return [(line["loss"], line["grad_norm"]) for line in metrics]
 
 
+def fused_run(run, run_dir, *flags):
+    """(what it printed, its run directory) of a run with fused attention; run: run_child or run_main."""
+    done = run(*FLAGS, *FUSED, *flags, "--run-dir", run_dir)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout, run_dir
+
+
 @pytest.fixture(scope="module")
-def fused_run(run_child, tmp_path_factory):
-    """`fused_run(*flags)`: (what it printed, its run directory) of a run with fused attention."""
-
-    def run(*flags):
-        run_dir = tmp_path_factory.mktemp("run") / "run"
-        child = run_child(*FLAGS, *FUSED, *flags, "--run-dir", run_dir)
-        assert (child.returncode, child.stderr) == (0, "")
-        return child.stdout, run_dir
-
-    return run
+def rebuilding_all(run_main, tmp_path_factory):
+    return fused_run(run_main, tmp_path_factory.mktemp("all"), *ALL)
 
 
-def test_fused_attention_rebuilding_all_trains_to_the_same_bits(fused_run, read_metrics):
-    _, kept = fused_run("--recompute", "none")
-    printed, rebuilt = fused_run(*ALL)
+def test_fused_attention_rebuilding_all_trains_to_the_same_bits(run_main, rebuilding_all, read_metrics, tmp_path):
+    _, kept = fused_run(run_main, tmp_path, "--recompute", "none")
+    printed, rebuilt = rebuilding_all
     assert losses(read_metrics(rebuilt)) == losses(read_metrics(kept))
     assert "attention      fused\n" in printed
     assert "recompute      selective: all\n" in printed
@@ -44,9 +43,9 @@ def test_fused_attention_rebuilding_all_trains_to_the_same_bits(fused_run, read_
 
 
 @pytest.mark.compiles
-def test_a_compiled_run_evaluates_and_generates_too(fused_run, read_metrics):
-    printed, compiled = fused_run(*ALL, "--compile")
-    _, plain = fused_run(*ALL)
+def test_a_compiled_run_evaluates_and_generates_too(run_child, rebuilding_all, read_metrics, tmp_path):
+    printed, compiled = fused_run(run_child, tmp_path, *ALL, "--compile")
+    _, plain = rebuilding_all
     assert "(equal to the byte)" in printed
     for got, wanted in zip(losses(read_metrics(compiled)), losses(read_metrics(plain)), strict=True):
         assert got == pytest.approx(wanted, rel=1e-5)  # gradients of biases are added in another order
