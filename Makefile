@@ -67,7 +67,7 @@ clean:
 
 .venv/.train-installed: .venv/.python $(INPUTS)
 	@echo 'Installing Megaselect and what it needs into .venv: about a minute, once.'
-	@$(PIP_INSTALL) --editable .
+	@$(PIP_INSTALL) --editable '.[report]'
 	@touch $@
 
 .venv/.test-installed: .venv/.train-installed

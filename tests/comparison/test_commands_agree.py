@@ -6,7 +6,6 @@ import pytest
 
 from megaselect.cli.main import main
 
-
 TRAINING_ONLY = ("--max-steps", "--training.warmup-steps", "--wandb")  # what verify, which trains nothing, refuses
 
 
