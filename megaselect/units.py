@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from megaselect.errors import ConfigError
 
@@ -23,4 +24,4 @@ def parse_size(text: str, flag: str) -> int:
     units = {unit.lower(): count for unit, count in _UNITS.items()}
     if match is None or match[2].lower() not in units or not float(match[1]):
         raise ConfigError(f"{flag} {text}: must be a size such as 24GiB; the units are {', '.join(_UNITS)}")
-    return int(float(match[1]) * units[match[2].lower()])
+    return int(Decimal(match[1]) * units[match[2].lower()])
