@@ -100,7 +100,7 @@ def test_a_name_that_is_not_one(text, meant):
         (" 512MiB ", 512 * 2**20),
         ("1.5GiB", 3 * 2**29),
         ("16GB", 16 * 10**9),
-        ("0.57GB", 570_000_000),  # which in floating point is a byte less
+        ("1.001MB", 1_001_000),  # which in floating point is a byte less
         ("0.5 MB", 500_000),
     ],
 )
