@@ -14,8 +14,10 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from megaselect import Config
 from megaselect.recompute.apply import apply_recompute
+from megaselect.recompute.auto import assumed_costs, fastest_plan, problem_of, smallest_peak
+from megaselect.recompute.cost import cpu_speed
 from megaselect.recompute.peak import predicted_peak
-from megaselect.recompute.plan import make_plan
+from megaselect.recompute.plan import everything_kept, make_plan
 from megaselect.recompute.theory import Shape
 from megaselect.training.optimizer import MixedPrecisionAdamW
 
@@ -110,6 +112,24 @@ def test_the_peak_of_a_step_is_the_allocator_s(case, name, peak_bytes):
     predicted = predicted_peak(training.shape, training.apply(name), micro_batches)
     measured = training.static_bytes() + peak_bytes(lambda: training.step(micro_batches))
     assert predicted.bytes == pytest.approx(measured, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Expected a tensor")
+@pytest.mark.parametrize("case", ["fp32", "bf16"])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6])
+def test_the_peak_of_a_plan_for_a_budget(case, share):
+    """Layers that differ from each other, and the budget is kept by what is measured too."""
+    training = training_of(case)
+    problem = problem_of(training.config, training.shape.element_bytes, on_gpu=False)
+    costs = assumed_costs(problem.shape, cpu_speed())
+    low, high = smallest_peak(problem, costs).bytes, predicted_peak(training.shape, everything_kept(4)).bytes
+    budget = low + int(share * (high - low))
+    found = fastest_plan(problem, lambda: costs, budget)
+    assert len({(chunk.checkpointed, found.plan.modules[chunk.first]) for chunk in found.plan.chunks}) > 1
+    apply_recompute(training.model, found.plan)
+    measured, error = training.tracked_peak(1), 1e-4 if case == "fp32" else 1e-2
+    assert found.peak.bytes == pytest.approx(measured, rel=error)
+    assert measured <= budget * (1 + error)
 
 
 def test_the_moment_of_the_peak():
