@@ -16,6 +16,16 @@ what an earlier start has finished. Status 3 means that the GPU failed, and that
 made it fail. `--list --device cuda` names a part's cases on any machine."""
 
 
+PEAK = (
+    "| predicted peak of a step against `max_memory_allocated` | within 5 % | not measured | "
+    "`pytest -m cuda tests/recompute/test_peak.py` |"
+)
+COMPARISON = (
+    "| every setting beside the others: time, memory, bits | - | not measured | "
+    "`megaselect compare --config gpt2-124m --largest-micro-batch --memory-snapshot` |"
+)
+
+
 def page() -> list[str]:
     """Its lines."""
     import torch
@@ -28,6 +38,7 @@ def page() -> list[str]:
     lines += ["| goal | wanted | measured | command |", "|---|---|---|---|"]
     for goal in goals.judge([], on_gpu=True):
         lines.append(f"| {goal['goal']} | {goal['wanted']} | not measured | `{goals.COMMAND}` |")
+    lines += [PEAK, COMPARISON]
     lines.append("| kernels: error to twice torch's, bits, masks, odd sizes | pass | not measured | `pytest -m cuda` |")
     for part, what in PARTS.items():
         arguments = parse([part])

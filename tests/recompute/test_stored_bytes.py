@@ -11,6 +11,7 @@ from tiny_models import build_unchecked, make_batch, make_config
 from torch.nn.functional import scaled_dot_product_attention
 
 from megaselect import build_model
+from megaselect.config.schema import MODULES
 from megaselect.recompute.ledger import record
 from megaselect.recompute.plan import make_plan
 from megaselect.recompute.theory import Shape, bytes_per_layer, stored_bytes, stored_tensors
@@ -51,13 +52,19 @@ def test_every_row_is_as_predicted_with_each_attention(setting, dtype, attention
     assert_as_predicted(make_config(setting, dtype=dtype, batch=3, loss_chunk_tokens=10, **ODD, **model))
 
 
+def any_setting():
+    """One of the settings, or selective with any set of modules."""
+    modules = st.lists(st.sampled_from(MODULES), min_size=1, unique=True)
+    return st.sampled_from(sorted(SETTINGS)).map(SETTINGS.get) | modules.map(lambda names: selective(*names))
+
+
 @st.composite
 def configs(draw):
     heads = draw(st.integers(1, 5))
     probability = st.sampled_from([0.0, 0.002, 0.1, 0.5])
     attention = draw(st.sampled_from(["unfused", "fused", "sdpa"]))
     return make_config(
-        SETTINGS[draw(st.sampled_from(sorted(SETTINGS)))],
+        draw(any_setting()),
         dtype=draw(st.sampled_from(sorted(ELEMENT_BYTES))),
         batch=draw(st.integers(1, 4)),
         num_attention_heads=heads,
@@ -76,6 +83,15 @@ def configs(draw):
 @given(configs())
 def test_every_row_is_as_predicted_for_any_shape(config):
     assert_as_predicted(config)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(any_setting(), st.sampled_from(["unfused", "fused"]), st.integers(1, 9), st.sampled_from([0.0, 0.1]))
+def test_the_triton_kernels_keep_what_is_predicted(setting, attention, sequence, dropout_p):
+    model = {"hidden_size": 6, "num_attention_heads": 2, "ffn_hidden_size": 10, "seq_length": sequence, "vocab_size": 9}
+    model |= {"num_layers": 1, "attention": attention, "dropout_p": dropout_p, "kernel_backend": "triton"}
+    settings_of_layers = {"layers", "num_layers"} & setting.keys()
+    assert_as_predicted(make_config({} if settings_of_layers else setting, batch=1, **model))
 
 
 def test_the_batch_of_a_shape_can_be_another_one_than_the_run_s():
