@@ -106,19 +106,17 @@ def fastest_plan(problem: Problem, make_costs: Callable[[], Costs], budget_bytes
 
 
 def smallest_peak(problem: Problem, costs: Costs) -> Peak:
-    """The least peak of any plan, found by halving the budget's range."""
-    too_little, enough = (
-        0,
-        step_peak(problem.shape, everything_kept(problem.layers), problem.static, problem.situation).bytes,
-    )
-    best = None
-    while enough - too_little > 1 or best is None:
-        middle = (too_little + enough) // 2 if best else enough
-        found = [solved for solved in _solutions(problem, costs, middle) if solved]
-        if found:
-            peaks = [step_peak(problem.shape, plan, problem.static, problem.situation) for _, plan in found]
-            best = min(peaks, key=lambda peak: peak.bytes)
-            enough = best.bytes
+    """The least peak of any plan, found by halving the range of budgets."""
+
+    def peak_of(plan: RecomputePlan) -> Peak:
+        return step_peak(problem.shape, plan, problem.static, problem.situation)
+
+    best, too_little = peak_of(everything_kept(problem.layers)), 0
+    while best.bytes - too_little > 1:
+        middle = (too_little + best.bytes) // 2
+        fitting = [peak_of(solved[1]) for solved in _solutions(problem, costs, middle) if solved]
+        if fitting:
+            best = min(fitting, key=lambda peak: peak.bytes)
         else:
             too_little = middle
     return best
