@@ -117,6 +117,7 @@ def smallest_peak(problem: Problem, costs: Costs) -> Peak:
         fitting = [peak_of(solved[1]) for solved in _solutions(problem, costs, middle) if solved]
         if fitting:
             best = min(fitting, key=lambda peak: peak.bytes)
+            assert best.bytes <= middle, (best, middle)
         else:
             too_little = middle
     return best
