@@ -9,7 +9,7 @@ from rich.text import Text
 
 from megaselect.estimation.estimate import Estimate
 from megaselect.estimation.rows import Row
-from megaselect.recompute.parallel import Parallel
+from megaselect.recompute.parallel import Parallel, pipeline_output_bytes
 from megaselect.recompute.plan import describe_plan
 from megaselect.recompute.weights import parameter_count
 from megaselect.units import GIB_BYTES, MIB_BYTES, size
@@ -131,6 +131,9 @@ def _notes(estimate: Estimate) -> list[str]:
         notes.append(f"step: not measured; it assumes {case.target.speed.assumption}.")
     if case.parallel.gpus > 1:
         notes.append("Bytes are those of the fullest rank; communication is not counted in step.")
+    if case.parallel.pipeline > 1:
+        held = pipeline_output_bytes(case.shape(estimate.own[0]), case.parallel.pipeline)
+        notes.append(f"A stage frees its outputs once they are sent; kept, they would hold {size(held)} more.")
     for attention, rows in estimate.rows.items():
         if "auto" in rows:
             notes.append(f"auto, {attention}: {describe_plan(rows['auto'].plan)}.")

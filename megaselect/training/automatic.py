@@ -21,7 +21,7 @@ def plan_note(automatic: AutoPlan) -> str:
         if automatic.extra_seconds
         else "as fast as none"
     )
-    return f"note: auto predicts a peak of {peak} of {budget}, in the {automatic.peak.moment}; {cost}"
+    return f"note: auto predicts that tensors hold at most {peak} of {budget}, in the {automatic.peak.moment}; {cost}"
 
 
 def plan_dict(automatic: AutoPlan) -> dict[str, Any]:

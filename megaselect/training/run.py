@@ -54,7 +54,6 @@ def train(config: Config, config_name: str, notes: Sequence[str], make_sink: Mak
 
 
 def set_determinism(deterministic: bool) -> None:
-    """Have torch use deterministic algorithms alone, or whichever it likes."""
     """Refuse operations whose bits vary from run to run, or allow them."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it

@@ -83,7 +83,8 @@ def assert_plan_is_told(output, run_dir, budget, make_config, metrics):
     assert stored_bytes(model.shape, plan) < stored_bytes(model.shape, everything_kept(3))
     words = " ".join(output.split())
     assert f" recompute auto: {saved['description']} " in words
-    assert f"note: auto predicts a peak of {peak.bytes / 2**20:.2f} MiB of {budget / 2**20:.2f} MiB, in the " in words
+    held, room = f"{peak.bytes / 2**20:.2f} MiB", f"{budget / 2**20:.2f} MiB"
+    assert f"note: auto predicts that tensors hold at most {held} of {room}, in the " in words
     assert " ms a micro-batch more than none, by times measured on one layer" in words
     assert " other settings: none " in words  # auto is none of them: all are others
     assert "WARNING" not in output
