@@ -60,7 +60,7 @@ def _trade(trained: Sequence[SettingResult]) -> list[str]:
     if without:
         leanest = min(without, key=_kept)
         sentences.append(_saving(leanest, base, ", without computing anything again"))
-    return [*sentences, _roughness(base)]
+    return [*sentences, _roughness(trained)]
 
 
 def _saving(setting: SettingResult, base: SettingResult, more: str = "") -> str:
@@ -70,13 +70,14 @@ def _saving(setting: SettingResult, base: SettingResult, more: str = "") -> str:
     )
 
 
-def _roughness(base: SettingResult) -> str:
+def _roughness(trained: Sequence[SettingResult]) -> str:
     """A warning where steps of one setting differ so much that ratios of times say little."""
-    step = base.speed.step_seconds
+    worst = max(trained, key=lambda setting: setting.speed.step_seconds.q80 / setting.speed.step_seconds.q20)
+    step = worst.speed.step_seconds
     if step.q80 <= ROUGH * step.q20:
         return ""
     return (
-        f"Times are rough: of the steps of {base.name}, the middle ones took from {1e3 * step.q20:,.0f} to "
+        f"Times are rough: of the steps of {worst.name}, the middle ones took from {1e3 * step.q20:,.0f} to "
         f"{1e3 * step.q80:,.0f} ms; more --rounds, or a quieter machine, make them firm."
     )
 

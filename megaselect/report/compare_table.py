@@ -67,8 +67,7 @@ def _memory(unit_bytes: int) -> dict[str, Cell]:
     return {
         "stored,\npredicted": lambda row: _bytes(row.stored.predicted, unit_bytes),
         "stored,\nmeasured": lambda row: _bytes(row.stored.measured, unit_bytes),
-        "weights,\noptimizer": lambda row: _bytes(row.static.total - row.static.gradients, unit_bytes),
-        "gradients": lambda row: _bytes(row.static.gradients, unit_bytes),
+        "weights,\ngradients,\noptimizer": lambda row: _bytes(row.static.total, unit_bytes),
         "peak,\npredicted": lambda row: _bytes(row.predicted_peak_bytes, unit_bytes),
         "peak,\nallocated": lambda row: _bytes(row.peak.allocated, unit_bytes),
         "peak,\nreserved": lambda row: _bytes(row.peak.reserved, unit_bytes),
