@@ -57,6 +57,6 @@ def test_a_setting_that_does_not_repeat_itself_proves_nothing():
 def test_failures_and_rough_times_are_told():
     rough = [measurement((20, 100), stored=100 * MIB)]
     assert verdict(none=steps(45, 100), fused_none=rough, all="out of memory", full="no") == (
-        "Times are rough: of the steps of fused none, the middle ones took from 51 to 99 ms; more --rounds, or a quieter "
-        "machine, make them firm. all and full did not train."
+        "Times are rough: of the steps of fused none, the middle ones took from 51 to 99 ms; more --rounds, or a "
+        "quieter machine, make them firm. all and full did not train."
     )
