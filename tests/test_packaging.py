@@ -182,9 +182,9 @@ def test_make_installs_again_where_the_requirements_changed(tree, changed):
     newer = (tree / ".venv/.test-installed").stat().st_mtime + 5
     os.utime(tree / changed, (newer, newer))
     installs = re.findall(r"pip install .*--editable (\S+)", make(tree, "-n", "test")[1])
-    assert installs == [".", "'.[test]'"]
+    assert installs == ["'.[report]'", "'.[test]'"]
     output = make(tree, "-n", "train")[1]
-    assert re.findall(r"pip install .*--editable (\S+)", output) == ["."]
+    assert re.findall(r"pip install .*--editable (\S+)", output) == ["'.[report]'"]
     assert "PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt" in output
     assert "-m venv" not in output
 
