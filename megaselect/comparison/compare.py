@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from megaselect import __version__
-from megaselect.comparison import children
+from megaselect.comparison.children import Ask, Children, largest_micro_batch
 from megaselect.comparison.provenance import source_commit
 from megaselect.comparison.result import Comparison, Context
 from megaselect.comparison.rounds import Report, Rounds, run_rounds
@@ -35,20 +35,21 @@ class Request:
 
 def compare(request: Request, report: Report) -> Comparison:
     """Measure and judge. `report` gets pieces of lines as it goes on. Raises ComparisonError."""
-    measured = run_rounds(request.rows, request.rounds, report)
-    if request.find_largest_micro_batch:
-        _find_largest(measured, request, report)
+    with Children() as children:
+        measured = run_rounds(request.rows, request.rounds, children.ask, report)
+        if request.find_largest_micro_batch:
+            _find_largest(measured, request, children.ask, report)
     context = _context(request, measured)
     settings = summarise(measured, context.tokens_per_step)
     return Comparison(context, settings, make_verdict(settings))
 
 
-def _find_largest(measured: Sequence[Measured], request: Request, report: Report) -> None:
+def _find_largest(measured: Sequence[Measured], request: Request, ask: Ask, report: Report) -> None:
     for item in measured:
         if item.failure is None:
             report(f"largest micro-batch, {item.row.name}: ")
             start = item.row.config.training.micro_batch_size
-            largest, beyond = children.largest_micro_batch(item.row.config.to_dict(), start, request.limit_bytes)
+            largest, beyond = largest_micro_batch(ask, item.row.config.to_dict(), start, request.limit_bytes)
             item.largest_micro_batch = largest
             report(f"{largest}{f'; beyond it: {beyond}' if beyond else ' or more'}\n")
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megaselect.comparison import children
-from megaselect.comparison.measurement import Answer, TrainJob, TrainMeasurement
+from megaselect.comparison.children import Ask
+from megaselect.comparison.measurement import Answer, Task, TrainJob, TrainMeasurement
 from megaselect.comparison.settings import Row
 from megaselect.comparison.summary import Measured
 from megaselect.errors import ComparisonError
@@ -41,7 +41,7 @@ def order(count: int, rounds: int) -> list[list[int]]:
     return orders
 
 
-def run_rounds(rows: Sequence[Row], plan: Rounds, report: Report) -> list[Measured]:
+def run_rounds(rows: Sequence[Row], plan: Rounds, ask: Ask, report: Report) -> list[Measured]:
     """Measure all rows. A row that fails once is not tried again. Raises ComparisonError where none trains."""
     measured = [Measured(row) for row in rows]
     total, done = len(rows) * plan.rounds, 0
@@ -51,7 +51,7 @@ def run_rounds(rows: Sequence[Row], plan: Rounds, report: Report) -> list[Measur
             if item.failure is None:
                 report(f"[{done:>{len(str(total))}}/{total}] round {number}, {item.row.name}: ")
                 started = time.monotonic()
-                answer = children.train(_job(item.row, plan, number))
+                answer = ask(Task(train=_job(item.row, plan, number)))
                 report(f"{_outcome(answer)} ({time.monotonic() - started:.1f} s)\n")
                 _take(item, answer)
     if all(item.failure is not None for item in measured):

@@ -3,7 +3,7 @@ import io
 import pytest
 from measurements import measurement, row
 
-from megaselect.comparison import children, rounds
+from megaselect.comparison import rounds
 from megaselect.comparison.measurement import Answer
 from megaselect.comparison.rounds import Rounds, order, run_rounds
 from megaselect.errors import ComparisonError
@@ -24,18 +24,18 @@ def test_later_pairs_of_rounds_begin_elsewhere():
     assert [one[0] for one in order(8, 5)[::2]] == [0, 2, 5]
 
 
-def run(monkeypatch, answers, number_of_rounds=2):
+def run(answers, number_of_rounds=2):
     """Run with children that give `answers`, a list for each row; what was asked, and what was said."""
     asked, said = [], io.StringIO()
     names = {str(one.config.to_dict()): one.name for one in ROWS}
 
-    def train(job):
+    def ask(task):
+        job = task.train
         name = names[str(job.config)]
         asked.append((job.round, name, job.with_timeline))
         return answers[name].pop(0)
 
-    monkeypatch.setattr(children, "train", train)
-    found = run_rounds(ROWS, Rounds(number_of_rounds, 2, 1), said.write)
+    found = run_rounds(ROWS, Rounds(number_of_rounds, 2, 1), ask, said.write)
     return found, asked, said.getvalue()
 
 
@@ -43,8 +43,8 @@ def good(count=2):
     return [Answer(measurement=measurement(number=number)) for number in range(1, count + 1)]
 
 
-def test_rounds_are_asked_for_one_by_one_and_memory_is_followed_in_the_first(monkeypatch):
-    found, asked, said = run(monkeypatch, {"none": good(), "all": good(), "full": good()})
+def test_rounds_are_asked_for_one_by_one_and_memory_is_followed_in_the_first():
+    found, asked, said = run({"none": good(), "all": good(), "full": good()})
     assert asked == [
         *((1, "none", True), (1, "all", True), (1, "full", True)),
         *((2, "full", False), (2, "all", False), (2, "none", False)),
@@ -55,22 +55,22 @@ def test_rounds_are_asked_for_one_by_one_and_memory_is_followed_in_the_first(mon
     assert said.count("\n") == 6
 
 
-def test_a_row_that_fails_is_not_tried_again_and_the_others_go_on(monkeypatch):
-    found, asked, said = run(monkeypatch, {"none": good(), "all": [Answer(failure="out of memory")], "full": good()})
+def test_a_row_that_fails_is_not_tried_again_and_the_others_go_on():
+    found, asked, said = run({"none": good(), "all": [Answer(failure="out of memory")], "full": good()})
     assert [name for _, name, _ in asked] == ["none", "all", "full", "full", "none"]
     assert [(item.failure, len(item.rounds)) for item in found] == [(None, 2), ("out of memory", 0), (None, 2)]
     assert "[2/6] round 1, all: out of memory (" in said
 
 
-def test_what_would_stop_every_row_stops_the_comparison(monkeypatch):
+def test_what_would_stop_every_row_stops_the_comparison():
     with pytest.raises(ComparisonError, match=r"^no such data$"):
-        run(monkeypatch, {"none": [Answer(failure="no such data", shared=True)]})
+        run({"none": [Answer(failure="no such data", shared=True)]})
 
 
-def test_a_comparison_in_which_nothing_trains_is_an_error(monkeypatch):
+def test_a_comparison_in_which_nothing_trains_is_an_error():
     failing = {name: [Answer(failure=f"{name} is out of memory")] for name in ("none", "all", "full")}
     with pytest.raises(ComparisonError, match=r"^no setting trains; none: none is out of memory$"):
-        run(monkeypatch, failing)
+        run(failing)
 
 
 def test_snapshots_are_asked_for_once_a_row_under_names_of_their_own(tmp_path):

@@ -8,7 +8,8 @@ from pydantic import TypeAdapter
 
 from megaselect.cli.flags import CommandFlags, parse_run_args
 from megaselect.cli.main import main as megaselect
-from megaselect.comparison import children, worker
+from megaselect.comparison import worker
+from megaselect.comparison.children import Children, largest_micro_batch
 from megaselect.comparison.measurement import Answer, BatchJob, Task
 from megaselect.config import Config
 
@@ -86,19 +87,25 @@ def test_failures_are_answers(tmp_path, config, overrides, failure, shared):
     assert failure in found.failure
 
 
-def test_a_micro_batch_beyond_the_limit_ends_the_process_and_is_logged(tmp_path, config):
+@pytest.fixture(scope="module")
+def ask():
+    with Children() as some:
+        yield some.ask
+
+
+def test_a_micro_batch_beyond_the_limit_ends_the_process_and_is_logged(tmp_path, config, ask):
     log = tmp_path / "log"
     outcomes = ((2, ""), (4096, "out of memory"))  # the next size is in the middle, 2049: 0.5 GB of probs a layer
     job = BatchJob(config.to_dict(), outcomes, 600 * 2**20, str(log))
-    assert children.ask(Task(batch=job)) == Answer(failure="out of memory")
+    assert ask(Task(batch=job)) == Answer(failure="out of memory")
     assert log.read_text() == "2049 begins\n"
 
 
 @pytest.mark.soak
-def test_the_largest_micro_batch_within_a_limit(config):
-    small, beyond = children.largest_micro_batch(config.to_dict(), 2, 600 * 2**20)
+def test_the_largest_micro_batch_within_a_limit(config, ask):
+    small, beyond = largest_micro_batch(ask, config.to_dict(), 2, 600 * 2**20)
     recomputing = Config.from_dict(config.to_dict(), overrides={"recompute.mode": "full"})
-    large, _ = children.largest_micro_batch(recomputing.to_dict(), 2, 600 * 2**20)
+    large, _ = largest_micro_batch(ask, recomputing.to_dict(), 2, 600 * 2**20)
     assert beyond == "out of memory"
     assert large > small > 0
 
