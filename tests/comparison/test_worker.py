@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from pydantic import TypeAdapter
 
 from megaselect.cli.flags import CommandFlags, parse_run_args
@@ -12,14 +11,6 @@ from megaselect.comparison import worker
 from megaselect.comparison.children import Children, largest_micro_batch
 from megaselect.comparison.measurement import Answer, BatchJob, Task
 from megaselect.config import Config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
