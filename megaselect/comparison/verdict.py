@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megaselect.comparison.result import SettingResult
+from megaselect.comparison.slowdown import slowdown
 from megaselect.units import size
 
 ROUGH = 1.25  # 80 over 20 % quantile of a setting's own steps
@@ -53,28 +54,38 @@ def _trade(trained: Sequence[SettingResult]) -> list[str]:
         setting for setting in trained if setting is not base and setting.note is None and _saved(setting, base) > 0
     ]
     recomputing = [setting for setting in alike if setting.recompute["mode"] != "none"]
-    free = [setting for setting in recomputing if _ratio(setting, base) <= SAME_SPEED]
+    free = [setting for setting in recomputing if slowdown(setting, base) <= SAME_SPEED]
     without = [setting for setting in alike if setting.recompute["mode"] == "none"]
     chosen = {setting.name: setting for setting in (min(group, key=_kept) for group in (recomputing, free) if group)}
     sentences = [_saving(setting, base) for setting in chosen.values()]
     if without:
         leanest = min(without, key=_kept)
         sentences.append(_saving(leanest, base, ", without computing anything again"))
-    return [*sentences, _roughness(trained)]
+    return [_roughness(trained), *sentences]
 
 
 def _saving(setting: SettingResult, base: SettingResult, more: str = "") -> str:
     return (
         f"With {setting.name}, a micro-batch keeps {size(_kept(setting))} for backward, {_saved(setting, base):.0%} "
-        f"less than with {base.name}, and a step takes {_ratio(setting, base):.2f} times as long{more}."
+        f"less than with {base.name}, and a step takes {_times(setting, base)} times as long{more}."
     )
+
+
+def _times(setting: SettingResult, base: SettingResult) -> str:
+    """With as many digits as the steps are steady."""
+    ratio = slowdown(setting, base)
+    return f"about {ratio:.1f}" if _is_rough(setting) or _is_rough(base) else f"{ratio:.2f}"
+
+
+def _is_rough(setting: SettingResult) -> bool:
+    return setting.speed.step_seconds.q80 > ROUGH * setting.speed.step_seconds.q20
 
 
 def _roughness(trained: Sequence[SettingResult]) -> str:
     """A warning where steps of one setting differ so much that ratios of times say little."""
     worst = max(trained, key=lambda setting: setting.speed.step_seconds.q80 / setting.speed.step_seconds.q20)
     step = worst.speed.step_seconds
-    if step.q80 <= ROUGH * step.q20:
+    if not _is_rough(worst):
         return ""
     return (
         f"Times are rough: of the steps of {worst.name}, the middle ones took from {1e3 * step.q20:,.0f} to "
@@ -93,10 +104,6 @@ def _kept(setting: SettingResult) -> int:
 
 def _saved(setting: SettingResult, base: SettingResult) -> float:
     return 1 - _kept(setting) / _kept(base)
-
-
-def _ratio(setting: SettingResult, base: SettingResult) -> float:
-    return setting.speed.step_seconds.median / base.speed.step_seconds.median
 
 
 def _list(names: Sequence[str]) -> str:

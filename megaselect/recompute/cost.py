@@ -81,10 +81,12 @@ def _softmax_moved_bytes(shape: Shape, modules: frozenset[str]) -> int:
 
 
 def layer_picoseconds(shape: Shape, modules: frozenset[str], speed: Speed) -> int:
-    """What a layer's recomputation of `modules` costs beyond keeping everything, never less than nothing."""
+    """What a layer's recomputation of `modules` costs beyond keeping everything; negative where writing and reading
+    what is kept takes longer than making it again.
+    """
     again = core_attention_flops(shape) if "core_attn" in modules and shape.attention == "unfused" else 0
     moved = layer_moved_bytes(shape, modules) - layer_moved_bytes(shape, frozenset())
-    return max(round(PICOSECONDS * speed.seconds(again / shape.tensor_parallel, moved)), 0)
+    return round(PICOSECONDS * speed.seconds(again / shape.tensor_parallel, moved))
 
 
 def micro_batch_seconds(shape: Shape, plan: RecomputePlan, speed: Speed) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from megaselect.comparison.result import Comparison, SettingResult
+from megaselect.comparison.slowdown import slowdown
 from megaselect.report.compare_html_style import SYMBOLS, colours
 from megaselect.units import size
 
@@ -69,7 +70,7 @@ def _headline(trained: Sequence[SettingResult]) -> list[Column]:
         Column(
             "step",
             f"× {name}",
-            lambda row: f"{row.speed.step_seconds.median / base.speed.step_seconds.median:.2f}",
+            lambda row: f"{slowdown(row, base):.2f}",
         ),
         Column("tokens/s", "&nbsp;", lambda row: f"{row.speed.tokens_per_s:,.0f}"),
         Column("MFU", "&nbsp;", lambda row: _percent(row.speed.mfu)),

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megaselect.comparison.result import Comparison, SettingResult
+from megaselect.comparison.slowdown import slowdown
 from megaselect.units import GIB_BYTES, MIB_BYTES
 
 GIB_FROM_BYTES = 100 * GIB_BYTES  # a table whose largest figure reaches this is in GiB
@@ -54,7 +55,7 @@ def _headline(base: SettingResult, unit_bytes: int) -> dict[str, Cell]:
         f"of\n{base.name}": lambda row: f"{row.stored.measured / base.stored.measured:.0%}",
         "peak\nallocated": lambda row: _bytes(row.peak.allocated, unit_bytes),
         "step ms": lambda row: _milliseconds(row.speed.step_seconds.median),
-        f"times\n{base.name}": lambda row: f"{row.speed.step_seconds.median / base.speed.step_seconds.median:.2f}",
+        f"times\n{base.name}": lambda row: f"{slowdown(row, base):.2f}",
         "tokens/s": lambda row: f"{row.speed.tokens_per_s:,.0f}",
         "MFU": lambda row: _percent(row.speed.mfu),
         "HFU": lambda row: _percent(row.speed.hfu),

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from megaselect.comparison.result import Comparison, Context, SettingResult
+from megaselect.comparison.slowdown import slowdown
 from megaselect.report.wandb_connection import Mode, WandbConnection, sdk
 from megaselect.report.wandb_names import COMPARISON, FIGURES, METRIC_NAMES, device_type, run_id
 
@@ -213,7 +214,7 @@ def _speed_values(setting: SettingResult) -> dict[str, float | None]:
 def _values_against(none: SettingResult | None, setting: SettingResult) -> dict[str, float | int]:
     values: dict[str, float | int] = {}
     if none and none.speed and setting.speed:
-        values["perf/slowdown"] = setting.speed.step_seconds.median / none.speed.step_seconds.median
+        values["perf/slowdown"] = slowdown(setting, none)
     if none and none.stored and setting.stored:
         values["mem/saved_bytes"] = none.stored.measured - setting.stored.measured
     return values
