@@ -154,7 +154,10 @@ def _fresh_directory(command: RunCommand) -> str:
 def _make_directory(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "compare.json").touch()
+        probe = out / "compare.json"
+        if not probe.exists():
+            probe.touch()
+            probe.unlink()
     except OSError as error:
         raise ComparisonError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
 

@@ -66,7 +66,9 @@ def _batch_count(options: argparse.Namespace) -> int:
 
 def _verify(command: RunCommand, count: int, progress: Progress) -> Report:
     from megaselect.verification.own_model import verify_config
+    from megaselect.verification.room import check_room
 
+    check_room(command.config)
     return verify_config(command.config, _batches(command, count), progress)
 
 

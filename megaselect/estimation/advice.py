@@ -63,7 +63,8 @@ def _nothing_fits(case: Case, candidates: list[Row], room: str) -> str:
     if least.attention != case.config.model.attention:
         need += f" --attention {least.attention}"
     if least.largest_micro_batch:
-        return f"{need}. A micro-batch of {least.largest_micro_batch} fits: --training.micro-batch-size."
+        smaller = least.largest_micro_batch
+        return f"{need}. A smaller micro-batch fits: --training.micro-batch-size {smaller}."
     return (
         f"{need}; weights, gradients and optimizer alone take {size(static)}: share them over more GPUs (--gpus with "
         "--sharding, --tensor-parallel or --pipeline-parallel)."

@@ -66,9 +66,11 @@ class Parallel:
             _check_divides("--tensor-parallel", self.tensor, name, width)
         _check_divides("pipeline stages x virtual stages", self.model_chunks, "model.num_layers", model.num_layers)
         samples = training.micro_batch_size * self.data
-        _check_divides(
-            "micro-batch x data-parallel replicas", samples, "training.global_batch_size", training.global_batch_size
-        )
+        if training.global_batch_size % samples:
+            raise ConfigError(
+                f"{self.data} replicas of --training.micro-batch-size {training.micro_batch_size} do not divide "
+                f"--training.global-batch-size {training.global_batch_size}: use a multiple of {samples}"
+            )
 
     def micro_batches(self, config: Config) -> int:
         """Micro-batches that a replica computes in a step."""

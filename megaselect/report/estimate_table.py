@@ -7,14 +7,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from megaselect.errors import RecomputeError
 from megaselect.estimation.estimate import Estimate
-from megaselect.estimation.rows import Row
+from megaselect.estimation.rows import Case, Row
 from megaselect.recompute.parallel import Parallel, pipeline_output_bytes
 from megaselect.recompute.plan import describe_plan
+from megaselect.recompute.theory import check_saves
 from megaselect.recompute.weights import parameter_count
 from megaselect.units import GIB_BYTES, MIB_BYTES, size
 
 TENSOR_COLUMNS = ("none", "selective", "all", "full")
+TIME_UNITS = ((1, 1000, "ms", 0), (1000, 1, "s", 2), (86_400, 1 / 3600, "h", 1))  # below so many seconds
 
 
 def print_estimate(estimate: Estimate, console: Console, config_name: str) -> None:
@@ -127,6 +130,11 @@ def _notes(estimate: Estimate) -> list[str]:
         "* this config. kept: for backward, by a micro-batch. working: the most that a layer's backward holds beyond "
         "that. FLOPs: computed again. max b: the largest micro-batch that fits; red and – do not fit."
     ]
+    if not case.target.on_gpu:
+        notes.append(f"Bytes are those of {case.target.dtype} on a CPU; --device h100-80gb, for example, names a GPU.")
+    saves_nothing = _saves_nothing(case)
+    if saves_nothing:
+        notes.append(saves_nothing)
     if case.target.speed:
         notes.append(f"step: not measured; it assumes {case.target.speed.assumption}.")
     if case.parallel.gpus > 1:
@@ -140,14 +148,27 @@ def _notes(estimate: Estimate) -> list[str]:
     return notes
 
 
+def _saves_nothing(case: Case) -> str:
+    """Why train would refuse the config's own setting, where it would."""
+    try:
+        check_saves(case.config, case.target.element_bytes)
+    except RecomputeError as error:
+        return f"train would refuse this setting: {error}."
+    return ""
+
+
 def _fits(estimate: Estimate) -> bool:
     return estimate.advice.startswith(("It fits", "Without"))
 
 
 def _time(seconds: float | None) -> str:
+    """Three digits or more, in the unit that they are read in."""
     if seconds is None:
         return "–"
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+    for limit, scale, unit, decimals in TIME_UNITS:
+        if seconds < limit:
+            return f"{seconds * scale:.{decimals}f} {unit}"
+    return f"{seconds / 86_400:,.1f} d"
 
 
 def _size_or_dash(count: int | None) -> str:

@@ -172,7 +172,7 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
         ("valid loss", _words(("{:.4f}", summary.valid_loss), ("(best {:.4f})", summary.best_valid_loss))),
         ("speed", speed),
         ("stored", stored),
-        ("peak memory", _words(("{}", _size(summary.peak_bytes)))),
+        ("peak memory", _words((f"{{}} {summary.peak_kind}", _size(summary.peak_bytes)))),
         ("recompute", summary.recompute),
         ("run directory", summary.run_dir),
     ]

@@ -48,7 +48,10 @@ class StoredReport:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run's end. Speeds are medians over this process's steps; losses are the last and the best seen by it."""
+    """A run's end. Speeds are medians over this process's steps; losses are the last and the best seen by it.
+
+    peak_kind: what peak_bytes counts, ready to print after it.
+    """
 
     steps: int
     tokens: int
@@ -60,6 +63,7 @@ class RunSummary:
     step_ms: float | None
     stored_bytes: int | None
     peak_bytes: int | None
+    peak_kind: str
     mfu: float | None
     hfu: float | None
     recompute: str

@@ -150,6 +150,7 @@ class Trainer:
             step_ms=1e3 * step_seconds if step_seconds else None,
             stored_bytes=progress.stored_bytes,
             peak_bytes=progress.last.get("peak_bytes"),
+            peak_kind="of tensors" if self.device.type == "cuda" else "of the process, libraries included",
             mfu=self._utilisation(self.flops.model, step_seconds) if step_seconds else None,
             hfu=self._utilisation(self.flops.hardware, step_seconds) if step_seconds else None,
             recompute=describe_recompute(self.config.recompute, self.plan),

@@ -73,6 +73,11 @@ def as_printed(text: str) -> str:
     return FENCES.sub(run, text)
 
 
+def _without_trailing_blanks(text: str) -> list[str]:
+    """Tables are padded to their width; documents are not."""
+    return [line.rstrip() for line in text.splitlines()]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(description="Run a document's code and compare what it prints.")
@@ -83,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     printed = as_printed(text)
     if chosen.write:
         chosen.document.write_text(printed, encoding="utf-8")
-    elif printed != text:
+    elif _without_trailing_blanks(printed) != _without_trailing_blanks(text):
         lines = (text.splitlines(True), printed.splitlines(True))
         sys.stdout.writelines(difflib.unified_diff(*lines, str(chosen.document), "what was printed"))
         return 1

@@ -37,7 +37,6 @@ def test_a_document_that_shows_what_is_printed_stays_as_it_is():
     [
         ("4\n4\n", "4\n5\n"),
         ("4\n4\n", "4\n"),
-        ("4\n4\n", "4\n4 \n"),
         ("\n```text\n4\n4\n```\n", ""),
         ("    return 2 * number\n```\n", "    return 2 * number\n```\n\n```text\nnothing\n```\n"),
     ],

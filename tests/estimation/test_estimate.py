@@ -148,7 +148,7 @@ def test_a_pipeline_s_first_stage_holds_a_micro_batch_for_every_stage(shipped):
         ({"sequence": True}, "--sequence-parallel divides by --tensor-parallel, which is 1"),
         ({"virtual_stages": 2}, "--virtual-stages needs --pipeline-parallel of 2 or more"),
         ({"gpus": 2, "tensor": 2, "sequence": True}, r"--tensor-parallel \(2\) must divide model.seq_length \(21\)"),
-        ({"gpus": 4}, r"micro-batch x data-parallel replicas \(8\) must divide training.global_batch_size \(2\)"),
+        ({"gpus": 4}, "4 replicas of --training.micro-batch-size 2 do not divide .* 2: use a multiple of 8"),
     ],
 )
 def test_layouts_that_do_not_divide_are_refused(layout, message, on_cpu):

@@ -50,7 +50,7 @@ def test_the_tables_fit_80_columns_and_show_the_bytes(capsys):
         ("1GiB", "It fits without recomputation: --recompute none, with a peak of 127.68 MiB of 1.00 GiB (--memory)."),
         ("120MiB", "take --recompute none --attention fused, with a peak of 100.77 MiB and no matrix product computed"),
         ("70MiB", "take --recompute auto --attention fused, with a peak of 69.94 MiB and 11.9% more FLOPs."),
-        ("50MiB", "A micro-batch of 2 fits: --training.micro-batch-size."),
+        ("50MiB", "A smaller micro-batch fits: --training.micro-batch-size 2."),
         ("20MiB", "weights, gradients and optimizer alone take 39.53 MiB: share them over more GPUs"),
     ],
 )

@@ -56,6 +56,7 @@ SUMMARY = RunSummary(
     step_ms=181.25,
     stored_bytes=4 * LAYER_BYTES + 1000,
     peak_bytes=3 * 2**30,
+    peak_kind="of tensors",
     mfu=None,
     hfu=None,
     recompute="selective: softmax, dropout",

@@ -38,7 +38,7 @@ finished
   valid loss     6.7500 (best 6.2500)
   speed          5,650 tokens/s, 181.2 ms per step (medians)
   stored         9.20 MiB for backward (9,647,900 bytes)
-  peak memory    3.00 GiB
+  peak memory    3.00 GiB of tensors
   recompute      selective: softmax, dropout
   run directory  runs/tiny
 sample

@@ -101,6 +101,7 @@ def test_what_a_summary_does_not_know_is_left_out(summary):
         step_ms=None,
         stored_bytes=None,
         peak_bytes=None,
+        peak_kind="of tensors",
     )
     assert [label for label, _ in text.summary_rows(nothing)] == ["steps", "recompute", "run directory"]
     known = dict(text.summary_rows(summary(mfu=0.4125, hfu=0.5)))

@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,3 +154,11 @@ def test_a_report_as_text():
 def test_of_several_batches_the_worst_counts():
     found = [check("bytes", []), check("bytes", ["second"]), Check("bytes", Outcome.NOT_CHECKED, "third")]
     assert merged("bytes", found) == Check("bytes", Outcome.FAILED, "second")
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_built(capsys):
+    config = str(Path(__file__).parents[2] / "configs/paper-1t.yaml")
+    assert main(["verify", "--config", config]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: verifying holds at least ")
+    assert error.count("\n") == 1
