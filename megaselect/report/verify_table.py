@@ -27,6 +27,7 @@ def print_report(report: Report, checks: Sequence[str], console: Console) -> Non
     """checks: the columns, in order; a setting may lack some."""
     marks = MARKS if console.encoding.lower().startswith("utf") else PLAIN_MARKS
     console.print(_table(report, checks, marks))
+    _wrapped(console, "-: has nothing to check there (near fp64: one setting an attention), or is left out")
     for outcome in (Outcome.FAILED, Outcome.WARNING, Outcome.NOT_CHECKED):
         for subject, check in report.with_outcome(outcome):
             console.print(Text(f"{marks[outcome]} {subject.title}: {check.name} {outcome}", STYLES[outcome]))

@@ -53,15 +53,19 @@ def _checks(
     model: nn.Module, batch: Any, loss_fn: LossFunction | None, start: Snapshot, as_is: ModuleRun, plain: ModuleRun
 ) -> Iterator[Check]:
     yield check(BACKWARD, [f"it raised {as_is.error}"] if as_is.error else [])
-    watch = as_is.watch
-    drawn = (
-        f"{watch.redrawn} of {watch.drawn} results were drawn again, the same" if watch.redrawn else "none drawn again"
-    )
-    yield check(RANDOM, watch.faults, drawn)
+    yield check(RANDOM, as_is.watch.faults, _drawn(as_is.watch.drawn, as_is.watch.redrawn))
     if not as_is.error:
         yield from _same_step(model, batch, loss_fn, start, as_is, plain)
         yield _without_gradient(model, as_is, plain)
         yield _recomputes(model, as_is, plain)
+
+
+def _drawn(count: int, again: int) -> str:
+    """Of `count` random results, the fate of those that were drawn `again`, and of the others."""
+    if not again:
+        return "none drawn again"
+    once = f"; {count - again} drawn once, outside of what runs again" if count > again else ""
+    return f"{again} drawn again, each the same{once}"
 
 
 def _same_step(
