@@ -14,7 +14,7 @@ from megaselect.recompute.parallel import Parallel, Stage, stages
 from megaselect.recompute.peak import BEFORE_THE_LAYERS, Peak, Situation, chunk_bytes, step_peak
 from megaselect.recompute.plan import RecomputePlan, make_plan
 from megaselect.recompute.theory import Shape, bytes_per_layer, outside_tensors, stored_tensors
-from megaselect.recompute.weights import StaticBytes, stage_parameters, stage_tensors, static_bytes
+from megaselect.recompute.weights import LayerWeights, StaticBytes, stage_parameters, stage_tensors, static_bytes
 
 MOST_MICRO_BATCH = 1 << 20
 
@@ -148,10 +148,17 @@ def _rank(case: Case, shape: Shape, plan: RecomputePlan, stage: Stage, micro_bat
         on_gpu=case.target.on_gpu,
         first=stage.first,
         last=stage.last,
-        waiting_bytes=stored - running,
+        waiting_bytes=stored - running + _gathered_bytes(case, shape),
         gradient_ranks=case.parallel.gradient_ranks,
     )
     return RankBytes(stage, stored, by_name, static, step_peak(shape, plan, static, situation))
+
+
+def _gathered_bytes(case: Case, shape: Shape) -> int:
+    """Where replicas share the weights: those of the layer that runs and of the next, whole."""
+    if case.parallel.sharding != "parameters" or case.parallel.data == 1:
+        return 0
+    return 2 * LayerWeights.of(shape).total * shape.element_bytes
 
 
 def _copies(case: Case, stage: Stage, layer: str, name: str, micro_batches: int) -> int:

@@ -129,6 +129,17 @@ def test_replicas_share_what_the_sharding_says(shipped):
         assert vars(static[sharding]) == expected, sharding
 
 
+def test_replicas_that_share_weights_hold_two_layers_of_them_whole(shipped):
+    config = shipped("gpt-1.3b")
+    rows = [
+        estimate_for(config, A100, Parallel(gpus=8, sharding=sharding)).rows["fused"]["all"]
+        for sharding in ("gradients", "parameters")
+    ]
+    sharded, gathered = 1_315_819_520 * 2 * 7 // 8, 2 * 2 * (12 * 2048**2 + 13 * 2048)
+    assert {row.rank.peak.moment for row in rows} == {"loss"}
+    assert rows[0].rank.peak.bytes - rows[1].rank.peak.bytes == sharded - gathered
+
+
 def test_a_pipeline_s_first_stage_holds_a_micro_batch_for_every_stage(shipped):
     config = shipped("paper-530b")
     layout = Parallel(gpus=280, tensor=8, sequence=True, pipeline=35, virtual_stages=3)
