@@ -12,7 +12,7 @@ import torch
 from megaselect.build import build_model
 from megaselect.comparison import memory
 from megaselect.comparison.measurement import TrainJob, TrainMeasurement
-from megaselect.comparison.result import StaticBytes, StepSample, StoredBytes, finite
+from megaselect.comparison.result import StepSample, StoredBytes, finite
 from megaselect.config import Config
 from megaselect.devices import device_name, peak_flops
 from megaselect.recompute import ledger
@@ -20,6 +20,7 @@ from megaselect.recompute.apply import plan_of
 from megaselect.recompute.peak import predicted_peak
 from megaselect.recompute.plan import RecomputePlan
 from megaselect.recompute.theory import Shape, stored_tensors
+from megaselect.recompute.weights import StaticBytes
 from megaselect.training.accounting import step_flops, stored_report
 from megaselect.training.checkpoint import RunState
 from megaselect.training.clock import Clock

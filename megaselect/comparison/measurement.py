@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from megaselect.comparison.result import PeakBytes, StaticBytes, StepSample, StoredBytes, TimelinePoint
+from megaselect.comparison.result import PeakBytes, StepSample, StoredBytes, TimelinePoint
+from megaselect.recompute.weights import StaticBytes
 
 OUT_OF_MEMORY = "out of memory"
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from megaselect.comparison.result import PeakBytes, StaticBytes, TimelinePoint
+from megaselect.comparison.result import PeakBytes, TimelinePoint
 from megaselect.model.gpt import GPT
+from megaselect.recompute.weights import StaticBytes
 from megaselect.training.metrics import peak_resident_bytes
 from megaselect.training.optimizer import MixedPrecisionAdamW
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from megaselect.errors import ComparisonError
+from megaselect.recompute.weights import StaticBytes
 
 # Raised when a key changes its meaning or goes; keys that join do not raise it.
 FORMAT_VERSION = 1
@@ -58,21 +59,6 @@ class StoredBytes:
     measured_per_layer: dict[str, int]
     predicted_by_name: dict[str, int]
     measured_by_name: dict[str, int]
-
-
-@dataclass(frozen=True)
-class StaticBytes:
-    """What training holds whatever the batch is. master_weights: 0 in fp32. optimizer: the moments."""
-
-    parameters: int
-    gradients: int
-    master_weights: int
-    optimizer: int
-
-    @property
-    def total(self) -> int:
-        """Their sum."""
-        return self.parameters + self.gradients + self.master_weights + self.optimizer
 
 
 @dataclass(frozen=True)

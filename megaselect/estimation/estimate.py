@@ -38,6 +38,12 @@ class Estimate:
     own: tuple[str, str]
     advice: str
 
+    @property
+    def something_fits(self) -> bool:
+        """Whether any setting's peak is within the target's memory."""
+        usable = self.case.target.usable_bytes
+        return any(row.rank.peak.bytes <= usable for rows in self.rows.values() for row in rows.values())
+
 
 def estimate(
     config: Config, device: str | None = None, memory: str | None = None, parallel: Parallel | None = None

@@ -94,6 +94,7 @@ def planned_row(case: Case, name: str, attention: str, settings: RecomputeConfig
     """The same for a plan that is there."""
     batch = case.config.training.micro_batch_size
     shape, ranks = case.shape(attention), case.parallel.tensor * case.parallel.pipeline
+    # Every rank's layers in a row, for sums over layers alone: its chunks do not number them.
     whole = RecomputePlan(
         plan.mode, plan.modules * case.parallel.model_chunks, plan.chunks * case.parallel.model_chunks, False
     )

@@ -1,6 +1,6 @@
 """`--recompute auto`: from a budget of bytes to the fastest plan whose predicted peak is within it. No torch.
 
-Bytes are those of megaselect/recompute/peak.py; costs come from measured times (megaselect/training/layer_times.py) or
+Bytes are those of megaselect/recompute/peak.py; costs come from measured times (megaselect/recompute/layer_times.py) or
 from an assumption about the device (megaselect/recompute/cost.py).
 """
 
@@ -42,7 +42,7 @@ class Costs(NamedTuple):
 
 
 class AutoPlan(NamedTuple):
-    """A plan, the peak predicted for it, and its predicted seconds beyond `none` in a micro-batch."""
+    """A plan within a budget, the peak predicted for it, and its predicted seconds beyond `none` in a micro-batch."""
 
     plan: RecomputePlan
     peak: Peak
@@ -71,11 +71,11 @@ def assumed_costs(shape: Shape, speed: Speed) -> Costs:
     return Costs(attention, cost("layernorm"), cost("gelu"), round(PICOSECONDS * layer))
 
 
-def problem_of(config: Config, element_bytes: int, on_gpu: bool, batch: int | None = None) -> Problem:
-    """The config's model on one device. batch: another micro-batch size than the config's."""
-    shape, layers = Shape.of(config, element_bytes, batch), config.model.num_layers
+def problem_of(config: Config, element_bytes: int, on_gpu: bool) -> Problem:
+    """The config's model on one device."""
+    shape, layers = Shape.of(config, element_bytes), config.model.num_layers
     static = static_bytes(parameter_count(shape, layers), tensor_count(layers), element_bytes)
-    micro_batches = max(config.training.global_batch_size // shape.batch, 1)
+    micro_batches = config.training.global_batch_size // config.training.micro_batch_size
     return Problem(shape, layers, static, Situation(micro_batches, on_gpu))
 
 

@@ -50,7 +50,7 @@ def static_groups(setting: SettingResult) -> dict[str, int]:
     """Group -> bytes of what does not depend on the batch."""
     static = setting.static
     return {
-        "parameters": static.parameters,
+        "parameters": static.weights,
         "master weights": static.master_weights,
         "optimizer": static.optimizer,
         "gradients": static.gradients,

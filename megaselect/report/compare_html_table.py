@@ -140,7 +140,7 @@ def _tera(flops: int) -> str:
 DETAILS = (
     Column("stored", "predicted", lambda row: _size(row.stored.predicted)),
     Column("stored", "measured", _measured),
-    Column("parameters", "&nbsp;", lambda row: _size(row.static.parameters)),
+    Column("parameters", "&nbsp;", lambda row: _size(row.static.weights)),
     Column("gradients", "&nbsp;", lambda row: _size(row.static.gradients)),
     Column("master", "weights", lambda row: _size(row.static.master_weights) if row.static.master_weights else None),
     Column("optimizer", "&nbsp;", lambda row: _size(row.static.optimizer)),

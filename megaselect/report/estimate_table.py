@@ -35,7 +35,7 @@ def print_estimate(estimate: Estimate, console: Console, config_name: str) -> No
     for note in _notes(estimate):
         console.print(Text(note, "dim"))
     console.print()
-    console.print(Text(estimate.advice, "bold green" if _fits(estimate) else "bold yellow"))
+    console.print(Text(estimate.advice, "bold green" if estimate.something_fits else "bold yellow"))
 
 
 def _facts(estimate: Estimate) -> list[tuple[str, str]]:
@@ -155,10 +155,6 @@ def _saves_nothing(case: Case) -> str:
     except RecomputeError as error:
         return f"train would refuse this setting: {error}."
     return ""
-
-
-def _fits(estimate: Estimate) -> bool:
-    return estimate.advice.startswith(("It fits", "Without"))
 
 
 def _time(seconds: float | None) -> str:

@@ -2,8 +2,9 @@ import torch
 from measurements import CONFIG
 
 from megaselect.comparison import memory
-from megaselect.comparison.result import StaticBytes, TimelinePoint
+from megaselect.comparison.result import TimelinePoint
 from megaselect.config import Config
+from megaselect.recompute.weights import StaticBytes
 from megaselect.training.optimizer import MixedPrecisionAdamW
 
 MIB = 2**20

@@ -1,6 +1,7 @@
 """The prediction agrees with what runs, with itself, and with the arithmetic of many ranks."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tiny_models import build_unchecked, make_batch, make_config
@@ -93,8 +94,23 @@ def test_auto_is_the_cheapest_row_that_fits(on_cpu):
 def test_auto_says_what_it_cannot_plan(on_cpu):
     with pytest.raises(RecomputeError, match="--recompute auto cannot keep a step within --memory 1,048,576 bytes"):
         estimate_for(make_config({"mode": "auto"}), on_cpu("1MiB"))
+    unknown = replace(on_cpu(), name="NVIDIA Z1", speed=None)
+    with pytest.raises(ConfigError, match="--recompute auto: no speed is on file for NVIDIA Z1; name a GPU"):
+        estimate_for(make_config({"mode": "auto"}), unknown)
+    assert estimate_for(make_config(), unknown).rows["unfused"]["none"].step_seconds is None
     with pytest.raises(ConfigError, match="--recompute auto plans for one device"):
         estimate_for(make_config({"mode": "auto"}), on_cpu(), Parallel(gpus=2, tensor=2))
+
+
+def test_layers_by_number_in_a_pipeline_are_refused(on_cpu):
+    config = make_config({"mode": "selective", "layers": "0-1"})
+    with pytest.raises(ConfigError, match="--recompute-layers with --pipeline-parallel is not predicted"):
+        estimate_for(config, on_cpu(), Parallel(gpus=2, pipeline=2))
+
+
+def test_something_fits_or_nothing_does(on_cpu):
+    assert estimate_for(make_config(), on_cpu()).something_fits
+    assert not estimate_for(make_config(), on_cpu("1MiB")).something_fits
 
 
 def test_ranks_share_what_the_layout_says(shipped):

@@ -8,10 +8,10 @@ from megaselect.comparison.result import (
     SettingResult,
     Speed,
     Spread,
-    StaticBytes,
     StepSample,
     StoredBytes,
 )
+from megaselect.recompute.weights import StaticBytes
 
 CONTEXT = Context(
     config_name="tiny",
