@@ -9,7 +9,12 @@ VERSION = re.search(r'^__version__ = "(.+)"$', Path("megaselect/__init__.py").re
 
 REPORT = ["plotly>=6"]  # compare.html
 DASHBOARD = ["wandb-workspaces>=0.4"]
-TEST = ["pytest>=8", "hypothesis>=6", "transformers>=4.50", "pytest-xdist>=3.6", "ruff>=0.9", *REPORT, *DASHBOARD]
+TENSORBOARD = ["tensorboard>=2.18"]
+TEST = [
+    *("pytest>=8", "hypothesis>=6", "pytest-xdist>=3.6", "ruff>=0.9"),
+    *("transformers>=4.50", "megatron-core>=0.14"),  # what ours is compared with
+    *(*REPORT, *DASHBOARD, *TENSORBOARD),
+]
 
 setup(
     name="megaselect",
@@ -34,7 +39,14 @@ setup(
         "rich>=13",
         "safetensors>=0.4",
         "PyYAML>=6",
+        "zstandard>=0.22",
     ],
-    extras_require={"report": REPORT, "wandb": DASHBOARD, "test": TEST, "dev": [*TEST, "build>=1.2"]},
+    extras_require={
+        "report": REPORT,
+        "wandb": DASHBOARD,
+        "tensorboard": TENSORBOARD,
+        "test": TEST,
+        "dev": [*TEST, "build>=1.2"],
+    },
     entry_points={"console_scripts": ["megaselect = megaselect.cli.main:main"]},
 )

@@ -31,6 +31,9 @@ SHORT_FLAGS = {
     "training.max_steps": "--max-steps",
     "training.run_dir": "--run-dir",
     "training.resume": "--resume",
+    "training.exit_after": "--exit-after",
+    "training.on_nonfinite": "--on-nonfinite",
+    "training.on_oom": "--on-oom",
     "training.seed": "--seed",
     "training.device": "--device",
     "training.dtype": "--dtype",
@@ -38,6 +41,9 @@ SHORT_FLAGS = {
     "training.compile": "--compile",
     "model.kernel_backend": "--kernel-backend",
     "logging.wandb": "--wandb",
+    "logging.tensorboard": "--tensorboard",
+    "logging.profile": "--profile",
+    "logging.memory_snapshot": "--memory-snapshot",
 }
 
 _EPILOG = """\
@@ -193,7 +199,7 @@ def _default(field: FieldInfo) -> str:
     """How the help line ends. Where the default is none, the description says what none means."""
     if field.is_required():
         return " (the config sets it)"
-    if field.default is None:
+    if field.default in (None, ()):
         return ""
     default = {True: "on", False: "off"}[field.default] if field.annotation is bool else field.default
     return f" (default: {' '.join(default) if isinstance(default, tuple) else default})"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from megaselect.config.layers import parse_layers
 from megaselect.errors import ConfigError
-from megaselect.units import parse_size
+from megaselect.units import parse_duration, parse_size, parse_steps
 
 if TYPE_CHECKING:
-    from megaselect.config.schema import Config, ModelConfig, RecomputeConfig, TrainingConfig
+    from megaselect.config.schema import Config, LoggingConfig, ModelConfig, RecomputeConfig, TrainingConfig
 
 # Dropout sites number the heads of a layer from 0 and the layer's other sites from 4000 (docs/dropout-mask.md).
 MAX_HEADS = 4000
@@ -89,6 +90,8 @@ def check_training(training: TrainingConfig) -> None:
             "training.lr",
         )
     _check_decay(training)
+    if training.exit_after is not None:
+        _located(lambda: parse_duration(str(training.exit_after), "training.exit_after"), "training.exit_after")
 
 
 def _check_decay(training: TrainingConfig) -> None:
@@ -137,10 +140,21 @@ def check_recompute(recompute: RecomputeConfig) -> None:
         raise SettingError(f"recompute.modules names {repeated[0]} twice; name it once", "recompute.modules")
     _check_method(recompute)
     if recompute.memory is not None:
-        try:
-            parse_size(recompute.memory, "recompute.memory")
-        except ConfigError as error:
-            raise SettingError(str(error), "recompute.memory") from None
+        _located(lambda: parse_size(str(recompute.memory), "recompute.memory"), "recompute.memory")
+
+
+def check_logging(logging: LoggingConfig) -> None:
+    """The steps to profile are steps."""
+    if logging.profile is not None:
+        _located(lambda: parse_steps(str(logging.profile), "logging.profile"), "logging.profile")
+
+
+def _located(parse: Callable[[], object], *names: str) -> None:
+    """What `parse` refuses, as an error of the settings `names`."""
+    try:
+        parse()
+    except ConfigError as error:
+        raise SettingError(str(error), *names) from None
 
 
 def _check_method(recompute: RecomputeConfig) -> None:
@@ -172,7 +186,4 @@ def check_across_sections(config: Config) -> None:
             "model.num_layers",
         )
     if recompute.layers is not None:
-        try:
-            parse_layers(recompute.layers, layers)
-        except ConfigError as error:
-            raise SettingError(str(error), "recompute.layers", "model.num_layers") from None
+        _located(lambda: parse_layers(str(recompute.layers), layers), "recompute.layers", "model.num_layers")

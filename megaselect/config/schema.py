@@ -85,9 +85,18 @@ class DataConfig(Section):
     """Where the tokens come from."""
 
     prefix: str | None = Field(None, description="indexed dataset to train on; none: the default corpus")
+    blend: tuple[str, ...] = Field(
+        (), description="weights and indexed datasets to mix, such as 0.7 data/a 0.3 data/b, in place of a prefix"
+    )
     valid_prefix: str | None = Field(None, description="indexed dataset to evaluate on; none: split off")
+    test_prefix: str | None = Field(
+        None, description="indexed dataset to evaluate on once, at the end; none: split off"
+    )
     tokenizer: str | None = Field(None, description="tokenizer model file; none: the dataset's own")
     valid_fraction: float = Field(0.05, ge=0, lt=1, description="share that is split off for evaluation")
+    test_fraction: float = Field(0.0, ge=0, lt=1, description="share that is split off for the test at the end")
+    check: bool = Field(False, description="read every token before training: ids in range, documents whole")
+    prefetch: int = Field(2, ge=0, description="batches that a thread reads ahead of the step; 0: none")
     cache_dir: str | None = Field(None, description="none: $MEGASELECT_CACHE or ~/.cache/megaselect")
     vocab_size: int = Field(4096, ge=1, description="size of the default corpus's tokenizer")
 
@@ -125,6 +134,8 @@ class TrainingConfig(Section):
     eval_interval: int = Field(100, ge=0, description="steps between evaluations; 0: never")
     eval_batches: int = Field(8, ge=1, description="micro batches per evaluation")
     save_interval: int = Field(100, ge=0, description="steps between checkpoints; 0: never")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    keep_best: bool = Field(True, description="save and keep the step with the lowest validation loss too")
     resume: str = Field(
         "auto",
         min_length=1,
@@ -133,6 +144,19 @@ class TrainingConfig(Section):
     )
     run_dir: str | None = Field(
         None, min_length=1, description="directory of checkpoints, metrics and config; none: a new one in runs/"
+    )
+    exit_after: str | None = Field(
+        None, min_length=1, description="time after which the run saves and stops, such as 8h or 1h30m; none: no limit"
+    )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="what a loss or gradient that is not finite does: stop names its layer and saves the batch; skip "
+        "leaves the step out and counts it",
+    )
+    on_oom: Literal["stop", "step-up"] = Field(
+        "stop",
+        description="what running out of memory does: stop says what would fit; step-up repeats the step with the next "
+        "stronger recompute mode",
     )
     sample_tokens: int = Field(64, ge=0, description="tokens of sample text at the end; 0: none")
 
@@ -205,6 +229,16 @@ class LoggingConfig(Section):
     wandb_project: str = Field("megaselect", min_length=1, description="project that the runs go to")
     wandb_group: str | None = Field(None, description="group of the run; none: no group")
     log_interval: int = Field(10, ge=1, description="steps between lines on the console")
+    tensorboard: bool = Field(False, description="also write TensorBoard's event files into the run directory")
+    profile: str | None = Field(
+        None, min_length=1, description="steps whose trace torch's profiler writes, such as 10-12; none: none"
+    )
+    memory_snapshot: bool = Field(False, description="write the GPU allocator's history of the first steps")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        checks.check_logging(self)
+        return self
 
 
 class Config(BaseModel):
