@@ -1,6 +1,7 @@
 """Entry point of `megaselect` and train.py: dispatches, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a check failed (verify), 2 an error that the user can mend, 130 interrupted.
+Exit codes: 0 done, 1 a check failed (verify), 2 an error that the user can mend, 130 interrupted. Those of
+megaselect train when it was stopped are in megaselect.cli.train.
 """
 
 import sys

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from megaselect.config import Config
     from megaselect.training.events import Sink
 
-INTERRUPTED = 130  # the exit code by which shells know Ctrl-C
+# By what stopped the run: as shells report the signal, and the code by which sysexits.h asks to be run again later.
+EXIT_CODES = {None: 0, "SIGINT": 130, "SIGTERM": 143, "exit-after": 75}
 
 _DESCRIPTION = """\
 Train a GPT model. What is kept for the backward pass is chosen by --recompute;
@@ -32,13 +33,13 @@ def parse_train_args(argv: Sequence[str], prog: str = "megaselect train") -> Run
 
 
 def main(argv: Sequence[str], prog: str) -> int:
-    """Train, and return the exit code: 0 when the run reached its last step, 130 when it was interrupted."""
+    """Train, and return the exit code: 0 when the run reached its last step, else that of what stopped it."""
     command = parse_train_args(argv, prog)
     # After the flags: this import brings torch, and --help and mistyped flags should not wait for it.
     from megaselect.training.run import train
 
     summary = train(command.config, command.config_path.stem, command.notes, _sinks)
-    return INTERRUPTED if summary.interrupted else 0
+    return EXIT_CODES[summary.stopped_by]
 
 
 def _sinks(config: Config, run_dir: Path) -> Sink:

@@ -12,9 +12,9 @@ from megaselect.comparison.measurement import BatchJob
 from megaselect.comparison.search import search_after
 from megaselect.config import Config
 from megaselect.devices import resolve_device
-from megaselect.training.checkpoint import RunState
 from megaselect.training.datasets import Datasets
 from megaselect.training.optimizer import MixedPrecisionAdamW
+from megaselect.training.state import RunState
 from megaselect.training.step import Stepper
 
 

@@ -22,11 +22,11 @@ from megaselect.recompute.plan import RecomputePlan
 from megaselect.recompute.theory import Shape, stored_tensors
 from megaselect.recompute.weights import StaticBytes
 from megaselect.training.accounting import step_flops, stored_report
-from megaselect.training.checkpoint import RunState
 from megaselect.training.clock import Clock
 from megaselect.training.datasets import Datasets
 from megaselect.training.metrics import reset_peak_bytes
 from megaselect.training.optimizer import MixedPrecisionAdamW
+from megaselect.training.state import RunState
 from megaselect.training.step import StepOutcome, Stepper
 
 PHASES = ("data", "forward", "backward", "optimizer")

@@ -5,7 +5,9 @@ token and no token is a target twice in an epoch. A rest shorter than a window a
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,12 +16,34 @@ from megaselect.data.indexed_dataset import IndexedDataset
 from megaselect.data.permutation import permute
 from megaselect.errors import DataError
 
+# Windows whose places are found at a time: so many that finding one takes half a microsecond.
+_BLOCK_WINDOWS = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     tokens: torch.Tensor  # [b, s] int64
     targets: torch.Tensor  # [b, s] int64, the token after each token
     sample_index: torch.Tensor  # [b] int64
+
+    def pinned(self) -> "Batch":
+        """The same in page-locked memory."""
+        return Batch(self.tokens.pin_memory(), self.targets.pin_memory(), self.sample_index.pin_memory())
+
+
+class Source(Protocol):
+    """What training and evaluation read: one dataset's split, or a blend of several."""
+
+    num_tokens: int
+    num_windows: int  # samples before one comes a second time
+
+    def batch(self, first_sample_index: int, micro_batch_size: int) -> Batch:
+        """Samples first_sample_index, …, first_sample_index + micro_batch_size - 1, on the CPU."""
+        ...
+
+    def counts(self, num_samples: int) -> dict[str, int]:
+        """Dataset -> how many of the samples 0, …, num_samples - 1 come from it; empty where there is one dataset."""
+        ...
 
 
 class WindowSampler:
@@ -38,12 +62,27 @@ class WindowSampler:
                 f"{seq_length + 1}; use a shorter seq_length or more text"
             )
         self._seq_length, self._seed, self._shuffle = seq_length, seed, shuffle
+        # Samples are asked for in order, and one order is a little ahead of the other where batches are read ahead.
+        self._recent_block = lru_cache(maxsize=4)(self._block)
 
-    def window_start(self, sample_index: int) -> int:
-        epoch, window = divmod(sample_index, self.num_windows)
-        if self._shuffle:
-            window = permute(window, self.num_windows, (self._seed, epoch))
-        return window * self._seq_length
+    def window_starts(self, first_sample_index: int, num_samples: int) -> np.ndarray:
+        """Starts, in tokens, of the windows of samples first_sample_index, …: int64 [num_samples]."""
+        starts = np.empty(num_samples, np.int64)
+        done = 0
+        while done < num_samples:
+            epoch, place = divmod(first_sample_index + done, self.num_windows)
+            number, offset = divmod(place, _BLOCK_WINDOWS)
+            part = self._recent_block(epoch, number)[offset : offset + num_samples - done]
+            starts[done : done + len(part)] = part
+            done += len(part)
+        return starts
+
+    def _block(self, epoch: int, number: int) -> np.ndarray:
+        """Starts of the windows at places number * _BLOCK_WINDOWS, … of the epoch, up to a block or the epoch's end."""
+        first = number * _BLOCK_WINDOWS
+        places = np.arange(first, min(first + _BLOCK_WINDOWS, self.num_windows))
+        windows = permute(places, self.num_windows, (self._seed, epoch)) if self._shuffle else places
+        return windows * self._seq_length
 
 
 class TokenSource:
@@ -66,6 +105,7 @@ class TokenSource:
         vocab_size: int | None = None,
     ) -> None:
         dataset = IndexedDataset(prefix)
+        self.prefix, self.part = str(prefix), part
         self._tokens, self._bin_path = dataset.tokens, dataset.bin_path
         self._first_token, end = (int(fraction * len(self._tokens)) for fraction in part)
         self.num_tokens = end - self._first_token
@@ -75,16 +115,22 @@ class TokenSource:
 
     def batch(self, first_sample_index: int, micro_batch_size: int) -> Batch:
         """Samples first_sample_index, …, first_sample_index + micro_batch_size - 1, on the CPU."""
-        sample_index = range(first_sample_index, first_sample_index + micro_batch_size)
-        windows = np.stack([self._window(index) for index in sample_index])  # [b, s + 1]
-        self._check_vocabulary(windows)
-        tokens = torch.from_numpy(windows)
-        # Copies: contiguous() would let the two of a single sample share their memory, which the ledger counts once.
-        return Batch(tokens[:, :-1].clone(), tokens[:, 1:].clone(), torch.tensor(sample_index))
+        tokens = torch.from_numpy(self.windows(first_sample_index, micro_batch_size))
+        return split_windows(tokens, first_sample_index)
 
-    def _window(self, sample_index: int) -> np.ndarray:
-        start = self._first_token + self._sampler.window_start(sample_index)
-        return self._tokens[start : start + self._seq_length + 1].astype(np.int64)
+    def windows(self, first_sample_index: int, num_samples: int) -> np.ndarray:
+        """The tokens of as many samples, each with the one that follows: int64 [b, s + 1]."""
+        length = self._seq_length + 1
+        windows = np.empty((num_samples, length), np.int64)
+        starts = self._first_token + self._sampler.window_starts(first_sample_index, num_samples)
+        for row, start in enumerate(starts.tolist()):
+            windows[row] = self._tokens[start : start + length]
+        self._check_vocabulary(windows)
+        return windows
+
+    def counts(self, num_samples: int) -> dict[str, int]:
+        """Nothing to tell apart: every sample comes from the one dataset."""
+        return {}
 
     def _check_vocabulary(self, windows: np.ndarray) -> None:
         lowest, highest = windows.min(), windows.max()
@@ -96,26 +142,8 @@ class TokenSource:
             )
 
 
-def open_splits(
-    prefix: str | Path,
-    valid_prefix: str | Path | None,
-    valid_fraction: float,
-    seq_length: int,
-    seed: int,
-    vocab_size: int | None = None,
-) -> tuple[TokenSource, TokenSource]:
-    """Training and validation sources; validation runs in file order, the same for every evaluation.
-
-    Without `valid_prefix`, PREFIX_valid serves if it is there (`megaselect data prepare` writes it); else the last
-    `valid_fraction` of the tokens at `prefix` is set apart.
-    """
-    if valid_prefix is None and Path(f"{prefix}_valid.idx").is_file():
-        valid_prefix = f"{prefix}_valid"
-    train_part = valid_part = (0.0, 1.0)
-    if valid_prefix is None:
-        valid_prefix, train_part, valid_part = prefix, (0.0, 1.0 - valid_fraction), (1.0 - valid_fraction, 1.0)
-    train = TokenSource(prefix, seq_length, seed, part=train_part, vocab_size=vocab_size)
-    valid = TokenSource(
-        valid_prefix, seq_length, seed, part=valid_part, shuffle=False, split="validation", vocab_size=vocab_size
-    )
-    return train, valid
+def split_windows(windows: torch.Tensor, first_sample_index: int) -> Batch:
+    """Tokens and targets out of windows [b, s + 1]."""
+    # Copies: contiguous() would let the two of a single sample share their memory, which the ledger counts once.
+    sample_index = torch.arange(first_sample_index, first_sample_index + len(windows))
+    return Batch(windows[:, :-1].clone(), windows[:, 1:].clone(), sample_index)

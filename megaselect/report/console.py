@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 import unicodedata
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.panel import Panel
@@ -52,6 +53,10 @@ class ConsoleSink:
             self.note(note)
         if self._console.is_interactive:
             self._start_bar(header)
+
+    def identity(self) -> Mapping[str, str]:
+        """The console knows no runs."""
+        return {}
 
     def stored(self, report: StoredReport) -> None:
         """Print predicted and measured bytes, a loud warning where they differ."""

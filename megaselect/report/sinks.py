@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from megaselect.training.events import Metrics, RunHeader, RunSummary, Sink, StoredReport
 
@@ -19,6 +19,10 @@ class Sinks:
         """See Sink.start."""
         for sink in self._sinks:
             sink.start(header)
+
+    def identity(self) -> Mapping[str, str]:
+        """See Sink.identity."""
+        return {name: value for sink in self._sinks for name, value in sink.identity().items()}
 
     def stored(self, report: StoredReport) -> None:
         """See Sink.stored."""

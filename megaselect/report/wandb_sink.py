@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,14 +36,17 @@ class WandbSink:
         self._connection = WandbConnection(mode, note, without="training goes on without it")
 
     def start(self, header: RunHeader) -> None:
-        """Open the run; a resumed one goes on under the id that run_dir/wandb/run_id holds."""
+        """Open the run; a resumed one goes on under the id that its checkpoint holds."""
         self._tokens = None if header.first_step else 0
         self._run = self._open(header)
         run = self._run
         if run is not None:
             with self._connection.guarded():
-                self._id_file.write_text(run.id, encoding="utf-8")
                 self._connection.announce(lambda: run.url, self._run_dir)
+
+    def identity(self) -> Mapping[str, str]:
+        """The run's id, under which it goes on after a resumption."""
+        return {} if self._run is None else {"wandb_id": self._run.id}
 
     def stored(self, report: StoredReport) -> None:
         """Put the predicted and the measured bytes into the run's summary."""
@@ -92,7 +95,7 @@ class WandbSink:
         label = setting_label(attention, RecomputeConfig.model_validate(header.config["recompute"]))
         facts = {"device": header.device, "dtype": header.dtype, "parameters": header.parameters}
         resumed = header.first_step > 0
-        former = self._id_file.read_text(encoding="utf-8") if resumed and self._id_file.exists() else None
+        former = header.identity.get("wandb_id")
         return self._connection.open(
             self._run_dir,
             project=self._project,
@@ -105,7 +108,3 @@ class WandbSink:
             id=former or os.environ.get("WANDB_RUN_ID") or run_id(label),
             resume="allow" if resumed else None,
         )
-
-    @property
-    def _id_file(self) -> Path:
-        return self._run_dir / "wandb" / "run_id"

@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +26,7 @@ from torch import nn
 from megaselect.config import Config
 from megaselect.errors import CheckpointError
 from megaselect.training.optimizer import MixedPrecisionAdamW
+from megaselect.training.state import RunState
 
 FORMAT_VERSION = 1
 KEPT_CHECKPOINTS = 2
@@ -38,14 +40,6 @@ FIXED_SETTINGS = (
     "model.vocab_size",
     "training.seed",
 )
-
-
-@dataclass(frozen=True)
-class RunState:
-    """Where a run stands: optimizer steps done, and the sample index that comes next."""
-
-    step: int
-    next_sample: int
 
 
 def save_checkpoint(
@@ -87,6 +81,23 @@ def save_checkpoint(
     for old in kept[: max(here - KEPT_CHECKPOINTS, 0)] + kept[here:]:
         shutil.rmtree(old)
     return home
+
+
+class CheckpointSaver:
+    """Writes the checkpoints of a run. As a context manager it waits, at the end, for what is still being written."""
+
+    def __init__(self, run_dir: Path, keep: int, note: Callable[[str], None]) -> None:
+        self._run_dir, self._keep, self._note = run_dir, keep, note
+
+    def save(self, model: nn.Module, optimizer: MixedPrecisionAdamW, state: RunState, config: Config) -> None:
+        """Write RUN/checkpoints/step-N."""
+        save_checkpoint(self._run_dir, model, optimizer, state, config)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        """Nothing is in flight."""
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Metrics = dict[str, float | int | None]
@@ -10,7 +11,10 @@ Metrics = dict[str, float | int | None]
 
 @dataclass(frozen=True)
 class RunHeader:
-    """What is known before the first step. device, dtype, model, attention, recompute and data are ready to print."""
+    """What is known before the first step. device, dtype, model, attention, recompute and data are ready to print.
+
+    identity: what the sinks of the run that is continued called it (see Sink.identity); empty for a new run.
+    """
 
     config_name: str
     device: str
@@ -25,6 +29,7 @@ class RunHeader:
     first_step: int
     config: dict[str, Any]
     notes: list[str]
+    identity: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,9 @@ class StoredReport:
 class RunSummary:
     """A run's end. Speeds are medians over this process's steps; losses are the last and the best seen by it.
 
-    peak_kind: what peak_bytes counts, ready to print after it.
+    peak_kind: what peak_bytes counts, ready to print after it. test_loss: on the test split, at the end of the run.
+    skipped_steps: over the whole run. loss_spikes: in this process's steps. data_share: median share of a step's time
+    that was spent waiting for data. stopped_by: SIGINT, SIGTERM or exit-after; None where the run got to its last step.
     """
 
     steps: int
@@ -69,17 +76,32 @@ class RunSummary:
     recompute: str
     sample: str | None
     run_dir: str
-    interrupted: bool
+    stopped_by: str | None
+    test_loss: float | None = None
+    skipped_steps: int = 0
+    loss_spikes: int = 0
+    data_share: float | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether something stopped the run before its last step."""
+        return self.stopped_by is not None
 
 
 class Sink(Protocol):
-    """Receives a run's events, in this order: start, stored, then step, evaluation and note, then finish."""
+    """Receives a run's events, in this order: start, stored, then step, evaluation and note, then finish.
+
+    A sink that cannot record says so in a note and lets the run go on.
+    """
 
     def start(self, header: RunHeader) -> None:
         """Once, before the first step."""
 
+    def identity(self) -> Mapping[str, str]:
+        """After start: what a continued run must hand back in its header, to be known as the same run."""
+
     def stored(self, report: StoredReport) -> None:
-        """Once, after the first micro-batch."""
+        """After the first micro-batch, and after the first one with another recompute mode."""
 
     def step(self, metrics: Metrics) -> None:
         """After every optimizer step."""

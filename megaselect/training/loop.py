@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from megaselect.config import Config
-from megaselect.devices import peak_flops
+from megaselect.devices import is_out_of_memory, peak_flops
 from megaselect.model.gpt import GPT
 from megaselect.recompute import ledger
 from megaselect.recompute.apply import plan_of
 from megaselect.training.accounting import describe_recompute, step_flops, stored_report
-from megaselect.training.checkpoint import RunState, save_checkpoint
+from megaselect.training.checkpoint import CheckpointSaver
 from megaselect.training.datasets import Datasets
 from megaselect.training.evaluate import evaluate, sample_text
 from megaselect.training.events import Metrics, RunSummary, Sink
+from megaselect.training.instruments import Instruments
 from megaselect.training.metrics import MetricsFile, peak_bytes, reset_peak_bytes
 from megaselect.training.optimizer import MixedPrecisionAdamW
+from megaselect.training.out_of_memory import step_up
+from megaselect.training.phases import PhaseTimes
 from megaselect.training.signals import StopRequest
+from megaselect.training.state import RunState
 from megaselect.training.step import StepOutcome, Stepper
 
 
@@ -30,9 +34,11 @@ class _Progress:
     """What the summary needs of this process's steps."""
 
     step_seconds: list[float] = field(default_factory=list)
+    data_shares: list[float] = field(default_factory=list)
     last: Metrics = field(default_factory=dict)
     valid_losses: list[float] = field(default_factory=list)
     stored_bytes: int | None = None
+    saved_step: int = -1
 
 
 class Trainer:
@@ -48,48 +54,67 @@ class Trainer:
         run_dir: Path,
         sink: Sink,
     ) -> None:
-        self.config, self.model, self.optimizer, self.datasets = config, model, optimizer, datasets
+        self.model, self.optimizer, self.datasets = model, optimizer, datasets
         self.state, self.run_dir, self.sink = state, run_dir, sink
         weight = next(model.parameters())
         self.device, self.element_bytes = weight.device, weight.element_size()
-        self.plan = plan_of(model)
-        self.flops = step_flops(config, self.element_bytes, self.plan)
         self.peak_flops = peak_flops(self.device, weight.dtype)
-        self._progress = _Progress()
-        self._stepper = Stepper(config, model, optimizer, datasets.train)
+        self._progress = _Progress(saved_step=state.step)
+        self._phases = PhaseTimes(self.device)
+        self._saver = CheckpointSaver(run_dir, config.training.keep_checkpoints, sink.note)
+        self._use(config)
 
-    def run(self) -> RunSummary:
-        """Train; the last evaluation, checkpoint and sample come also after Ctrl-C, at the end of the step it met."""
+    def _use(self, config: Config) -> None:
+        """Go on with this config; the model runs its recompute settings already."""
+        self.config, self.plan = config, plan_of(self.model)
+        self.flops = step_flops(config, self.element_bytes, self.plan)
+        self._stepper = Stepper(config, self.model, self.optimizer, self.datasets.train, self._phases.done)
+        self._progress.stored_bytes = None  # the next forward pass is measured
+
+    def run(self, stop: StopRequest) -> RunSummary:
+        """Train; the last checkpoint comes also where `stop` ended the run, at the end of the step it met."""
         training, started = self.config.training, time.perf_counter()
-        saved_step, evaluated_step = self.state.step, -1
-        with MetricsFile(self.run_dir / "metrics.jsonl", self.state.step) as metrics_file, StopRequest() as stop:
-            while self.state.step < training.max_steps and not stop.requested:
-                metrics = self._step()
-                metrics_file.write(metrics)
+        instruments = Instruments(self.config.logging, self.run_dir, self.device, self.sink.note)
+        with MetricsFile(self.run_dir / "metrics.jsonl", self.state.step) as metrics_file, self._saver, instruments:
+            while self.state.step < training.max_steps and not stop.reason:
+                with instruments.step(self.state.step + 1):
+                    metrics = self._step()
                 self.sink.step(metrics)
-                if _due(self.state.step, training.eval_interval):
-                    self._evaluate()
-                    evaluated_step = self.state.step
-                if _due(self.state.step, training.save_interval):
+                if _due(self.state.step, training.eval_interval, training.max_steps):
+                    metrics = {**metrics, "valid_loss": self._evaluate()}
+                metrics_file.write(metrics)
+                if _due(self.state.step, training.save_interval, training.max_steps) or stop.take_save():
                     self._save()
-                    saved_step = self.state.step
-        if training.eval_interval and evaluated_step != self.state.step and not stop.requested:
-            self._evaluate()
-        if training.save_interval and saved_step != self.state.step:
-            self._save()
-        return self._summary(time.perf_counter() - started, stop.requested)
+            if training.eval_interval and not self._progress.step_seconds and not stop.reason:
+                self._evaluate()  # a run that was complete already says again how good it is
+            if training.save_interval or stop.reason:
+                self._save()
+        return self._summary(time.perf_counter() - started, stop.reason)
 
     def _step(self) -> Metrics:
         """One optimizer step over the global batch."""
         reset_peak_bytes(self.device)
         started = time.perf_counter()
-        outcome, self.state = self._stepper.step(self.state, self._forward)
+        outcome = self._take_step()
         seconds = time.perf_counter() - started
         self._progress.step_seconds.append(seconds)
         self._progress.last = self._metrics(outcome, seconds)
         if outcome.skipped:
             self.sink.note(f"step {self.state.step}: fp16 gradients overflowed; step skipped, loss scale halved")
         return self._progress.last
+
+    def _take_step(self) -> StepOutcome:
+        """The step, taken again with the next stronger recompute mode for as long as memory is short."""
+        while True:
+            self._phases.start()
+            try:
+                outcome, self.state = self._stepper.step(self.state, self._forward)
+                return outcome
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error)  # alone: the error's traceback holds the tensors of the step
+            self._use(step_up(self.config, self.model, self.optimizer, self.state.step, problem, self.sink.note))
 
     def _forward(self, inputs: list[torch.Tensor]) -> torch.Tensor:
         return self._measured_forward(inputs) if self._progress.stored_bytes is None else self.model(*inputs)
@@ -105,6 +130,8 @@ class Trainer:
 
     def _metrics(self, outcome: StepOutcome, seconds: float) -> Metrics:
         training, samples = self.config.training, self.state.next_sample
+        phases = self._phases.milliseconds()
+        self._progress.data_shares.append(phases["data"] / (1e3 * seconds))
         return {
             "step": self.state.step,
             "samples": samples,
@@ -118,24 +145,36 @@ class Trainer:
             "hfu": self._utilisation(self.flops.hardware, seconds),
             "stored_bytes": self._progress.stored_bytes,
             "peak_bytes": peak_bytes(self.device),
+            "skipped_steps": self.state.skipped_steps,
+            **{f"{phase}_ms": span for phase, span in phases.items()},
         }
 
     def _utilisation(self, flops: int, seconds: float) -> float | None:
         return flops / seconds / self.peak_flops if self.peak_flops else None
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> float:
+        """Validation loss; the best one so far is worth a checkpoint."""
         training = self.config.training
         loss = evaluate(self.model, self.datasets.valid, training.eval_batches, training.micro_batch_size)
         self._progress.valid_losses.append(loss)
         self.sink.evaluation(self.state.step, loss)
+        best = self.state.best_valid_loss
+        if best is None or loss < best:
+            self.state = replace(self.state, best_valid_loss=loss, best_step=self.state.step)
+            if training.keep_best and training.save_interval:
+                self._save()
+        return loss
 
     def _save(self) -> None:
-        save_checkpoint(self.run_dir, self.model, self.optimizer, self.state, self.config)
+        """Hand the state to the saver, once a step."""
+        if self._progress.saved_step != self.state.step:
+            self._saver.save(self.model, self.optimizer, self.state, self.config)
+            self._progress.saved_step = self.state.step
 
-    def _summary(self, seconds: float, interrupted: bool) -> RunSummary:
+    def _summary(self, seconds: float, stopped_by: str | None) -> RunSummary:
         training, progress = self.config.training, self._progress
         sample = None
-        if training.sample_tokens and self.datasets.tokenizer and not interrupted:
+        if training.sample_tokens and self.datasets.tokenizer and not stopped_by:
             sample = sample_text(self.model, self.datasets.tokenizer, training.sample_tokens, training.seed)
         step_seconds = statistics.median(progress.step_seconds) if progress.step_seconds else None
         tokens = training.global_batch_size * self.config.model.seq_length
@@ -145,7 +184,7 @@ class Trainer:
             seconds=seconds,
             final_loss=progress.last.get("loss"),
             valid_loss=progress.valid_losses[-1] if progress.valid_losses else None,
-            best_valid_loss=min(progress.valid_losses, default=None),
+            best_valid_loss=self.state.best_valid_loss,
             tokens_per_s=tokens / step_seconds if step_seconds else None,
             step_ms=1e3 * step_seconds if step_seconds else None,
             stored_bytes=progress.stored_bytes,
@@ -156,9 +195,12 @@ class Trainer:
             recompute=describe_recompute(self.config.recompute, self.plan),
             sample=sample,
             run_dir=str(self.run_dir),
-            interrupted=interrupted,
+            stopped_by=stopped_by,
+            skipped_steps=self.state.skipped_steps,
+            data_share=statistics.median(progress.data_shares) if progress.data_shares else None,
         )
 
 
-def _due(step: int, interval: int) -> bool:
-    return interval > 0 and step % interval == 0
+def _due(step: int, interval: int, last_step: int) -> bool:
+    """Every `interval` steps and at the run's last one; never where the interval is 0."""
+    return interval > 0 and (step % interval == 0 or step == last_step)

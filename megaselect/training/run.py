@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,11 +20,14 @@ from megaselect.model.gpt import GPT
 from megaselect.recompute.apply import plan_of
 from megaselect.training.accounting import describe_recompute
 from megaselect.training.automatic import plan_note, save_plan
-from megaselect.training.checkpoint import RunState, find_checkpoint, load_checkpoint
+from megaselect.training.checkpoint import find_checkpoint, load_checkpoint
 from megaselect.training.datasets import Datasets, open_datasets
 from megaselect.training.events import RunHeader, RunSummary, Sink
 from megaselect.training.loop import Trainer
 from megaselect.training.optimizer import MixedPrecisionAdamW
+from megaselect.training.signals import StopRequest
+from megaselect.training.state import RunState
+from megaselect.units import parse_duration
 
 MakeSink = Callable[[Config, Path], Sink]
 
@@ -32,6 +36,8 @@ def train(config: Config, config_name: str, notes: Sequence[str], make_sink: Mak
     """Train to max_steps, continuing from a checkpoint where the config says so. Raises MegaselectError."""
     torch.manual_seed(config.training.seed)  # for a user's own modules; nothing of ours draws from it
     set_determinism(config.training.deterministic)
+    limit = config.training.exit_after
+    stop = StopRequest(parse_duration(limit, "--exit-after") if limit else None)
     run_dir = Path(config.training.run_dir or _fresh_run_dir(config, config_name))
     sink = make_sink(config, run_dir)  # first: what it refuses should not wait for data and model
     checkpoint = find_checkpoint(config.training.resume, run_dir)
@@ -46,9 +52,10 @@ def train(config: Config, config_name: str, notes: Sequence[str], make_sink: Mak
         own_notes.append(plan_note(automatic))
     header = _header(config, config_name, model, datasets, run_dir, state, [*notes, *own_notes])
     sink.start(header)
-    with warnings.catch_warnings():
+    state = replace(state, identity={**state.identity, **sink.identity()})
+    with warnings.catch_warnings(), stop:
         _show_warnings_as_notes(sink)
-        summary = Trainer(config, model, optimizer, datasets, state, run_dir, sink).run()
+        summary = Trainer(config, model, optimizer, datasets, state, run_dir, sink).run(stop)
     sink.finish(summary)
     return summary
 
@@ -116,6 +123,7 @@ def _header(
         first_step=state.step,
         config=config.to_dict(),
         notes=notes,
+        identity=state.identity,
     )
 
 

@@ -1,31 +1,61 @@
-"""Ctrl-C ends a run after the step it meets, so that what is saved is whole."""
+"""What asks a run to stop or to save: signals and the time limit. Both wait for the end of the step they meet."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Literal, Self
+
+StopReason = Literal["SIGINT", "SIGTERM", "exit-after"]
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM sets `requested`; a second SIGINT interrupts at once."""
+    """While entered, the first SIGINT or SIGTERM asks the run to stop and SIGUSR1 asks it to save and go on.
 
-    def __init__(self) -> None:
-        self.requested = False
+    A second SIGINT interrupts at once. seconds: after which the run is asked to stop too, from now on.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._signal: StopReason | None = None
+        self._save = False
         self._before: dict[signal.Signals, object] = {}
+
+    @property
+    def reason(self) -> StopReason | None:
+        """Why the run should stop; None: it should go on."""
+        if self._signal is None and self._deadline is not None and time.monotonic() >= self._deadline:
+            return "exit-after"
+        return self._signal
+
+    def take_save(self) -> bool:
+        """Whether a save was asked for since the last call."""
+        asked, self._save = self._save, False
+        return asked
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # signal handlers can be set nowhere else
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._request)
+            for number, handler in (
+                (signal.SIGINT, self._interrupt),
+                (signal.SIGTERM, self._terminate),
+                (signal.SIGUSR1, self._ask_to_save),
+            ):
+                self._before[number] = signal.signal(number, handler)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._signal == "SIGINT":
             raise KeyboardInterrupt
-        self.requested = True
+        self._signal = "SIGINT"
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        self._signal = self._signal or "SIGTERM"
+
+    def _ask_to_save(self, number: int, frame: FrameType | None) -> None:
+        self._save = True

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from megaselect.config import Config
 from megaselect.data.sampler import TokenSource
 from megaselect.model.gpt import GPT
-from megaselect.training.checkpoint import RunState
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.schedule import learning_rate
+from megaselect.training.state import RunState
 
 Forward = Callable[[list[torch.Tensor]], torch.Tensor]
 
@@ -59,7 +59,13 @@ class Stepper:
         self._phase_done("optimizer")
         loss = torch.stack(losses).sum().item()  # waits for the device: the step is done when its loss is known
         outcome = StepOutcome(loss, result.grad_norm, rate, result.skipped)
-        return outcome, RunState(state.step + 1, state.next_sample + training.global_batch_size)
+        after = replace(
+            state,
+            step=state.step + 1,
+            next_sample=state.next_sample + training.global_batch_size,
+            skipped_steps=state.skipped_steps + outcome.skipped,
+        )
+        return outcome, after
 
     def _micro_batch(
         self, state: RunState, number: int, micro_batches: int, forward: Forward | None

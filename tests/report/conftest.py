@@ -62,7 +62,7 @@ SUMMARY = RunSummary(
     recompute="selective: softmax, dropout",
     sample="First Citizen:\nSpeak.",
     run_dir="runs/tiny",
-    interrupted=False,
+    stopped_by=None,
 )
 
 
@@ -110,7 +110,7 @@ def play(sink, steps, interrupted=False, **header):
         sink.step(_metrics(step, grad_norm=None))
     sink.evaluation(steps[-1], 6.75)
     sink.note("for the console")
-    sink.finish(dataclasses.replace(SUMMARY, interrupted=interrupted))
+    sink.finish(dataclasses.replace(SUMMARY, stopped_by="SIGINT" if interrupted else None))
 
 
 @pytest.fixture

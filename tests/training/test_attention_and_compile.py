@@ -7,7 +7,7 @@ import torch
 
 from megaselect.config import Config
 from megaselect.training import run
-from megaselect.training.checkpoint import RunState
+from megaselect.training.state import RunState
 
 ROOT = Path(__file__).parents[2]
 STEPS = 4

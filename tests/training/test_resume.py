@@ -10,8 +10,9 @@ import time
 import pytest
 import torch
 
-FOUR = ("--max-steps", 4, "--training.save-interval", 4, "--training.sample-tokens", 0)
-EIGHT = ("--max-steps", 8, "--training.save-interval", 4, "--training.sample-tokens", 0)
+LAST_ALONE = ("--training.sample-tokens", 0, "--no-training.keep-best")
+FOUR = ("--max-steps", 4, "--training.save-interval", 4, *LAST_ALONE)
+EIGHT = ("--max-steps", 8, "--training.save-interval", 4, *LAST_ALONE)
 POLL_SECONDS = 0.005
 
 
@@ -126,7 +127,7 @@ def test_an_unfinished_checkpoint_is_passed_over(run_here, whole_run, four_steps
 
 
 def test_two_checkpoints_are_kept(run_here, tmp_path):
-    flags = ("--max-steps", 5, "--training.save-interval", 1, "--training.sample-tokens", 0)
+    flags = ("--max-steps", 5, "--training.save-interval", 1, *LAST_ALONE)
     assert run_here(*flags, "--run-dir", tmp_path / "run") == 0
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["step-00000004", "step-00000005"]
@@ -134,7 +135,7 @@ def test_two_checkpoints_are_kept(run_here, tmp_path):
 
 def test_going_back_in_the_same_directory_drops_the_checkpoints_ahead(run_here, tmp_path, read_metrics):
     """Their steps are cut from the metrics; a resumed run must not jump to them."""
-    run_dir, flags = tmp_path / "run", ("--training.save-interval", 2, "--training.sample-tokens", 0)
+    run_dir, flags = tmp_path / "run", ("--training.save-interval", 2, *LAST_ALONE)
     back = (*flags, "--training.lr", "1e-4", "--training.min-lr", 0, "--run-dir", run_dir)
     assert run_here("--max-steps", 8, *flags, "--run-dir", run_dir) == 0
     assert run_here("--max-steps", 7, *back, "--resume", run_dir / "checkpoints" / "step-00000006") == 0
@@ -243,9 +244,9 @@ def test_ffn_size_may_be_spelled_out(run_here, whole_run, four_steps, assert_sam
     assert_same_run(parts, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_saves_its_step_and_continues_to_the_same_bits(
-    child_command, child_environment, small_flags, run_here, read_metrics, assert_same_run, tmp_path, number
+    child_command, child_environment, small_flags, run_here, read_metrics, assert_same_run, tmp_path, number, code
 ):
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     flags = [*small_flags, "--training.eval-interval", "0", "--training.sample-tokens", "0"]
@@ -264,7 +265,7 @@ def test_an_interrupted_run_saves_its_step_and_continues_to_the_same_bits(
     finally:
         child.kill()
         child.wait()
-    assert (child.returncode, errors) == (130, "")
+    assert (child.returncode, errors) == (code, "")
     assert "interrupted" in output
     done = read_metrics(stopped)[-1]["step"]
     assert (stopped / "checkpoints" / f"step-{done:08d}" / "state.json").is_file()
