@@ -151,7 +151,7 @@ def test_a_terminal_of_80_columns_shows_header_bar_and_summary(play):
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_the_summary_says_whether_the_run_was_interrupted(play, interrupted):
     console, file = pipe()
-    play(console, interrupted=interrupted)
+    play(console, stopped_by="SIGINT" if interrupted else None)
     assert ("interrupted" in written(file).splitlines()) == interrupted
     assert ("finished" in written(file).splitlines()) != interrupted
 

@@ -68,7 +68,11 @@ def test_auto_without_a_key_records_offline_and_a_resumed_run_goes_on(run_python
     assert "perf/median_mfu" not in result
     assert of_kind(records, "exit")[0]["exit_code"] == 0
 
-    resumed = "play(WandbSink('offline', 'project-x', None, 'runs/tiny', print), [3, 4], True, first_step=2)"
+    former = {"wandb_id": identifier(folder)}
+    resumed = (
+        "play(WandbSink('offline', 'project-x', None, 'runs/tiny', print), [3, 4], True, "
+        f"first_step=2, identity={former})"
+    )
     second = run_python(START + resumed)
     assert second.stdout == OFFLINE_NOTE.format("")
     (later,) = set(run_folders(tmp_path)) - {folder}

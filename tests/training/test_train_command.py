@@ -21,8 +21,9 @@ MODES = {
 IN_CHILDREN = ("none", "selective")  # as a user runs them; the other modes run here, in a fraction of the time
 KEYS = [
     *("step", "samples", "tokens", "loss", "grad_norm", "lr", "step_ms", "tokens_per_s", "mfu", "hfu"),
-    *("stored_bytes", "peak_bytes"),
+    *("stored_bytes", "peak_bytes", "skipped_steps", "data_ms", "forward_ms", "backward_ms", "optimizer_ms"),
 ]
+EVALUATED = (3, 6)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,8 @@ def test_exits_with_0_and_an_empty_stderr(runs, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_metrics_hold_one_object_a_step_with_exactly_the_named_keys(runs, mode, read_metrics):
     metrics = read_metrics(runs[mode][0])
-    assert [list(line) for line in metrics] == [KEYS] * STEPS
+    expected = [[*KEYS, *(["valid_loss"] if step in EVALUATED else [])] for step in range(1, STEPS + 1)]
+    assert [list(line) for line in metrics] == expected
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
     assert [line["samples"] for line in metrics] == [4, 8, 12, 16, 20, 24]
     assert [line["tokens"] for line in metrics] == [64, 128, 192, 256, 320, 384]
@@ -51,6 +53,9 @@ def test_metrics_hold_one_object_a_step_with_exactly_the_named_keys(runs, mode, 
     assert all(line["peak_bytes"] > line["stored_bytes"] for line in metrics)
     for line in metrics:
         assert line["tokens_per_s"] * line["step_ms"] == pytest.approx(64e3, rel=1e-12)
+        phases = [line[f"{phase}_ms"] for phase in ("data", "forward", "backward", "optimizer")]
+        assert min(phases) > 0
+        assert sum(phases) <= line["step_ms"]
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "none"])
