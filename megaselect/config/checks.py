@@ -6,15 +6,19 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from megaselect.config.blend import parse_blend
 from megaselect.config.layers import parse_layers
 from megaselect.errors import ConfigError
 from megaselect.units import parse_duration, parse_size, parse_steps
 
 if TYPE_CHECKING:
-    from megaselect.config.schema import Config, LoggingConfig, ModelConfig, RecomputeConfig, TrainingConfig
+    from megaselect.config.schema import Config, DataConfig, LoggingConfig, ModelConfig, RecomputeConfig, TrainingConfig
 
 # Dropout sites number the heads of a layer from 0 and the layer's other sites from 4000 (docs/dropout-mask.md).
 MAX_HEADS = 4000
+
+# The default of data.valid_fraction. Another one is the user's wish, and is not to be ignored without a word.
+VALID_FRACTION = 0.05
 
 SETTINGS_OF_MODE = {
     "none": (),
@@ -68,6 +72,50 @@ def _check_dropout(name: str, probability: float) -> None:
         raise SettingError(f"{name} = {probability} rounds to 0/256 and drops nothing; use 0, or 0.002 or more", name)
     if threshold == 256:
         raise SettingError(f"{name} = {probability} rounds to 256/256 and drops everything; use 0.998 or less", name)
+
+
+def check_data(data: DataConfig) -> None:
+    """The blend is pairs of weight and dataset; no split is asked for in two ways, and none would be ignored."""
+    _located(lambda: parse_blend(data.blend), "data.blend")
+    if data.blend and data.prefix is not None:
+        raise SettingError(
+            f"data.blend and data.prefix ({data.prefix}) both say what to train on; remove one of them",
+            "data.blend",
+            "data.prefix",
+        )
+    if data.valid_fraction != VALID_FRACTION:
+        if data.valid_prefix is not None:
+            raise SettingError(
+                f"data.valid_fraction ({data.valid_fraction}) has no effect beside data.valid_prefix "
+                f"({data.valid_prefix}); remove one of them",
+                "data.valid_fraction",
+                "data.valid_prefix",
+            )
+        if data.prefix is None and not data.blend:
+            raise SettingError(
+                f"data.valid_fraction ({data.valid_fraction}) has no effect on the default corpus, which brings its "
+                "own validation split; remove it, or set data.valid_prefix, or data.prefix to a dataset of your own",
+                "data.valid_fraction",
+                "data.prefix",
+            )
+    _check_test_split(data)
+
+
+def _check_test_split(data: DataConfig) -> None:
+    names = ("data.test_fraction", "data.test_prefix", "data.valid_fraction")
+    if data.test_fraction and data.test_prefix is not None:
+        raise SettingError(
+            f"data.test_fraction ({data.test_fraction}) has no effect beside data.test_prefix ({data.test_prefix}); "
+            "remove one of them",
+            *names,
+        )
+    valid_fraction = 0.0 if data.valid_prefix is not None else data.valid_fraction
+    if valid_fraction + data.test_fraction >= 1:
+        raise SettingError(
+            f"data.valid_fraction ({valid_fraction}) and data.test_fraction ({data.test_fraction}) leave nothing to "
+            "train on; lower them",
+            *names,
+        )
 
 
 def check_training(training: TrainingConfig) -> None:

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from megaselect.config import checks
+from megaselect.config.blend import BlendWords
 from megaselect.config.layers import parse_layers
 from megaselect.config.messages import explain
 from megaselect.config.origins import Origins, merge
@@ -85,7 +86,7 @@ class DataConfig(Section):
     """Where the tokens come from."""
 
     prefix: str | None = Field(None, description="indexed dataset to train on; none: the default corpus")
-    blend: tuple[str, ...] = Field(
+    blend: BlendWords = Field(
         (), description="weights and indexed datasets to mix, such as 0.7 data/a 0.3 data/b, in place of a prefix"
     )
     valid_prefix: str | None = Field(None, description="indexed dataset to evaluate on; none: split off")
@@ -93,12 +94,17 @@ class DataConfig(Section):
         None, description="indexed dataset to evaluate on once, at the end; none: split off"
     )
     tokenizer: str | None = Field(None, description="tokenizer model file; none: the dataset's own")
-    valid_fraction: float = Field(0.05, ge=0, lt=1, description="share that is split off for evaluation")
+    valid_fraction: float = Field(checks.VALID_FRACTION, ge=0, lt=1, description="share split off for evaluation")
     test_fraction: float = Field(0.0, ge=0, lt=1, description="share that is split off for the test at the end")
     check: bool = Field(False, description="read every token before training: ids in range, documents whole")
     prefetch: int = Field(2, ge=0, description="batches that a thread reads ahead of the step; 0: none")
     cache_dir: str | None = Field(None, description="none: $MEGASELECT_CACHE or ~/.cache/megaselect")
     vocab_size: int = Field(4096, ge=1, description="size of the default corpus's tokenizer")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        checks.check_data(self)
+        return self
 
 
 class TrainingConfig(Section):

@@ -1,7 +1,7 @@
 """Several datasets mixed by weight. Which one a sample comes from is a function of the sample index alone.
 
 The weights become whole numbers p_i that add up to P, the length of a pattern that repeats. The j-th sample (from 1) of
-a source with share w = p_i/P gets a slot not before floor((j - 1)/w) and before ceil(j/w); in each slot, the sample goes
+a source with share w = p_i/P gets a slot from floor((j - 1)/w) on and before ceil(j/w); in each slot, the sample goes
 that must go earliest. Such a schedule exists for any shares (R. Tijdeman, "The chairman assignment problem", 1980), and
 earliest deadline first finds it. So after n samples, each source has given floor(n w) or ceil(n w).
 """
@@ -21,7 +21,7 @@ MAX_PATTERN = 2**16
 
 
 class BlendPattern:
-    """Shares of len(weights) sources. `weights` need not add up to 1; one that rounds to nothing counts 1/MAX_PATTERN."""
+    """Whose turn it is, in shares given by weights, which need not add up to 1. No share is rounded to nothing."""
 
     def __init__(self, weights: Sequence[Fraction]) -> None:
         self.quotas = _quotas(weights)  # samples of each source in one pattern
@@ -67,6 +67,9 @@ class BlendedSource:
     def counts(self, num_samples: int) -> dict[str, int]:
         """Prefix of each dataset -> how many of the samples 0, …, num_samples - 1 come from it."""
         return {source.prefix: self.pattern.count(number, num_samples) for number, source in enumerate(self.sources)}
+
+
+DataSource = TokenSource | BlendedSource
 
 
 def _quotas(weights: Sequence[Fraction]) -> list[int]:

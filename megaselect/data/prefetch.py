@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from megaselect.data.sampler import Batch, Source
+from megaselect.data.sampler import Batch, BatchSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Prefetcher:
     pin_memory: hands out tensors in page-locked memory, from which a copy to the GPU does not wait.
     """
 
-    def __init__(self, source: Source, depth: int, *, pin_memory: bool = False) -> None:
+    def __init__(self, source: BatchSource, depth: int, *, pin_memory: bool = False) -> None:
         self._source, self._depth, self._pin_memory = source, depth, pin_memory
         self._ahead: deque[_Ahead] = deque()
         self._executor = ThreadPoolExecutor(1, "megaselect-prefetch") if depth else None

@@ -31,18 +31,11 @@ class Batch:
         return Batch(self.tokens.pin_memory(), self.targets.pin_memory(), self.sample_index.pin_memory())
 
 
-class Source(Protocol):
-    """What training and evaluation read: one dataset's split, or a blend of several."""
-
-    num_tokens: int
-    num_windows: int  # samples before one comes a second time
+class BatchSource(Protocol):
+    """What training and evaluation read: a split of one dataset, a blend of several, or what stands before one."""
 
     def batch(self, first_sample_index: int, micro_batch_size: int) -> Batch:
         """Samples first_sample_index, …, first_sample_index + micro_batch_size - 1, on the CPU."""
-        ...
-
-    def counts(self, num_samples: int) -> dict[str, int]:
-        """Dataset -> how many of the samples 0, …, num_samples - 1 come from it; empty where there is one dataset."""
         ...
 
 

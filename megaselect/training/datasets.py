@@ -1,52 +1,94 @@
-"""The data of a run: training and validation batches, and the tokenizer that reads and writes its text."""
+"""The data of a run: training, validation and test batches, and the tokenizer that reads and writes its text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from megaselect.config import Config
+from megaselect.config.blend import parse_blend
+from megaselect.data.blend import DataSource
+from megaselect.data.fingerprint import fingerprint
 from megaselect.data.prepare import prepare_default_corpus
-from megaselect.data.sampler import TokenSource, open_splits
+from megaselect.data.splits import SplitRules, open_splits
 from megaselect.data.tokenizer import Tokenizer
 from megaselect.errors import DataError
 
 
 @dataclass(frozen=True)
 class Datasets:
-    """tokenizer: None where a user's indexed dataset comes without one; then no sample text is written."""
+    """tokenizer: None where a user's indexed dataset comes without one; then no sample text is written.
 
-    train: TokenSource
-    valid: TokenSource
+    test: None where no test split was asked for. fingerprint: of the training split, see data.fingerprint.
+    """
+
+    train: DataSource
+    valid: DataSource
+    test: DataSource | None
     tokenizer: Tokenizer | None
+    description: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What the config's data section comes to."""
+
+    datasets: list[tuple[Fraction, str]]
+    valid_prefix: str | None
+    tokenizer: Path | None
     description: str
 
 
 def open_datasets(config: Config) -> Datasets:
-    """The config's dataset, or the default corpus, which is built on first use. Raises DataError."""
-    data = config.data
-    if data.prefix is None:
-        cache = Path(data.cache_dir) if data.cache_dir else None
-        paths = prepare_default_corpus(cache, data.vocab_size)
-        prefix, valid_prefix = paths.train_prefix, paths.valid_prefix
-        tokenizer_path, description = Path(data.tokenizer or paths.tokenizer_path), paths.description
-    else:
-        prefix, valid_prefix = Path(data.prefix), data.valid_prefix
-        beside = Path(f"{data.prefix}.model")
-        tokenizer_path = Path(data.tokenizer) if data.tokenizer else beside if beside.is_file() else None
-        description = str(data.prefix)
-    tokenizer = Tokenizer(tokenizer_path) if tokenizer_path else None
-    if tokenizer and tokenizer.vocab_size > config.model.vocab_size:
+    """The config's dataset or blend, or the default corpus, which is built on first use. Raises DataError."""
+    data, model = config.data, config.model
+    chosen = _choose(config)
+    tokenizer = Tokenizer(chosen.tokenizer) if chosen.tokenizer else None
+    if tokenizer and tokenizer.vocab_size > model.vocab_size:
         raise DataError(
-            f"the tokenizer {tokenizer_path} has {tokenizer.vocab_size} pieces, model.vocab_size is "
-            f"{config.model.vocab_size}: raise model.vocab_size, or prepare the data with a smaller --vocab-size"
+            f"the tokenizer {chosen.tokenizer} has {tokenizer.vocab_size} pieces, model.vocab_size is "
+            f"{model.vocab_size}: raise model.vocab_size, or prepare the data with a smaller --vocab-size"
         )
-    train, valid = open_splits(
-        prefix,
-        valid_prefix,
-        data.valid_fraction,
-        config.model.seq_length,
+    rules = SplitRules(
+        model.seq_length,
         config.training.seed,
-        vocab_size=config.model.vocab_size,
+        model.vocab_size,
+        chosen.valid_prefix,
+        data.test_prefix,
+        data.valid_fraction,
+        data.test_fraction,
     )
-    return Datasets(train, valid, tokenizer, f"{description}; {train.num_tokens:,} tokens")
+    splits = open_splits(chosen.datasets, rules)
+    description = f"{chosen.description}; {splits.train.num_tokens:,} tokens"
+    return Datasets(splits.train, splits.valid, splits.test, tokenizer, description, fingerprint(splits.train))
+
+
+def _choose(config: Config) -> _Chosen:
+    data = config.data
+    named = Path(data.tokenizer) if data.tokenizer else None
+    if data.blend:
+        blend = parse_blend(data.blend)
+        description = " + ".join(f"{float(weight):g} {prefix}" for weight, prefix in blend)
+        return _Chosen(blend, data.valid_prefix, named or _common_tokenizer([p for _, p in blend]), description)
+    if data.prefix is not None:
+        tokenizer = named or _common_tokenizer([data.prefix])
+        return _Chosen([(Fraction(1), data.prefix)], data.valid_prefix, tokenizer, data.prefix)
+    cache = Path(data.cache_dir) if data.cache_dir else None
+    paths = prepare_default_corpus(cache, data.vocab_size)
+    valid_prefix = data.valid_prefix or str(paths.valid_prefix)
+    train = [(Fraction(1), str(paths.train_prefix))]
+    return _Chosen(train, valid_prefix, named or paths.tokenizer_path, paths.description)
+
+
+def _common_tokenizer(prefixes: list[str]) -> Path | None:
+    """The tokenizer beside the datasets, None where there is none. Raises DataError where they have different ones."""
+    paths = [path for path in (Path(f"{prefix}.model") for prefix in prefixes) if path.is_file()]
+    for path in paths[1:]:
+        if path.read_bytes() != paths[0].read_bytes():
+            raise DataError(
+                f"{paths[0]} and {path} are different tokenizers, so the same id means different text; prepare both "
+                "datasets with one of them (--tokenizer), or set data.tokenizer if they were"
+            )
+    return paths[0] if paths else None

@@ -65,7 +65,8 @@ VALUES = {
     "model.hidden_dropout_p": ("0.125", ""),
     "model.attention": ("unfused", ""),
     "model.kernel_backend": ("torch", ""),
-    "data.valid_fraction": ("0.5", ""),
+    "data.blend": ("0.7 data/a 0.3 data/b", ""),
+    "data.valid_fraction": ("0.5", "--data.prefix data/a"),
     "data.test_fraction": ("0.25", ""),
     "training.exit_after": ("1h30m", ""),
     "training.on_nonfinite": ("skip", ""),
@@ -97,7 +98,7 @@ def test_every_setting_has_a_flag_that_sets_it_alone(name):
     got = after[section].pop(key)
     before[section].pop(key, None)
     if isinstance(got, list):
-        assert got == [text]
+        assert got == text.split()
     else:
         assert got == type(got)(text)
     assert {**after, "recompute": {}} == {**before, "recompute": {}}

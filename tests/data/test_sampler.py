@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from megaselect.data.indexed_dataset import IndexedDatasetWriter
-from megaselect.data.sampler import TokenSource, WindowSampler, open_splits
+from megaselect.data.sampler import TokenSource, WindowSampler
 from megaselect.errors import DataError
 
 
@@ -29,31 +29,37 @@ def test_each_epoch_visits_every_window_once(num_tokens, seq_length, seed):
     sampler = WindowSampler(num_tokens, seq_length, seed)
     n = sampler.num_windows
     for epoch in range(3):
-        starts = sorted(sampler.window_start(epoch * n + i) for i in range(n))
+        starts = sorted(sampler.window_starts(epoch * n, n).tolist())
         assert starts == [seq_length * i for i in range(n)]
     assert starts[-1] + seq_length + 1 <= num_tokens < starts[-1] + 2 * seq_length + 1
 
 
 def test_window_start_depends_on_nothing_but_the_sample_index():
-    sampler = WindowSampler(100_001, 100, 1234)
-    indices = list(range(3000))
-    in_order = [sampler.window_start(index) for index in indices]
-    random.Random(0).shuffle(indices)
-    shuffled = {index: sampler.window_start(index) for index in indices}
-    assert [shuffled[index] for index in range(3000)] == in_order
-    assert [WindowSampler(100_001, 100, 1234).window_start(index) for index in range(3000)] == in_order
+    """Blocks of 4,096 places and epochs of 10,000 windows are crossed."""
+    sampler = WindowSampler(1_000_001, 100, 1234)
+    in_order = WindowSampler(1_000_001, 100, 1234).window_starts(0, 25_000).tolist()
+    draw = random.Random(0)
+    for first in [4095, 9999, 0, *(draw.randrange(24_000) for _ in range(50))]:
+        count = draw.randrange(1000)
+        assert sampler.window_starts(first, count).tolist() == in_order[first : first + count]
+    assert sorted(in_order[:10_000]) == list(range(0, 1_000_000, 100))
 
 
 def test_order_differs_by_epoch_and_seed():
-    starts = [WindowSampler(1001, 1, 1).window_start(index) for index in range(2000)]
-    other_seed = [WindowSampler(1001, 1, 2).window_start(index) for index in range(1000)]
+    starts = WindowSampler(1001, 1, 1).window_starts(0, 2000).tolist()
+    other_seed = WindowSampler(1001, 1, 2).window_starts(0, 1000).tolist()
     assert starts[:1000] != starts[1000:]
     assert starts[:1000] != other_seed
 
 
+def test_the_order_never_changes_between_versions():
+    """A resumed run continues in the order that the run was started with."""
+    assert WindowSampler(101, 10, 1234).window_starts(8, 5).tolist() == [50, 0, 50, 40, 30]
+
+
 def test_without_shuffle_windows_come_in_file_order_and_start_again():
     sampler = WindowSampler(31, 10, 1234, shuffle=False)
-    assert [sampler.window_start(index) for index in range(7)] == [0, 10, 20, 0, 10, 20, 0]
+    assert sampler.window_starts(0, 7).tolist() == [0, 10, 20, 0, 10, 20, 0]
 
 
 def test_split_with_exactly_one_window():
@@ -73,7 +79,7 @@ def test_batch(counting):
     batch = TokenSource(counting, 8, 1234).batch(3, 2)
     sampler = WindowSampler(1003, 8, 1234)
     for row, index in enumerate([3, 4]):
-        start = sampler.window_start(index)
+        start = int(sampler.window_starts(index, 1)[0])
         assert torch.equal(batch.tokens[row], torch.arange(start, start + 8))
         assert torch.equal(batch.targets[row], torch.arange(start + 1, start + 9))
     assert torch.equal(batch.sample_index, torch.tensor([3, 4]))
@@ -121,34 +127,3 @@ def test_tokens_outside_the_models_vocabulary_are_refused(tmp_path, write_index)
     negative = write_index(np.array([1, -2, 3], dtype="i1").tobytes(), (3,), (0,), (0, 1), code=2)
     with pytest.raises(DataError, match="holds token id -2, outside"):
         TokenSource(negative, 2, 0, vocab_size=99).batch(0, 1)
-
-
-def test_validation_is_split_off_the_end(counting):
-    train, valid = open_splits(counting, None, 0.25, seq_length=8, seed=1234)
-    assert (train.num_tokens, valid.num_tokens) == (752, 251)
-    assert sorted(train.batch(0, train.num_windows).tokens[:, 0].tolist()) == list(range(0, 744, 8))
-    assert valid.batch(0, 31).tokens[:, 0].tolist() == list(range(752, 1000, 8))
-
-
-def test_validation_dataset_beside_the_training_dataset_is_found(counting, tmp_path):
-    write_tokens(tmp_path / "counting_valid", [7] * 20)
-    train, valid = open_splits(counting, None, 0.25, seq_length=8, seed=1234)
-    assert train.num_tokens == 1003
-    assert valid.batch(0, 1).tokens.tolist() == [[7] * 8]
-
-
-def test_validation_dataset_that_is_named_wins(counting, tmp_path):
-    write_tokens(tmp_path / "counting_valid", [7] * 20)
-    named = write_tokens(tmp_path / "named", [5] * 20)
-    train, valid = open_splits(counting, named, 0.25, seq_length=8, seed=1234)
-    assert train.num_tokens == 1003
-    assert valid.batch(0, 1).tokens.tolist() == [[5] * 8]
-
-
-def test_error_names_the_split_that_is_too_short(counting):
-    with pytest.raises(
-        DataError, match=r"^the validation split has 51 tokens, but one window of seq_length 60 takes 61;"
-    ):
-        open_splits(counting, None, 0.05, seq_length=60, seed=1234)
-    with pytest.raises(DataError, match=r"^the training split has 952 tokens, .* seq_length 1000 takes 1001;"):
-        open_splits(counting, None, 0.05, seq_length=1000, seed=1234)
