@@ -12,6 +12,7 @@ Layout of the index, little-endian throughout (megatron/core/datasets/indexed_da
     N x i8   modes; multimodal datasets only, ignored here
 """
 
+import io
 import struct
 from array import array
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ _CODE_OF_DTYPE = {np.dtype(name): code for code, name in _TOKEN_DTYPES.items()}
 
 # Megatron-LM's own threshold, below 2**16 to leave room for ids that are added to a vocabulary later.
 _UINT16_VOCAB_LIMIT = 65_500
-_MAX_SEQUENCE_TOKENS = 2**31 - 1
+MAX_SEQUENCE_TOKENS = 2**31 - 1
+_INDEX_PART = 2**16  # sequences that are written at a time
 
 
 class _Index(NamedTuple):
@@ -126,7 +128,7 @@ class IndexedDatasetWriter:
     def __init__(self, prefix: str | Path, vocab_size: int) -> None:
         self._bin_path, self._idx_path = _bin_path(prefix), _idx_path(prefix)
         self._vocab_size = vocab_size
-        self._dtype = np.dtype("<u2" if vocab_size < _UINT16_VOCAB_LIMIT else "<i4")
+        self._dtype = token_dtype(vocab_size)
         self._lengths = array("i")
         self._open_length = 0
         self._partial = partial_path(self._bin_path)
@@ -155,9 +157,9 @@ class IndexedDatasetWriter:
                 f"token id {wrong} is outside the vocabulary of {self._vocab_size} that {self._bin_path} is written for"
             )
         self._open_length += tokens.size
-        if self._open_length > _MAX_SEQUENCE_TOKENS:
+        if self._open_length > MAX_SEQUENCE_TOKENS:
             raise DataError(
-                f"a document has more than {_MAX_SEQUENCE_TOKENS:,} tokens, the most that the index of "
+                f"a document has more than {MAX_SEQUENCE_TOKENS:,} tokens, the most that the index of "
                 f"{self._bin_path} can express; split its file"
             )
         self._file.write(tokens.astype(self._dtype).tobytes())
@@ -177,23 +179,44 @@ class IndexedDatasetWriter:
             # A reader must never pair the old index with the new tokens.
             self._idx_path.unlink(missing_ok=True)
             publish(self._partial, self._bin_path)
-            write_atomically(self._idx_path, self._index_bytes())
+            index = io.BytesIO()
+            write_index(index, self._dtype, np.asarray(self._lengths, dtype="<i4"))
+            write_atomically(self._idx_path, index.getvalue())
         finally:
             self._discard()
-
-    def _index_bytes(self) -> bytes:
-        lengths = np.asarray(self._lengths, dtype="<i4")
-        ends = np.cumsum(lengths, dtype="<i8") * self._dtype.itemsize
-        offsets = np.concatenate((np.zeros(1, "<i8"), ends[:-1])).astype("<i8")
-        bounds = np.arange(len(lengths) + 1, dtype="<i8")
-        header = _HEADER.pack(_MAGIC, _VERSION, _CODE_OF_DTYPE[self._dtype], len(lengths), len(bounds))
-        return header + lengths.tobytes() + offsets.tobytes() + bounds.tobytes()
 
     def _discard(self) -> None:
         # On a full disk, closing fails once more, for what is still buffered.
         with suppress(OSError):
             self._file.close()
         self._partial.unlink(missing_ok=True)
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """How token ids of a vocabulary are stored: u16 below 65,500 pieces, else i32."""
+    return np.dtype("<u2" if vocab_size < _UINT16_VOCAB_LIMIT else "<i4")
+
+
+def write_index(file: BinaryIO, dtype: np.dtype, lengths: np.ndarray, continued: Sequence[int] = ()) -> None:
+    """Write the .idx of sequences that lie back to back in a .bin of `dtype`, in memory of a fixed size.
+
+    lengths: [N] i32, tokens of each sequence; a memmap will do.
+    continued: rising numbers of the sequences that go on with the document before them, where it is too long for one.
+    """
+    num_bounds = len(lengths) - len(continued) + 1
+    file.write(_HEADER.pack(_MAGIC, _VERSION, _CODE_OF_DTYPE[dtype], len(lengths), num_bounds))
+    parts = [slice(start, start + _INDEX_PART) for start in range(0, len(lengths), _INDEX_PART)]
+    for part in parts:
+        file.write(lengths[part].astype("<i4").tobytes())
+    offset = 0
+    for part in parts:
+        ends = offset + np.cumsum(lengths[part], dtype="<i8") * dtype.itemsize  # bytes
+        file.write(np.concatenate(([offset], ends[:-1])).astype("<i8").tobytes())
+        offset = int(ends[-1])
+    for part in parts:
+        sequences = np.arange(part.start, min(part.stop, len(lengths)), dtype="<i8")
+        file.write(np.setdiff1d(sequences, continued, assume_unique=True).tobytes())
+    file.write(np.int64(len(lengths)).astype("<i8").tobytes())
 
 
 def _bin_path(prefix: str | Path) -> Path:
