@@ -46,9 +46,10 @@ class MixedPrecisionAdamW:
             eps=settings.epsilon,
             fused=True,
         )
-        self._scaler = torch.amp.GradScaler(
-            first.device.type, init_scale=INITIAL_LOSS_SCALE, enabled=first.dtype == torch.float16
-        )
+        for master in self.masters.values():
+            self._adam.state[master] = _no_moments(master)
+        self._scaler = _scaler_for(first)
+        self._is_updating = False
         if self._has_masters:
             for name, weight in self._weights.items():
                 weight.register_post_accumulate_grad_hook(_accumulate_into(self.masters[name]))
@@ -67,13 +68,27 @@ class MixedPrecisionAdamW:
         if self._clip:
             torch.nn.utils.clip_grads_with_norm_(masters, self._clip, norm)
         scale_before = self._scaler.get_scale()
+        self._is_updating = True
         self._scaler.step(self._adam)
         self._scaler.update()
         self._adam.zero_grad(set_to_none=True)
         if self._has_masters:
             with torch.no_grad():
                 torch._foreach_copy_(list(self._weights.values()), masters)
+        self._is_updating = False
         return StepResult(norm.item(), skipped=self._scaler.get_scale() < scale_before)
+
+    def abandon_step(self) -> bool:
+        """Let go of what a step that raised has gathered, so that it can be taken again.
+
+        False: it was changing the weights, and cannot be.
+        """
+        for holder in (*self._weights.values(), *self.masters.values()):
+            holder.grad = None
+        scale = self._scaler.state_dict()
+        self._scaler = _scaler_for(next(iter(self._weights.values())))  # a new one: gradients count as scaled again
+        self._scaler.load_state_dict(scale)
+        return not self._is_updating
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold besides the model: moments, step counts and, in 16 bit, master weights."""
@@ -104,6 +119,20 @@ def _master_of(weight: Tensor) -> Tensor:
     if weight.dtype == torch.float32:
         return weight
     return weight.detach().float().requires_grad_()
+
+
+def _no_moments(master: Tensor) -> dict[str, Tensor]:
+    """AdamW's state before the first step. It would make it in that step, where a part of the weights may have changed
+    by the time that memory runs out.
+    """
+    step = torch.zeros((), dtype=torch.float32, device=master.device)
+    return {"step": step, "exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
+
+
+def _scaler_for(weight: Tensor) -> torch.amp.GradScaler:
+    """It does nothing but for fp16."""
+    is_fp16 = weight.dtype == torch.float16
+    return torch.amp.GradScaler(weight.device.type, init_scale=INITIAL_LOSS_SCALE, enabled=is_fp16)
 
 
 def _accumulate_into(master: Tensor) -> Callable[[Tensor], None]:

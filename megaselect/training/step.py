@@ -54,11 +54,12 @@ class Stepper:
         training = self._training
         micro_batches = training.global_batch_size // training.micro_batch_size
         losses = [self._micro_batch(state, number, micro_batches, forward) for number in range(micro_batches)]
+        loss = torch.stack(losses).sum()  # here: what runs out of memory once the weights change cannot be repeated
         rate = learning_rate(training, state.step)
         result = self._optimizer.step(rate)
         self._phase_done("optimizer")
-        loss = torch.stack(losses).sum().item()  # waits for the device: the step is done when its loss is known
-        outcome = StepOutcome(loss, result.grad_norm, rate, result.skipped)
+        # item() waits for the device: the step is done when its loss is known.
+        outcome = StepOutcome(loss.item(), result.grad_norm, rate, result.skipped)
         after = replace(
             state,
             step=state.step + 1,
