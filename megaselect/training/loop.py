@@ -82,8 +82,8 @@ class Trainer:
                 self.sink.step(metrics)
                 if _due(self.state.step, training.eval_interval, training.max_steps):
                     metrics = {**metrics, "valid_loss": self._evaluate()}
-                metrics_file.write(metrics)
-                if _due(self.state.step, training.save_interval, training.max_steps) or stop.take_save():
+                metrics_file.write(metrics)  # before a checkpoint of the step: a resumed run does not take it again
+                if self._save_is_due(stop.take_save()):
                     self._save()
             if training.eval_interval and not self._progress.step_seconds and not stop.reason:
                 self._evaluate()  # a run that was complete already says again how good it is
@@ -153,7 +153,7 @@ class Trainer:
         return flops / seconds / self.peak_flops if self.peak_flops else None
 
     def _evaluate(self) -> float:
-        """Validation loss; the best one so far is worth a checkpoint."""
+        """The validation loss; the state remembers the best."""
         training = self.config.training
         loss = evaluate(self.model, self.datasets.valid, training.eval_batches, training.micro_batch_size)
         self._progress.valid_losses.append(loss)
@@ -161,9 +161,13 @@ class Trainer:
         best = self.state.best_valid_loss
         if best is None or loss < best:
             self.state = replace(self.state, best_valid_loss=loss, best_step=self.state.step)
-            if training.keep_best and training.save_interval:
-                self._save()
         return loss
+
+    def _save_is_due(self, asked: bool) -> bool:
+        """By the interval, at the end of the run, for the best validation loss so far, or because it was asked for."""
+        training, state = self.config.training, self.state
+        best = training.keep_best and training.save_interval > 0 and state.best_step == state.step
+        return asked or best or _due(state.step, training.save_interval, training.max_steps)
 
     def _save(self) -> None:
         """Hand the state to the saver, once a step."""

@@ -1,0 +1,57 @@
+"""Runs that are killed by SIGKILL, as children of a nursery (see run_nursery.py)."""
+
+import json
+import select
+import signal
+import subprocess
+import sys
+from os import kill
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TIMES = ("step_ms", "tokens_per_s", "mfu", "hfu", "peak_bytes", "data_ms", "forward_ms", "backward_ms", "optimizer_ms")
+
+
+class Nursery:
+    """Starts runs one after the other; use as a context manager."""
+
+    def __init__(self, environment):
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("run_nursery.py"))],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def run(self, arguments, run_dir, seconds=None, kill_at=None):
+        """A run to its end, or to SIGKILL after so many seconds or before its change number kill_at: its exit code."""
+        log = self.log(run_dir)
+        job = {"arguments": arguments, "log": str(log), "directory": str(run_dir), "kill_at": kill_at}
+        self._process.stdin.write(json.dumps(job) + "\n")
+        pid = int(self._process.stdout.readline())
+        if seconds is not None and not select.select([self._process.stdout], [], [], seconds)[0]:
+            kill(pid, signal.SIGKILL)
+        code = int(self._process.stdout.readline())
+        assert code in (0, -signal.SIGKILL), log.read_text()
+        return code
+
+    @staticmethod
+    def log(run_dir):
+        """What the last run in this directory printed, and how many changes it made."""
+        return run_dir.with_name(run_dir.name + ".log")
+
+
+def lasting_metrics(run_dir):
+    """The lines of metrics.jsonl without what differs from one run to the next: times and the process's memory."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
