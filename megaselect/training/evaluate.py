@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from megaselect.data.sampler import TokenSource
+from megaselect.data.blend import DataSource
 from megaselect.data.tokenizer import Tokenizer
 from megaselect.model.gpt import GPT
 
@@ -24,7 +24,7 @@ def _evaluating(model: GPT) -> Iterator[torch.device]:
         model.train()
 
 
-def evaluate(model: GPT, source: TokenSource, batches: int, batch_size: int) -> float:
+def evaluate(model: GPT, source: DataSource, batches: int, batch_size: int) -> float:
     """Mean loss over the first `batches` micro-batches of the split, or over all that it has: the same every time."""
     batch_size = min(batch_size, source.num_windows)
     batches = min(batches, source.num_windows // batch_size)

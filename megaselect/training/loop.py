@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from megaselect.config import Config
+from megaselect.data.prefetch import Prefetcher
 from megaselect.devices import is_out_of_memory, peak_flops
 from megaselect.model.gpt import GPT
 from megaselect.recompute import ledger
@@ -61,6 +62,7 @@ class Trainer:
         self.peak_flops = peak_flops(self.device, weight.dtype)
         self._progress = _Progress(saved_step=state.step)
         self._phases = PhaseTimes(self.device)
+        self._batches = Prefetcher(datasets.train, config.data.prefetch, pin_memory=self.device.type == "cuda")
         self._saver = CheckpointSaver(run_dir, config.training.keep_checkpoints, sink.note)
         self._use(config)
 
@@ -68,14 +70,15 @@ class Trainer:
         """Go on with this config; the model runs its recompute settings already."""
         self.config, self.plan = config, plan_of(self.model)
         self.flops = step_flops(config, self.element_bytes, self.plan)
-        self._stepper = Stepper(config, self.model, self.optimizer, self.datasets.train, self._phases.done)
+        self._stepper = Stepper(config, self.model, self.optimizer, self._batches, self._phases.done)
         self._progress.stored_bytes = None  # the next forward pass is measured
 
     def run(self, stop: StopRequest) -> RunSummary:
         """Train; the last checkpoint comes also where `stop` ended the run, at the end of the step it met."""
         training, started = self.config.training, time.perf_counter()
         instruments = Instruments(self.config.logging, self.run_dir, self.device, self.sink.note)
-        with MetricsFile(self.run_dir / "metrics.jsonl", self.state.step) as metrics_file, self._saver, instruments:
+        metrics_file = MetricsFile(self.run_dir / "metrics.jsonl", self.state.step)
+        with metrics_file, self._saver, self._batches, instruments:
             while self.state.step < training.max_steps and not stop.reason:
                 with instruments.step(self.state.step + 1):
                     metrics = self._step()
@@ -146,6 +149,7 @@ class Trainer:
             "stored_bytes": self._progress.stored_bytes,
             "peak_bytes": peak_bytes(self.device),
             "skipped_steps": self.state.skipped_steps,
+            **{f"samples/{name}": count for name, count in self.datasets.train.counts(samples).items()},
             **{f"{phase}_ms": span for phase, span in phases.items()},
         }
 
@@ -162,6 +166,11 @@ class Trainer:
         if best is None or loss < best:
             self.state = replace(self.state, best_valid_loss=loss, best_step=self.state.step)
         return loss
+
+    def _test(self) -> float | None:
+        """Loss on the whole of the test split, if there is one: looked at once, when the run is done."""
+        test, batch_size = self.datasets.test, self.config.training.micro_batch_size
+        return evaluate(self.model, test, test.num_windows, batch_size) if test else None
 
     def _save_is_due(self, asked: bool) -> bool:
         """By the interval, at the end of the run, for the best validation loss so far, or because it was asked for."""
@@ -200,6 +209,7 @@ class Trainer:
             sample=sample,
             run_dir=str(self.run_dir),
             stopped_by=stopped_by,
+            test_loss=None if stopped_by else self._test(),
             skipped_steps=self.state.skipped_steps,
             data_share=statistics.median(progress.data_shares) if progress.data_shares else None,
         )

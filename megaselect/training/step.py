@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from megaselect.config import Config
-from megaselect.data.sampler import TokenSource
+from megaselect.data.sampler import BatchSource
 from megaselect.model.gpt import GPT
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.schedule import learning_rate
@@ -19,12 +19,13 @@ Forward = Callable[[list[torch.Tensor]], torch.Tensor]
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """loss: mean over the global batch. grad_norm: before clipping. skipped: fp16 gradients overflowed."""
+    """loss: mean over the global batch. grad_norm: before clipping. skipped, nonfinite: as in StepResult."""
 
     loss: float
     grad_norm: float
     learning_rate: float
     skipped: bool
+    nonfinite: bool
 
 
 def _ignore(_: str) -> None:
@@ -39,7 +40,7 @@ class Stepper:
         config: Config,
         model: GPT,
         optimizer: MixedPrecisionAdamW,
-        source: TokenSource,
+        source: BatchSource,
         phase_done: Callable[[str], None] = _ignore,
     ) -> None:
         self._training, self._model, self._optimizer, self._source = config.training, model, optimizer, source
