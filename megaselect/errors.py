@@ -38,3 +38,7 @@ class ComparisonError(MegaselectError):
 
 class VerificationError(MegaselectError):
     """A module and a batch give nothing that can be verified, such as no loss."""
+
+
+class RunDirectoryError(MegaselectError):
+    """A run directory cannot be written, is another run's for now, or holds what no run wrote."""

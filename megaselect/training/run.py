@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -14,7 +13,6 @@ import torch
 from megaselect.build import build_planned
 from megaselect.config import Config
 from megaselect.devices import device_name, resolve_device
-from megaselect.errors import CheckpointError
 from megaselect.kernels.dropout_mask import drop_threshold
 from megaselect.model.gpt import GPT
 from megaselect.recompute.apply import plan_of
@@ -25,6 +23,8 @@ from megaselect.training.datasets import Datasets, open_datasets
 from megaselect.training.events import RunHeader, RunSummary, Sink
 from megaselect.training.loop import Trainer
 from megaselect.training.optimizer import MixedPrecisionAdamW
+from megaselect.training.run_dir import RunDir, claim_run_dir
+from megaselect.training.run_record import Segment
 from megaselect.training.signals import StopRequest
 from megaselect.training.state import RunState
 from megaselect.units import parse_duration
@@ -38,24 +38,33 @@ def train(config: Config, config_name: str, notes: Sequence[str], make_sink: Mak
     set_determinism(config.training.deterministic)
     limit = config.training.exit_after
     stop = StopRequest(parse_duration(limit, "--exit-after") if limit else None)
-    run_dir = Path(config.training.run_dir or _fresh_run_dir(config, config_name))
+    with claim_run_dir(config, config_name) as home:
+        return _train(config, config_name, notes, make_sink, stop, home)
+
+
+def _train(
+    config: Config, config_name: str, notes: Sequence[str], make_sink: MakeSink, stop: StopRequest, home: RunDir
+) -> RunSummary:
+    run_dir = home.path
     sink = make_sink(config, run_dir)  # first: what it refuses should not wait for data and model
     checkpoint = find_checkpoint(config.training.resume, run_dir)
     datasets = open_datasets(config)
     model, automatic = build_planned(config)
     optimizer = MixedPrecisionAdamW(model, config.training)
     state = load_checkpoint(checkpoint, model, optimizer, config) if checkpoint else RunState(0, 0)
-    _prepare_run_dir(run_dir, config)
-    own_notes = _own_notes(config, state)
-    if automatic:
-        save_plan(run_dir, automatic)
-        own_notes.append(plan_note(automatic))
-    header = _header(config, config_name, model, datasets, run_dir, state, [*notes, *own_notes])
-    sink.start(header)
-    state = replace(state, identity={**state.identity, **sink.identity()})
-    with warnings.catch_warnings(), stop:
-        _show_warnings_as_notes(sink)
-        summary = Trainer(config, model, optimizer, datasets, state, run_dir, sink).run(stop)
+    segment = Segment.begin(state.step, device_name(resolve_device(config.training.device)), torch.__version__)
+    with home.recorded(config, segment, sink.note) as record:
+        own_notes = [*home.notes, *_own_notes(config, state)]
+        if automatic:
+            save_plan(run_dir, automatic)
+            own_notes.append(plan_note(automatic))
+        header = _header(config, config_name, model, datasets, run_dir, state, [*notes, *own_notes])
+        sink.start(header)
+        state = replace(state, identity={**state.identity, **sink.identity()})
+        with warnings.catch_warnings(), stop:
+            _show_warnings_as_notes(sink)
+            summary = Trainer(config, model, optimizer, datasets, state, run_dir, sink).run(stop)
+        record.stopped_by = summary.stopped_by
     sink.finish(summary)
     return summary
 
@@ -65,22 +74,6 @@ def set_determinism(deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     torch.use_deterministic_algorithms(deterministic)
-
-
-def _fresh_run_dir(config: Config, config_name: str) -> str:
-    """A directory of its own for a run that names none, so that modes can be compared side by side."""
-    moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return f"runs/{Path(config_name).stem}-{config.recompute.mode}-{moment}"
-
-
-def _prepare_run_dir(run_dir: Path, config: Config) -> None:
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(config.to_yaml())
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write to the run directory {run_dir}: {error.strerror}; choose another --run-dir"
-        ) from error
 
 
 def _own_notes(config: Config, state: RunState) -> list[str]:

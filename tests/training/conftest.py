@@ -3,9 +3,10 @@
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,19 @@ def make_config():
         return Config.from_dict(mapping, "test", {name.replace("__", "."): value for name, value in overrides.items()})
 
     return make
+
+
+@pytest.fixture
+def no_room():
+    """`with no_room():` no file can grow, as on a full disk, though the system says that it is too large."""
+
+    @contextmanager
+    def limit():
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
