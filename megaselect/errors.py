@@ -42,3 +42,7 @@ class VerificationError(MegaselectError):
 
 class RunDirectoryError(MegaselectError):
     """A run directory cannot be written, is another run's for now, or holds what no run wrote."""
+
+
+class NonFiniteError(MegaselectError):
+    """A loss or a gradient is not finite, and the run is to stop there."""

@@ -6,6 +6,7 @@ hook adds each 16-bit gradient into the fp32 one as soon as it is there and free
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,14 +19,20 @@ if TYPE_CHECKING:
 
 
 INITIAL_LOSS_SCALE = 2.0**15
+# A gradient that overflows fp16 even so is above 6.7e7, which no scale can mend, while all those below 6e-5 become 0.
+MIN_LOSS_SCALE = 2.0**-10
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """grad_norm: before clipping. skipped: fp16 gradients overflowed; only the loss scale changed: it was halved."""
+    """grad_norm: before clipping. skipped: weights, moments and step counts are as they were.
+
+    nonfinite: skipped, and not for fp16 gradients that overflowed and had the loss scale halved: nothing has changed.
+    """
 
     grad_norm: float
     skipped: bool
+    nonfinite: bool
 
 
 class MixedPrecisionAdamW:
@@ -58,8 +65,11 @@ class MixedPrecisionAdamW:
         """Accumulate the gradients of a micro-batch's share of the loss."""
         self._scaler.scale(loss).backward()
 
-    def step(self, learning_rate: float) -> StepResult:
-        """Clip, update the fp32 weights, round them into the model, and drop the gradients."""
+    def step(self, learning_rate: float, loss: Tensor | None = None) -> StepResult:
+        """Clip, update the fp32 weights, round them into the model, and drop the gradients. Waits for the device.
+
+        loss: the step's, a scalar on the device. Where it or a gradient is not finite no weight changes.
+        """
         for group in self._adam.param_groups:
             group["lr"] = learning_rate
         self._scaler.unscale_(self._adam)
@@ -67,16 +77,25 @@ class MixedPrecisionAdamW:
         norm = torch.nn.utils.get_total_norm([master.grad for master in masters if master.grad is not None])
         if self._clip:
             torch.nn.utils.clip_grads_with_norm_(masters, self._clip, norm)
-        scale_before = self._scaler.get_scale()
+        watched = torch.stack([norm] if loss is None else [norm, loss.detach()])
+        # The fused update reads it on the device, and where it is 1 leaves everything as it was.
+        self._adam.found_inf = watched.isfinite().all().logical_not().float()
         self._is_updating = True
-        self._scaler.step(self._adam)
-        self._scaler.update()
+        self._adam.step()
         self._adam.zero_grad(set_to_none=True)
-        if self._has_masters:
+        grad_norm, *losses = watched.tolist()
+        applied = math.isfinite(grad_norm) and all(map(math.isfinite, losses))
+        if applied and self._has_masters:
             with torch.no_grad():
                 torch._foreach_copy_(list(self._weights.values()), masters)
         self._is_updating = False
-        return StepResult(norm.item(), skipped=self._scaler.get_scale() < scale_before)
+        overflowed = not applied and all(map(math.isfinite, losses)) and self._can_halve_loss_scale()
+        # Given a scale, update takes it and forgets the overflow.
+        self._scaler.update(None if applied or overflowed else self._scaler.get_scale())
+        return StepResult(grad_norm, skipped=not applied, nonfinite=not applied and not overflowed)
+
+    def _can_halve_loss_scale(self) -> bool:
+        return self._scaler.is_enabled() and self._scaler.get_scale() / 2 >= MIN_LOSS_SCALE
 
     def abandon_step(self) -> bool:
         """Let go of what a step that raised has gathered, so that it can be taken again.

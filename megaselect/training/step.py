@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from megaselect.config import Config
-from megaselect.data.sampler import BatchSource
+from megaselect.data.sampler import Batch, BatchSource
 from megaselect.model.gpt import GPT
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.schedule import learning_rate
@@ -46,6 +46,7 @@ class Stepper:
         self._training, self._model, self._optimizer, self._source = config.training, model, optimizer, source
         self._phase_done = phase_done
         self._device = next(model.parameters()).device
+        self.micro_batches = self._training.global_batch_size // self._training.micro_batch_size
 
     def step(self, state: RunState, forward: Forward | None = None) -> tuple[StepOutcome, RunState]:
         """Take the step after `state`: its outcome and the state after it. Waits for the device.
@@ -53,14 +54,12 @@ class Stepper:
         forward: from [tokens, targets, sample_index] on the device to the loss; None calls the model.
         """
         training = self._training
-        micro_batches = training.global_batch_size // training.micro_batch_size
-        losses = [self._micro_batch(state, number, micro_batches, forward) for number in range(micro_batches)]
-        loss = torch.stack(losses).sum()  # here: what runs out of memory once the weights change cannot be repeated
+        losses = [self.micro_batch(state, number, forward) for number in range(self.micro_batches)]
+        total = torch.stack(losses).sum()  # here: what runs out of memory once the weights change cannot be repeated
         rate = learning_rate(training, state.step)
-        result = self._optimizer.step(rate)
+        result = self._optimizer.step(rate, total)  # waits for the device
         self._phase_done("optimizer")
-        # item() waits for the device: the step is done when its loss is known.
-        outcome = StepOutcome(loss.item(), result.grad_norm, rate, result.skipped)
+        outcome = StepOutcome(total.item(), result.grad_norm, rate, result.skipped, result.nonfinite)
         after = replace(
             state,
             step=state.step + 1,
@@ -69,17 +68,19 @@ class Stepper:
         )
         return outcome, after
 
-    def _micro_batch(
-        self, state: RunState, number: int, micro_batches: int, forward: Forward | None
-    ) -> torch.Tensor:  # fmt: skip
-        """Forward and backward of one micro-batch; its share of the step's mean loss, still on the device."""
-        size = self._training.micro_batch_size
-        batch = self._source.batch(state.next_sample + number * size, size)
+    def micro_batch(self, state: RunState, number: int, forward: Forward | None = None) -> torch.Tensor:
+        """Forward and backward of a micro-batch of the step after `state`; its share of the loss, on the device."""
+        batch = self.batch(state, number)
         inputs = (batch.tokens, batch.targets, batch.sample_index)
         on_device = [tensor.to(self._device, non_blocking=True) for tensor in inputs]
         self._phase_done("data")
-        share = (forward(on_device) if forward else self._model(*on_device)) / micro_batches
+        share = (forward(on_device) if forward else self._model(*on_device)) / self.micro_batches
         self._phase_done("forward")
         self._optimizer.backward(share)
         self._phase_done("backward")
         return share.detach()
+
+    def batch(self, state: RunState, number: int) -> Batch:
+        """The samples of a micro-batch of the step after `state`, on the CPU."""
+        size = self._training.micro_batch_size
+        return self._source.batch(state.next_sample + number * size, size)
