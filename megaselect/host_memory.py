@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
+
+_STATM = Path("/proc/self/statm")  # this process's size and, sixth, its private writable memory, in pages
 
 
 def available_bytes() -> int:
-    """What Linux says can be had without swapping; elsewhere all physical memory."""
+    """What Linux says can be had without swapping (elsewhere all physical memory), or what this process's own limits
+    (ulimit -v, ulimit -d) leave to it, if that is less.
+    """
+    return max(min([_available_on_machine(), *_left_by_limits()]), 0)
+
+
+def _available_on_machine() -> int:
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
         return int(fields["MemAvailable"].split()[0]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _left_by_limits() -> list[int]:
+    if not _STATM.is_file():
+        return []
+    pages = _STATM.read_text().split()
+    used = {resource.RLIMIT_AS: int(pages[0]), resource.RLIMIT_DATA: int(pages[5])}
+    limits = {kind: resource.getrlimit(kind)[0] for kind in used}
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    return [limit - used[kind] * page_bytes for kind, limit in limits.items() if limit != resource.RLIM_INFINITY]

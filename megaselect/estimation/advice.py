@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from megaselect.estimation.rows import Case, Row
+from megaselect.recompute.named import FLAGS
 from megaselect.units import size
 
 WORTH_A_WORD = 0.9  # of the step time
-FLAGS = {
-    "none": "--recompute none",
-    "selective": "--recompute selective",
-    "core_attn dropout": "--recompute selective --recompute-modules core_attn dropout",
-    "all": "--recompute selective --recompute-modules all",
-    "full": "--recompute full",
-    "full: sqrt": "--recompute full --recompute-method sqrt",
-    "auto": "--recompute auto",
-}
 
 
 def advise(case: Case, rows: dict[str, dict[str, Row]]) -> str:

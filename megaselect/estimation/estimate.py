@@ -12,20 +12,9 @@ from megaselect.estimation.advice import advise
 from megaselect.estimation.rows import Case, Row, make_row, planned_row
 from megaselect.estimation.target import Target, resolve_target
 from megaselect.recompute.auto import assumed_costs, fastest_plan, problem_of
+from megaselect.recompute.named import NAMED
 from megaselect.recompute.parallel import Parallel
 
-# The modes, by the keys that scripts read; then what else is worth a line.
-MODES = {
-    "none": RecomputeConfig(),
-    "selective": RecomputeConfig(mode="selective"),
-    "all": RecomputeConfig(mode="selective", modules=MODULES),
-    "full": RecomputeConfig(mode="full"),
-}
-MORE = {
-    "core_attn dropout": RecomputeConfig(mode="selective", modules=("core_attn", "dropout")),
-    "full: sqrt": RecomputeConfig(mode="full", method="sqrt"),
-}
-ORDER = ("none", "selective", "core_attn dropout", "all", "full", "full: sqrt")
 CONFIGURED, AUTO = "as configured", "auto"
 
 
@@ -74,8 +63,7 @@ def _is_possible(config: Config, attention: str) -> bool:
 
 
 def _rows(case: Case, attention: str) -> dict[str, Row]:
-    settings = MODES | MORE
-    rows = {name: make_row(case, name, attention, settings[name]) for name in ORDER}
+    rows = {name: make_row(case, name, attention, settings) for name, settings in NAMED.items()}
     own, name = case.config.recompute, _own_name(case.config)
     is_own = attention == case.config.model.attention
     if is_own and name not in rows and own.mode != "auto":
@@ -97,7 +85,7 @@ def _own_name(config: Config) -> str:
     own = config.recompute
     if own.mode == "auto":
         return AUTO
-    for name, settings in (MODES | MORE).items():
+    for name, settings in NAMED.items():
         alike = (own.mode, own.layers, own.num_layers or 1) == (settings.mode, None, 1)
         if alike and set(own.modules) == set(settings.modules) and own.method == settings.method:
             return name
