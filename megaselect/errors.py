@@ -46,3 +46,7 @@ class RunDirectoryError(MegaselectError):
 
 class NonFiniteError(MegaselectError):
     """A loss or a gradient is not finite, and the run is to stop there."""
+
+
+class SamplingError(MegaselectError):
+    """A model gives nothing that a token can be drawn from."""

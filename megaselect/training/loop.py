@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from array import array
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,13 +19,15 @@ from megaselect.recompute.apply import plan_of
 from megaselect.training.accounting import describe_recompute, step_flops, stored_report
 from megaselect.training.checkpoint import CheckpointSaver
 from megaselect.training.datasets import Datasets
-from megaselect.training.evaluate import evaluate, sample_text
+from megaselect.training.evaluate import evaluate
 from megaselect.training.events import Metrics, RunSummary, Sink
 from megaselect.training.instruments import Instruments
+from megaselect.training.memory import bytes_in_use
 from megaselect.training.metrics import MetricsFile, peak_bytes, reset_peak_bytes
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.out_of_memory import step_up
-from megaselect.training.phases import PhaseTimes
+from megaselect.training.phases import PHASES, PhaseTimes
+from megaselect.training.sampling import sample_text
 from megaselect.training.signals import StopRequest
 from megaselect.training.state import RunState
 from megaselect.training.step import StepOutcome, Stepper
@@ -36,6 +39,7 @@ class _Progress:
 
     step_seconds: list[float] = field(default_factory=list)
     data_shares: list[float] = field(default_factory=list)
+    phase_ms: dict[str, array[float]] = field(default_factory=lambda: {phase: array("d") for phase in PHASES})
     last: Metrics = field(default_factory=dict)
     valid_losses: list[float] = field(default_factory=list)
     stored_bytes: int | None = None
@@ -135,6 +139,8 @@ class Trainer:
         training, samples = self.config.training, self.state.next_sample
         phases = self._phases.milliseconds()
         self._progress.data_shares.append(phases["data"] / (1e3 * seconds))
+        for phase, span in phases.items():
+            self._progress.phase_ms[phase].append(span)
         return {
             "step": self.state.step,
             "samples": samples,
@@ -148,6 +154,7 @@ class Trainer:
             "hfu": self._utilisation(self.flops.hardware, seconds),
             "stored_bytes": self._progress.stored_bytes,
             "peak_bytes": peak_bytes(self.device),
+            **bytes_in_use(self.device),
             "skipped_steps": self.state.skipped_steps,
             **{f"samples/{name}": count for name, count in self.datasets.train.counts(samples).items()},
             **{f"{phase}_ms": span for phase, span in phases.items()},
@@ -212,6 +219,7 @@ class Trainer:
             test_loss=None if stopped_by else self._test(),
             skipped_steps=self.state.skipped_steps,
             data_share=statistics.median(progress.data_shares) if progress.data_shares else None,
+            phase_ms={phase: statistics.median(spans) for phase, spans in progress.phase_ms.items() if spans},
         )
 
 

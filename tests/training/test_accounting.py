@@ -11,7 +11,8 @@ from megaselect.data.tokenizer import Tokenizer, train_tokenizer
 from megaselect.recompute.ledger import record
 from megaselect.recompute.plan import make_plan
 from megaselect.training.accounting import describe_recompute, step_flops, stored_report
-from megaselect.training.evaluate import evaluate, sample_text
+from megaselect.training.evaluate import evaluate
+from megaselect.training.sampling import sample_text
 
 MODES = {
     "none": {"recompute__mode": "none"},
