@@ -88,10 +88,10 @@ class MixedPrecisionAdamW:
         if applied and self._has_masters:
             with torch.no_grad():
                 torch._foreach_copy_(list(self._weights.values()), masters)
-        self._is_updating = False
         overflowed = not applied and all(map(math.isfinite, losses)) and self._can_halve_loss_scale()
         # Given a scale, update takes it and forgets the overflow.
         self._scaler.update(None if applied or overflowed else self._scaler.get_scale())
+        self._is_updating = False
         return StepResult(grad_norm, skipped=not applied, nonfinite=not applied and not overflowed)
 
     def _can_halve_loss_scale(self) -> bool:
