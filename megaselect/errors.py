@@ -20,6 +20,10 @@ class DeviceError(MegaselectError):
     """The device or kernel backend that was asked for is not there."""
 
 
+class OutOfMemoryError(MegaselectError):
+    """A run needs more memory than the device has."""
+
+
 class CheckpointError(MegaselectError):
     """A checkpoint is missing, damaged, or belongs to another model."""
 
