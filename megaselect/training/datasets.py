@@ -45,12 +45,7 @@ def open_datasets(config: Config) -> Datasets:
     """The config's dataset or blend, or the default corpus, which is built on first use. Raises DataError."""
     data, model = config.data, config.model
     chosen = _choose(config)
-    tokenizer = Tokenizer(chosen.tokenizer) if chosen.tokenizer else None
-    if tokenizer and tokenizer.vocab_size > model.vocab_size:
-        raise DataError(
-            f"the tokenizer {chosen.tokenizer} has {tokenizer.vocab_size} pieces, model.vocab_size is "
-            f"{model.vocab_size}: raise model.vocab_size, or prepare the data with a smaller --vocab-size"
-        )
+    tokenizer = _open_tokenizer(chosen, model.vocab_size)
     rules = SplitRules(
         model.seq_length,
         config.training.seed,
@@ -63,6 +58,21 @@ def open_datasets(config: Config) -> Datasets:
     splits = open_splits(chosen.datasets, rules)
     description = f"{chosen.description}; {splits.train.num_tokens:,} tokens"
     return Datasets(splits.train, splits.valid, splits.test, tokenizer, description, fingerprint(splits.train))
+
+
+def open_tokenizer(config: Config) -> Tokenizer | None:
+    """The tokenizer of the config's data, whose tokens are not read; None where it has none. Raises DataError."""
+    return _open_tokenizer(_choose(config), config.model.vocab_size)
+
+
+def _open_tokenizer(chosen: _Chosen, vocab_size: int) -> Tokenizer | None:
+    tokenizer = Tokenizer(chosen.tokenizer) if chosen.tokenizer else None
+    if tokenizer and tokenizer.vocab_size > vocab_size:
+        raise DataError(
+            f"the tokenizer {chosen.tokenizer} has {tokenizer.vocab_size} pieces, model.vocab_size is {vocab_size}: "
+            "raise model.vocab_size, or prepare the data with a smaller --vocab-size"
+        )
+    return tokenizer
 
 
 def _choose(config: Config) -> _Chosen:
