@@ -24,7 +24,7 @@ _COMMANDS = {
 }
 
 # Package -> the extra that brings it, for those that `pip install .` leaves out.
-_EXTRAS = {"plotly": "report", "wandb_workspaces": "wandb"}
+_EXTRAS = {"plotly": "report", "tensorboard": "tensorboard", "wandb_workspaces": "wandb"}
 
 _USAGE = """\
 usage: megaselect {{{commands}}} ...

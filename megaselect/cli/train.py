@@ -50,4 +50,9 @@ def _sinks(config: Config, run_dir: Path) -> Sink:
     logging = config.logging
     console = ConsoleSink(logging.log_interval)
     wandb = WandbSink(logging.wandb, logging.wandb_project, logging.wandb_group, run_dir, note=console.note)
-    return Sinks([console, wandb])
+    sinks: list[Sink] = [console, wandb]
+    if logging.tensorboard:
+        from megaselect.report.tensorboard_sink import TensorBoardSink  # an extra brings what it needs
+
+        sinks.append(TensorBoardSink(run_dir, note=console.note))
+    return Sinks(sinks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from megaselect.training.events import Metrics, RunHeader, RunSummary, Sink, StoredReport
 
@@ -48,3 +49,9 @@ class Sinks:
         """See Sink.finish."""
         for sink in self._sinks:
             sink.finish(summary)
+
+    def fail(self, reason: str) -> None:
+        """See Sink.fail. All of them hear of it, and no error of theirs takes the place of the run's own."""
+        for sink in self._sinks:
+            with suppress(Exception):
+                sink.fail(reason)

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from megaselect.errors import ConfigError
+from megaselect.report.wandb_names import NAMESPACES
 
 if TYPE_CHECKING:
     from wandb import Run, Settings
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 Mode = Literal["auto", "online", "offline", "disabled"]
 INIT_TIMEOUT_SECONDS = 15
 FINISH_TIMEOUT_SECONDS = 60  # the SDK's own default waits for ever where the network has gone
-NAMESPACES = ("train", "eval", "mem", "perf")
 
 
 class WandbConnection:

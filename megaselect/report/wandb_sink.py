@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from megaselect.comparison.settings import setting_label
 from megaselect.config import RecomputeConfig
 from megaselect.report.wandb_connection import Mode, WandbConnection
-from megaselect.report.wandb_names import METRIC_NAMES, SUMMARY_NAMES, device_type, run_id
+from megaselect.report.wandb_names import SUMMARY_NAMES, columns, device_type, run_id
 from megaselect.training.events import Metrics, RunHeader, RunSummary, StoredReport
 
 if TYPE_CHECKING:
     from wandb import Run
 
 INTERRUPTED_EXIT_CODE = 130  # as a shell reports Ctrl-C
+FAILED_EXIT_CODE = 1
 
 
 class WandbSink:
@@ -36,7 +37,11 @@ class WandbSink:
         self._connection = WandbConnection(mode, note, without="training goes on without it")
 
     def start(self, header: RunHeader) -> None:
-        """Open the run; a resumed one goes on under the id that its checkpoint holds."""
+        """Open the run; a resumed one goes on under the id that its checkpoint holds.
+
+        Steps that were done after that checkpoint are recorded a second time, with the same losses to the bit. Nothing
+        is taken back or left out, since a run may also be resumed with settings of its own.
+        """
         self._tokens = None if header.first_step else 0
         self._run = self._open(header)
         run = self._run
@@ -45,7 +50,7 @@ class WandbSink:
                 self._connection.announce(lambda: run.url, self._run_dir)
 
     def identity(self) -> Mapping[str, str]:
-        """The run's id, under which it goes on after a resumption."""
+        """The run's id, under which it goes on after a resumption. Offline, each part is a folder that ends in it."""
         return {} if self._run is None else {"wandb_id": self._run.id}
 
     def stored(self, report: StoredReport) -> None:
@@ -62,7 +67,7 @@ class WandbSink:
         """Log what is known of one step."""
         tokens = metrics["tokens"]
         self._tokens = None if tokens is None else int(tokens)
-        self._log({METRIC_NAMES.get(key, key): value for key, value in metrics.items() if value is not None})
+        self._log(columns(metrics))
 
     def evaluation(self, step: int, loss: float) -> None:
         """Log the validation loss at the tokens seen so far."""
@@ -75,9 +80,18 @@ class WandbSink:
     def finish(self, summary: RunSummary) -> None:
         """Write the summary, and wait a bounded time for what is still to be uploaded."""
         values = {name: getattr(summary, field) for field, name in SUMMARY_NAMES.items()}
-        self._summarise({name: value for name, value in values.items() if value is not None})
+        phases = {f"perf/median_{phase}_ms": span for phase, span in summary.phase_ms.items()}
+        self._summarise({name: value for name, value in (values | phases).items() if value is not None})
+        self._end(INTERRUPTED_EXIT_CODE if summary.interrupted else 0)
+
+    def fail(self, reason: str) -> None:
+        """End the run as a failed one, whose summary says why."""
+        self._summarise({"failure": reason})
+        self._end(FAILED_EXIT_CODE)
+
+    def _end(self, exit_code: int) -> None:
         if self._run is not None and self._connection.records:
-            self._connection.finish(self._run, INTERRUPTED_EXIT_CODE if summary.interrupted else 0)
+            self._connection.finish(self._run, exit_code)
         self._run = None
 
     def _log(self, values: dict[str, Any]) -> None:
@@ -93,9 +107,10 @@ class WandbSink:
     def _open(self, header: RunHeader) -> Run | None:
         attention, config_name = header.config["model"]["attention"], Path(header.config_name).stem
         label = setting_label(attention, RecomputeConfig.model_validate(header.config["recompute"]))
-        facts = {"device": header.device, "dtype": header.dtype, "parameters": header.parameters}
         resumed = header.first_step > 0
-        former = header.identity.get("wandb_id")
+        former = header.identity.get("wandb_id") if self._is_continued(header) else None
+        series = former or os.environ.get("WANDB_RUN_ID") or run_id(label)
+        facts = {"device": header.device, "dtype": header.dtype, "parameters": header.parameters}
         return self._connection.open(
             self._run_dir,
             project=self._project,
@@ -104,7 +119,13 @@ class WandbSink:
             name=os.environ.get("WANDB_NAME", label if self._group else f"{config_name} {label}"),
             job_type="train",
             tags=[header.config["recompute"]["mode"], attention, device_type(header.device), header.dtype, config_name],
-            config={**header.config, "resolved": facts},
-            id=former or os.environ.get("WANDB_RUN_ID") or run_id(label),
+            config={**header.config, "resolved": facts, "series": {"id": series, "first_step": header.first_step + 1}},
+            id=series,
+            # Recorded offline too: `wandb sync` appends what says so to the run, and begins the run anew with the rest.
             resume="allow" if resumed else None,
         )
+
+    def _is_continued(self, header: RunHeader) -> bool:
+        """Whether the checkpoint is of this run directory; a run that branches off from another's is one of its own."""
+        resume = header.config["training"]["resume"]
+        return resume in ("auto", "none") or Path(resume).resolve().is_relative_to(self._run_dir.resolve())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -57,7 +58,8 @@ class RunSummary:
 
     peak_kind: what peak_bytes counts, ready to print after it. test_loss: on the test split, at the end of the run.
     skipped_steps: over the whole run. loss_spikes: in this process's steps. data_share: median share of a step's time
-    that was spent waiting for data. stopped_by: SIGINT, SIGTERM or exit-after; None where the run got to its last step.
+    that was spent waiting for data. phase_ms: phase of a step -> its median milliseconds. stopped_by: SIGINT, SIGTERM
+    or exit-after; None where the run got to its last step.
     """
 
     steps: int
@@ -81,6 +83,7 @@ class RunSummary:
     skipped_steps: int = 0
     loss_spikes: int = 0
     data_share: float | None = None
+    phase_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def interrupted(self) -> bool:
@@ -89,7 +92,7 @@ class RunSummary:
 
 
 class Sink(Protocol):
-    """Receives a run's events, in this order: start, stored, then step, evaluation and note, then finish.
+    """Receives a run's events, in this order: start, stored, then step, evaluation and note, then finish or fail.
 
     A sink that cannot record says so in a note and lets the run go on.
     """
@@ -114,3 +117,17 @@ class Sink(Protocol):
 
     def finish(self, summary: RunSummary) -> None:
         """Once, at the end, also where the run was interrupted."""
+
+    def fail(self, reason: str) -> None:
+        """Instead of finish, where an error ended the run; reason: one line."""
+
+
+@contextmanager
+def failures_told(sink: Sink) -> Iterator[None]:
+    """What is raised inside, Ctrl-C included, is told to the sink before it goes on its way."""
+    try:
+        yield
+    except BaseException as error:
+        said = str(error).splitlines()
+        sink.fail(f"{type(error).__name__}: {said[0]}" if said else type(error).__name__)
+        raise

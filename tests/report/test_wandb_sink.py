@@ -6,7 +6,8 @@ import re
 import socket
 
 import pytest
-from wandb_records import inspect, logged, of_kind
+from conftest import HEADER
+from wandb_records import inspect, logged, of_kind, summary
 from wandb_server import KEY, stand_in_server
 
 START = f"""
@@ -47,8 +48,9 @@ def test_auto_without_a_key_records_offline_and_a_resumed_run_goes_on(run_python
     assert config["model"] == {"num_layers": 4, "ffn_hidden_size": None, "attention": "unfused"}
     assert config["resolved"] == {"device": "cpu, 2 threads", "dtype": "float32", "parameters": 2587392}
     assert {metric["glob_name"]: metric["step_metric"] for metric in of_kind(records, "metric")} == dict.fromkeys(
-        ["train/*", "eval/*", "mem/*", "perf/*"], "tokens"
+        ["train/*", "eval/*", "mem/*", "perf/*", "data/*"], "tokens"
     )
+    assert config["series"] == {"id": run["run_id"], "first_step": 1}
     known = {"train/lr": 0.001, "mem/stored_bytes": 9647900, "perf/step_ms": 500, "perf/tokens_per_s": 2048}
     assert logged(records) == [
         {"step": 1, "samples": 8, "tokens": 1024, "train/loss": 8.4, **known},
@@ -83,8 +85,14 @@ def test_auto_without_a_key_records_offline_and_a_resumed_run_goes_on(run_python
     assert [row["tokens"] for row in logged(again)] == [3072, 4096, 4096]
     assert of_kind(again, "exit")[0]["exit_code"] == 130  # interrupted
 
-    fresh = run_python(START + "play(WandbSink('offline', 'project-x', None, 'runs/tiny', print), [1])")
-    assert fresh.returncode == 0
+    assert resumed_run["config"]["update"]["series"] == {"id": run["run_id"], "first_step": 3}
+
+    elsewhere = {**HEADER.config, "training": {"resume": "runs/other/checkpoints/step-00000002"}}
+    branch = (
+        "play(WandbSink('offline', 'project-x', None, 'runs/tiny', print), [3], "
+        f"first_step=2, identity={former}, config={elsewhere})"
+    )
+    assert run_python(START + branch).returncode == 0
     identifiers = [identifier(folder) for folder in run_folders(tmp_path)]
     assert len(identifiers) == 3
     assert len(set(identifiers)) == 2
@@ -155,6 +163,42 @@ def test_a_server_that_never_answers_leaves_an_offline_run(run_python, tmp_path)
     assert note.endswith("); to upload: wandb sync runs/tiny/wandb/offline-run-*")
     (folder,) = (folder for folder in run_folders(tmp_path) if folder.name.startswith("offline"))
     assert logged(inspect(run_python, folder))[0]["train/loss"] == 8.4
+
+
+def test_a_run_that_an_error_ends_has_failed_and_says_why(run_python, tmp_path):
+    play = """
+sink = WandbSink('offline', 'p', None, 'runs/tiny', print)
+sink.start(HEADER)
+sink.step(_metrics(1, data_ms=0.5, **{'samples/a': 6}))
+sink.fail('DeviceError: out of memory')
+"""
+    output = run_python(START + play)
+    assert (output.returncode, output.stderr) == (0, "")
+    (folder,) = run_folders(tmp_path)
+    records = inspect(run_python, folder)
+    assert summary(records)["failure"] == "DeviceError: out of memory"
+    assert of_kind(records, "exit")[0]["exit_code"] == 1
+    (row,) = logged(records)
+    assert (row["perf/data_ms"], row["data/samples/a"]) == (0.5, 6)
+
+
+def test_training_goes_on_when_the_disk_is_full(run_python, tmp_path):
+    play = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))  # of any file that this process or the SDK's writes
+sink = WandbSink('offline', 'p', None, 'runs/tiny', print)
+sink.start(HEADER)
+for step in range(1, 1000):
+    sink.step(_metrics(step))
+sink.finish(SUMMARY)
+print('trained')
+"""
+    output = run_python(START + play)
+    assert (output.returncode, output.stderr) == (0, "")
+    assert output.stdout.splitlines()[-1] == "trained"
+    (folder,) = run_folders(tmp_path)
+    (file,) = folder.glob("*.wandb")
+    assert file.stat().st_size <= 65536
 
 
 def test_training_goes_on_when_the_sdk_dies(run_python):

@@ -21,7 +21,8 @@ MODES = {
 IN_CHILDREN = ("none", "selective")  # as a user runs them; the other modes run here, in a fraction of the time
 KEYS = [
     *("step", "samples", "tokens", "loss", "grad_norm", "lr", "step_ms", "tokens_per_s", "mfu", "hfu"),
-    *("stored_bytes", "peak_bytes", "skipped_steps", "data_ms", "forward_ms", "backward_ms", "optimizer_ms"),
+    *("stored_bytes", "peak_bytes", "allocated_bytes", "reserved_bytes", "resident_bytes", "skipped_steps"),
+    *("data_ms", "forward_ms", "backward_ms", "optimizer_ms"),
 ]
 EVALUATED = (3, 6)
 
@@ -50,7 +51,8 @@ def test_metrics_hold_one_object_a_step_with_exactly_the_named_keys(runs, mode, 
     assert [line["samples"] for line in metrics] == [4, 8, 12, 16, 20, 24]
     assert [line["tokens"] for line in metrics] == [64, 128, 192, 256, 320, 384]
     assert all(line["mfu"] is None and line["hfu"] is None for line in metrics)  # the CPU's peak is not on file
-    assert all(line["peak_bytes"] > line["stored_bytes"] for line in metrics)
+    assert all(line["peak_bytes"] >= line["resident_bytes"] > line["stored_bytes"] for line in metrics)
+    assert all(line["allocated_bytes"] is line["reserved_bytes"] is None for line in metrics)  # only a GPU has them
     for line in metrics:
         assert line["tokens_per_s"] * line["step_ms"] == pytest.approx(64e3, rel=1e-12)
         phases = [line[f"{phase}_ms"] for phase in ("data", "forward", "backward", "optimizer")]

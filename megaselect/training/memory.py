@@ -1,0 +1,29 @@
+"""What memory is in use at the end of a step."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+
+def bytes_in_use(device: torch.device) -> dict[str, int | None]:
+    """allocated_bytes and reserved_bytes of the GPU's allocator (None on a CPU), resident_bytes of the process.
+
+    allocated: tensors. reserved: what the allocator took from the driver. resident: None where the system does not say.
+    """
+    on_gpu = device.type == "cuda"
+    return {
+        "allocated_bytes": torch.cuda.memory_allocated(device) if on_gpu else None,
+        "reserved_bytes": torch.cuda.memory_reserved(device) if on_gpu else None,
+        "resident_bytes": _resident_bytes(),
+    }
+
+
+def _resident_bytes() -> int | None:
+    with suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    return None
