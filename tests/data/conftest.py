@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import megaselect
+from megaselect.data.indexed_dataset import IndexedDatasetWriter
 from megaselect.data.prepare import prepare_default_corpus
 from megaselect.data.tokenizer import Tokenizer
 
@@ -37,6 +38,18 @@ def start_python():
         )
 
     return start
+
+
+@pytest.fixture
+def write_tokens(tmp_path):
+    """Writes one document of the tokens to a dataset of that name; returns the prefix."""
+
+    def write(name, tokens, vocab_size=50_000):
+        with IndexedDatasetWriter(tmp_path / name, vocab_size) as writer:
+            writer.add_document(tokens)
+        return str(tmp_path / name)
+
+    return write
 
 
 @pytest.fixture

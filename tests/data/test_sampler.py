@@ -6,21 +6,14 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from megaselect.data.indexed_dataset import IndexedDatasetWriter
 from megaselect.data.sampler import TokenSource, WindowSampler
 from megaselect.errors import DataError
 
 
-def write_tokens(prefix, tokens, vocab_size=50_000):
-    with IndexedDatasetWriter(prefix, vocab_size) as writer:
-        writer.add_document(tokens)
-    return prefix
-
-
 @pytest.fixture
-def counting(tmp_path):
+def counting(write_tokens):
     """1,003 tokens that say where they stand: 125 windows of 8, and two tokens that fill none."""
-    return write_tokens(tmp_path / "counting", range(1003))
+    return write_tokens("counting", range(1003))
 
 
 @given(st.integers(2, 500), st.integers(1, 40), st.integers(0, 2**63))
@@ -115,8 +108,8 @@ def test_windows_cross_scattered_sequences(write_index):
     assert batch.targets.tolist() == [[6, 1, 2, 3, 4]]
 
 
-def test_tokens_outside_the_models_vocabulary_are_refused(tmp_path, write_index):
-    prefix = write_tokens(tmp_path / "text", [1, 2, 99])
+def test_tokens_outside_the_models_vocabulary_are_refused(write_tokens, write_index):
+    prefix = write_tokens("text", [1, 2, 99])
     assert TokenSource(prefix, 2, 0, vocab_size=100).batch(0, 1).targets.tolist() == [[2, 99]]
     with pytest.raises(DataError) as caught:
         TokenSource(prefix, 2, 0, vocab_size=99).batch(0, 1)
