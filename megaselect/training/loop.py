@@ -17,13 +17,15 @@ from megaselect.model.gpt import GPT
 from megaselect.recompute import ledger
 from megaselect.recompute.apply import plan_of
 from megaselect.training.accounting import describe_recompute, step_flops, stored_report
-from megaselect.training.checkpoint import CheckpointSaver
+from megaselect.training.checkpoint_writer import CheckpointSaver
 from megaselect.training.datasets import Datasets
 from megaselect.training.evaluate import evaluate
 from megaselect.training.events import Metrics, RunSummary, Sink
 from megaselect.training.instruments import Instruments
 from megaselect.training.memory import bytes_in_use
-from megaselect.training.metrics import MetricsFile, peak_bytes, reset_peak_bytes
+from megaselect.training.metrics import peak_bytes, reset_peak_bytes
+from megaselect.training.metrics_file import MetricsFile
+from megaselect.training.metrics_tail import METRICS_NAME
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.out_of_memory import step_up
 from megaselect.training.phases import PHASES, PhaseTimes
@@ -67,7 +69,10 @@ class Trainer:
         self._progress = _Progress(saved_step=state.step)
         self._phases = PhaseTimes(self.device)
         self._batches = Prefetcher(datasets.train, config.data.prefetch, pin_memory=self.device.type == "cuda")
-        self._saver = CheckpointSaver(run_dir, config.training.keep_checkpoints, sink.note)
+        self._metrics_file = MetricsFile(run_dir / METRICS_NAME, state.step, sink.note)
+        self._saver = CheckpointSaver(
+            run_dir, config.training, datasets.fingerprint, self._metrics_file.sync, sink.note
+        )
         self._use(config)
 
     def _use(self, config: Config) -> None:
@@ -81,15 +86,16 @@ class Trainer:
         """Train; the last checkpoint comes also where `stop` ended the run, at the end of the step it met."""
         training, started = self.config.training, time.perf_counter()
         instruments = Instruments(self.config.logging, self.run_dir, self.device, self.sink.note)
-        metrics_file = MetricsFile(self.run_dir / "metrics.jsonl", self.state.step)
-        with metrics_file, self._saver, self._batches, instruments:
+        with self._metrics_file, self._saver, self._batches, instruments:
             while self.state.step < training.max_steps and not stop.reason:
                 with instruments.step(self.state.step + 1):
                     metrics = self._step()
                 self.sink.step(metrics)
+                self._saver.report()
                 if _due(self.state.step, training.eval_interval, training.max_steps):
                     metrics = {**metrics, "valid_loss": self._evaluate()}
-                metrics_file.write(metrics)  # before a checkpoint of the step: a resumed run does not take it again
+                # Before a checkpoint of the step: a resumed run does not take the step again.
+                self._metrics_file.write(metrics)
                 if self._save_is_due(stop.take_save()):
                     self._save()
             if training.eval_interval and not self._progress.step_seconds and not stop.reason:

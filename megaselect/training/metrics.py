@@ -1,59 +1,13 @@
-"""metrics.jsonl: one object a step, and the process's memory."""
+"""Memory that a step's metrics tell of."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import resource
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 import torch
-
-from megaselect.errors import CheckpointError
-
-
-class MetricsFile:
-    """Appends a line a step, flushed, so that a killed run loses at most the line it was writing."""
-
-    def __init__(self, path: Path, resumed_step: int) -> None:
-        """Lines of steps after resumed_step, which will be done again, are cut off; 0 starts anew."""
-        self._file = _cut(path, resumed_step).open("a")
-
-    def write(self, metrics: dict[str, Any]) -> None:
-        """Append one object."""
-        self._file.write(json.dumps(metrics) + "\n")
-        self._file.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        self._file.close()
-
-
-def _cut(path: Path, last_step: int) -> Path:
-    kept = []
-    if path.exists():
-        for line in path.read_text().splitlines(keepends=True):
-            if line.endswith("\n") and _step_of(line, path) <= last_step:
-                kept.append(line)
-    aside = path.with_suffix(".partial")
-    try:
-        aside.write_text("".join(kept))
-        aside.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}; choose another --run-dir") from error
-    return path
-
-
-def _step_of(line: str, path: Path) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} holds a line that no run wrote: move the file away to go on") from error
 
 
 def reset_peak_bytes(device: torch.device) -> None:

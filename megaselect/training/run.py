@@ -19,6 +19,7 @@ from megaselect.recompute.apply import plan_of
 from megaselect.training.accounting import describe_recompute
 from megaselect.training.automatic import plan_note, save_plan
 from megaselect.training.checkpoint import find_checkpoint, load_checkpoint
+from megaselect.training.compatibility import changed_data, changed_settings
 from megaselect.training.datasets import Datasets, open_datasets
 from megaselect.training.events import RunHeader, RunSummary, Sink
 from megaselect.training.loop import Trainer
@@ -47,14 +48,16 @@ def _train(
 ) -> RunSummary:
     run_dir = home.path
     sink = make_sink(config, run_dir)  # first: what it refuses should not wait for data and model
-    checkpoint = find_checkpoint(config.training.resume, run_dir)
+    found = find_checkpoint(config.training.resume, run_dir)
+    resume_notes = [*found.notes, *changed_settings(found.checkpoint, config)]
     datasets = open_datasets(config)
+    resume_notes += changed_data(found.checkpoint, config, datasets.fingerprint, run_dir)
     model, automatic = build_planned(config)
     optimizer = MixedPrecisionAdamW(model, config.training)
-    state = load_checkpoint(checkpoint, model, optimizer, config) if checkpoint else RunState(0, 0)
+    state = load_checkpoint(found.checkpoint, model, optimizer) if found.checkpoint else RunState(0, 0)
     segment = Segment.begin(state.step, device_name(resolve_device(config.training.device)), torch.__version__)
     with home.recorded(config, segment, sink.note) as record:
-        own_notes = [*home.notes, *_own_notes(config, state)]
+        own_notes = [*home.notes, *resume_notes, *_own_notes(config, state)]
         if automatic:
             save_plan(run_dir, automatic)
             own_notes.append(plan_note(automatic))

@@ -1,0 +1,180 @@
+"""Writes the checkpoints of a run beside its steps: a copy to host memory, and a thread that does the rest."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import nn
+
+from megaselect.config import Config
+from megaselect.config.schema import TrainingConfig
+from megaselect.errors import CheckpointError
+from megaselect.training.checkpoint_files import (
+    MODEL,
+    OPTIMIZER,
+    checkpoint_path,
+    discard,
+    inspect,
+    link_best,
+    list_checkpoints,
+    remove_leftovers,
+    write_checkpoint,
+)
+from megaselect.training.checkpoint_records import Damage, SavedState
+from megaselect.training.disk_errors import reason_of, remedy_for
+from megaselect.training.optimizer import MixedPrecisionAdamW
+from megaselect.training.state import RunState
+
+
+class CheckpointSaver:
+    """Saves a run's checkpoints in RUN/checkpoints; enter it around the run.
+
+    Of the whole ones it keeps the newest training.keep_checkpoints and, with keep_best, that of the lowest validation
+    loss, which RUN/checkpoints/best leads to: --resume RUN/checkpoints/best continues from it. Damaged ones are neither
+    counted nor removed, until their step is saved again. One save is in flight at most.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        training: TrainingConfig,
+        data_fingerprint: str,
+        sync_metrics: Callable[[], None],
+        note: Callable[[str], None],
+    ) -> None:
+        """sync_metrics: brings the metrics so far to disk, or raises OSError. note: hears of a save that failed."""
+        self._run_dir, self._training, self._data_fingerprint = run_dir, training, data_fingerprint
+        self._sync_metrics, self._note = sync_metrics, note
+        self._host = {MODEL: HostCopy(), OPTIMIZER: HostCopy()}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._in_flight: Future[None] | None = None
+        self._step = 0
+        self._failure: str | None = None
+        self._whole: dict[Path, bool] = {}
+
+    def save(self, model: nn.Module, optimizer: MixedPrecisionAdamW, state: RunState, config: Config) -> None:
+        """Begin to write RUN/checkpoints/step-N. On return the model may change: what is written is a copy.
+
+        Waits for the save before. A save that fails is told in a note, and the run goes on.
+        """
+        self._wait()
+        with torch.no_grad():
+            copied = [
+                self._host[MODEL].take(dict(model.named_parameters())),
+                self._host[OPTIMIZER].take(optimizer.tensors()),
+            ]
+        saved = SavedState(
+            state=state,
+            loss_scale=optimizer.scalars(),
+            config=config.to_dict(),
+            data_fingerprint=self._data_fingerprint,
+        )
+        self._step = state.step
+        self._in_flight = self._thread.submit(self._write, copied, saved)
+
+    def report(self) -> None:
+        """Tell of the save in flight, if it has ended and failed."""
+        if self._in_flight is not None and self._in_flight.done():
+            self._wait()
+
+    def __enter__(self) -> Self:
+        remove_leftovers(self._run_dir)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        """Wait for the save in flight. Raises CheckpointError where the run's last save failed."""
+        try:
+            self._wait()
+        finally:
+            self._thread.shutdown()
+        if self._failure and kind is None:
+            raise CheckpointError(f"{self._failure}, then continue with --resume auto")
+
+    def _wait(self) -> None:
+        """Until nothing is in flight; a failure becomes a note."""
+        if self._in_flight is None:
+            return
+        try:
+            self._in_flight.result()
+            self._failure = None
+        except OSError as error:
+            home = checkpoint_path(self._run_dir, self._step)
+            self._failure = (
+                f"cannot write the checkpoint {home}: {reason_of(error)}; {self._last_good()}: {remedy_for(error)}"
+            )
+            self._note(f"{self._failure}; the run goes on and tries again at its next save")
+        self._in_flight = None
+
+    def _last_good(self) -> str:
+        known = [path for path in list_checkpoints(self._run_dir) if self._is_whole(path)]
+        return f"{known[-1].name} is whole" if known else "there is none before it"
+
+    def _write(self, copied: list[Callable[[], dict[str, torch.Tensor]]], saved: SavedState) -> None:
+        """In the thread: the checkpoint, then what it makes superfluous."""
+        home = checkpoint_path(self._run_dir, saved.state.step)
+        tensors = dict(zip((MODEL, OPTIMIZER), (finish() for finish in copied), strict=True))
+        write_checkpoint(home, tensors, saved, self._sync_metrics)
+        self._whole[home] = True
+        self._tidy(home, saved.state)
+
+    def _tidy(self, home: Path, state: RunState) -> None:
+        """Remove what is not kept. Those ahead are of a run that went back: the metrics have lost their steps too."""
+        whole = [path for path in list_checkpoints(self._run_dir) if self._is_whole(path)]
+        here = whole.index(home) + 1
+        best = checkpoint_path(self._run_dir, state.best_step or 0)
+        best = best if self._training.keep_best and best in whole[:here] else None
+        with contextlib.suppress(OSError):  # a file system without links: state.json names the best step too
+            link_best(self._run_dir, best)
+        kept = {*whole[max(here - self._training.keep_checkpoints, 0) : here], best}
+        for path in whole:
+            if path not in kept:
+                discard(path)
+
+    def _is_whole(self, path: Path) -> bool:
+        """Read once where another process wrote it."""
+        if path not in self._whole:
+            try:
+                inspect(path)
+                self._whole[path] = True
+            except Damage:
+                self._whole[path] = False
+        return self._whole[path]
+
+
+class HostCopy:
+    """A copy of named tensors in host memory, kept from one copy to the next; pinned where the tensors are on a GPU."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def take(self, tensors: dict[str, torch.Tensor]) -> Callable[[], dict[str, torch.Tensor]]:
+        """Begin the copy; call what is returned to have it. On a GPU it runs in the stream of the caller.
+
+        So what the caller queues after it, such as the next step, changes the tensors after they were copied.
+        """
+        on_gpu = [tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"]
+        buffers = {name: self._buffer(name, tensor) for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            buffers[name].copy_(tensor, non_blocking=True)
+        self._buffers = buffers
+        copied = torch.cuda.current_stream(on_gpu[0]).record_event() if on_gpu else None
+
+        def finish() -> dict[str, torch.Tensor]:
+            if copied is not None:
+                copied.synchronize()
+            return buffers
+
+        return finish
+
+    def _buffer(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        buffer = self._buffers.get(name)
+        if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
+            pinned = tensor.device.type == "cuda"
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+        return buffer
