@@ -1,0 +1,151 @@
+"""Which tensor of a step holds the first values that are not finite: the step is run again, watched by hooks.
+
+Dropout masks are a function of the sample index, so it is the same step to the bit. It runs in the recompute mode of
+the run and so in its memory, but not compiled: a graph has no modules to watch, and may round otherwise.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from megaselect.model.gpt import GPT
+from megaselect.recompute.apply import apply_recompute, plan_of
+from megaselect.recompute.compiled import is_compiled
+from megaselect.training.optimizer import MixedPrecisionAdamW
+from megaselect.training.state import RunState
+from megaselect.training.step import Stepper
+
+Kind = Literal["weight", "output", "gradient of output", "gradient", "sum of gradients", "norm of gradients"]
+_WORDS: dict[Kind, str] = {
+    "weight": "weight {}",
+    "output": "output of {}",
+    "gradient of output": "gradient of the output of {}",
+    "gradient": "gradient of {}",
+    "sum of gradients": "gradient of {}, summed over the micro-batches",
+    "norm of gradients": "norm of the gradients, each of which is finite",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A tensor with values that are not finite, and how many.
+
+    where: path of the module for outputs, else name of the parameter; empty for the loss and for the norm of all.
+    micro_batch: counted from 0; None for what belongs to none.
+    """
+
+    kind: Kind
+    where: str
+    micro_batch: int | None
+    nonfinite: int
+    values: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        if not self.values:
+            return _WORDS[self.kind]
+        return f"{_WORDS[self.kind].format(self.where or 'the model')} ({self.nonfinite} of {self.values} values)"
+
+
+def nonfinite_weight(model: nn.Module) -> Finding | None:
+    """The first weight that holds such values already."""
+    for name, weight in model.named_parameters():
+        if found := _look_at("weight", name, None, weight):
+            return found
+    return None
+
+
+def diagnose(model: GPT, optimizer: MixedPrecisionAdamW, stepper: Stepper, before: RunState) -> Finding | None:
+    """What is first not finite in the step after `before`, a weight before all else; None where nothing is.
+
+    Needs the weights and the loss scale that the step had, leaves everything as it was, and raises what the step
+    itself may raise.
+    """
+    return nonfinite_weight(model) or _watched_step(model, optimizer, stepper, before)
+
+
+def _watched_step(model: GPT, optimizer: MixedPrecisionAdamW, stepper: Stepper, before: RunState) -> Finding | None:
+    watch = _Watch()
+    try:
+        with _uncompiled(model), watch.on(model):
+            for number in range(stepper.micro_batches):
+                watch.micro_batch = number
+                stepper.micro_batch(before, number)
+                if watch.found:
+                    return watch.found
+        return _look_at_sums(optimizer.masters)
+    finally:
+        optimizer.abandon_step()
+
+
+class _Watch:
+    """Remembers the first tensor that is not finite, in the order in which the step makes them."""
+
+    def __init__(self) -> None:
+        self.found: Finding | None = None
+        self.micro_batch = 0
+
+    @contextmanager
+    def on(self, model: nn.Module) -> Iterator[None]:
+        """Watch every module's output, the gradients of these, and those of the weights."""
+        with ExitStack() as handles:
+            for path, module in model.named_modules():
+                hook = functools.partial(self._after_module, path)
+                handles.callback(module.register_forward_hook(hook).remove)
+            for name, weight in model.named_parameters():
+                hook = functools.partial(self._see, "gradient", name)
+                handles.callback(weight.register_hook(hook).remove)
+            yield
+
+    def _after_module(self, path: str, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        for part in tree_leaves(output):
+            if isinstance(part, Tensor):
+                self._see("output", path, part)
+                if part.requires_grad:
+                    part.register_hook(functools.partial(self._see, "gradient of output", path))
+
+    def _see(self, kind: Kind, where: str, tensor: Tensor) -> None:
+        self.found = self.found or _look_at(kind, where, self.micro_batch, tensor)
+
+
+@torch.no_grad()
+def _look_at(kind: Kind, where: str, micro_batch: int | None, tensor: Tensor) -> Finding | None:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return None
+    lowest, highest = torch.aminmax(tensor)  # NaN where a value is NaN; takes no memory, which may be short
+    if lowest.isfinite() and highest.isfinite():
+        return None
+    count = int(tensor.isfinite().logical_not().sum())
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return Finding(kind, where, micro_batch, count, tensor.numel(), tuple(tensor.shape), dtype)
+
+
+def _look_at_sums(masters: Mapping[str, Tensor]) -> Finding | None:
+    """Of gradients that are finite in each micro-batch."""
+    gradients = {name: master.grad for name, master in masters.items() if master.grad is not None}
+    for name, gradient in gradients.items():
+        if found := _look_at("sum of gradients", name, None, gradient):
+            return found
+    norm = torch.nn.utils.get_total_norm(gradients.values())
+    return None if norm.isfinite() else Finding("norm of gradients", "", None, 0, 0, (), "float32")
+
+
+@contextmanager
+def _uncompiled(model: GPT) -> Iterator[None]:
+    plan, compiled = plan_of(model), any(map(is_compiled, model.layers))
+    if compiled:
+        apply_recompute(model, plan)
+    try:
+        yield
+    finally:
+        if compiled:
+            apply_recompute(model, plan, compiled=True)
