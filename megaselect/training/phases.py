@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
 from megaselect.training.clock import Clock
@@ -9,23 +11,41 @@ from megaselect.training.clock import Clock
 PHASES = ("data", "forward", "backward", "optimizer")
 
 
+class PhaseWatcher(Protocol):
+    """Hears of a step's phases as they come and go."""
+
+    def start(self) -> None:
+        """The step begins, or begins again."""
+
+    def done(self, phase: str) -> None:
+        """`phase` ends here."""
+
+
 class PhaseTimes:
-    """Milliseconds of each phase, summed over a step's micro-batches; on a GPU those of the device's own work."""
+    """Milliseconds of each phase, summed over a step's micro-batches; on a GPU those of the device's own work.
+
+    watcher: hears the same, where there is one.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._clock = Clock(device)
         self._names: list[str] = []
+        self.watcher: PhaseWatcher | None = None
 
     def start(self) -> None:
         """The step begins; whatever a step that raised had marked is forgotten."""
         self._clock.clear()
         self._names.clear()
         self._clock.mark()
+        if self.watcher is not None:
+            self.watcher.start()
 
     def done(self, phase: str) -> None:
         """`phase` ends here, and what comes next begins."""
         self._names.append(phase)
         self._clock.mark()
+        if self.watcher is not None:
+            self.watcher.done(phase)
 
     def milliseconds(self) -> dict[str, float]:
         """Phase -> milliseconds since `start`; waits for the device."""

@@ -21,7 +21,8 @@ from megaselect.training.automatic import plan_note, save_plan
 from megaselect.training.checkpoint import find_checkpoint, load_checkpoint
 from megaselect.training.compatibility import changed_data, changed_settings
 from megaselect.training.datasets import Datasets, open_datasets
-from megaselect.training.events import RunHeader, RunSummary, Sink
+from megaselect.training.events import RunHeader, RunSummary, Sink, failures_told
+from megaselect.training.instruments import check_instruments
 from megaselect.training.loop import Trainer
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.run_dir import RunDir, claim_run_dir
@@ -36,6 +37,7 @@ MakeSink = Callable[[Config, Path], Sink]
 def train(config: Config, config_name: str, notes: Sequence[str], make_sink: MakeSink) -> RunSummary:
     """Train to max_steps, continuing from a checkpoint where the config says so. Raises MegaselectError."""
     torch.manual_seed(config.training.seed)  # for a user's own modules; nothing of ours draws from it
+    check_instruments(config)
     set_determinism(config.training.deterministic)
     limit = config.training.exit_after
     stop = StopRequest(parse_duration(limit, "--exit-after") if limit else None)
@@ -64,7 +66,7 @@ def _train(
         header = _header(config, config_name, model, datasets, run_dir, state, [*notes, *own_notes])
         sink.start(header)
         state = replace(state, identity={**state.identity, **sink.identity()})
-        with warnings.catch_warnings(), stop:
+        with failures_told(sink), warnings.catch_warnings(), stop:
             _show_warnings_as_notes(sink)
             summary = Trainer(config, model, optimizer, datasets, state, run_dir, sink).run(stop)
         record.stopped_by = summary.stopped_by
