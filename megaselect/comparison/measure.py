@@ -12,7 +12,7 @@ import torch
 from megaselect.build import build_model
 from megaselect.comparison import memory
 from megaselect.comparison.measurement import TrainJob, TrainMeasurement
-from megaselect.comparison.result import StepSample, StoredBytes, finite
+from megaselect.comparison.result import StepSample, StoredBytes
 from megaselect.config import Config
 from megaselect.devices import device_name, peak_flops
 from megaselect.recompute import ledger
@@ -24,6 +24,7 @@ from megaselect.recompute.weights import StaticBytes
 from megaselect.training.accounting import step_flops, stored_report
 from megaselect.training.clock import Clock
 from megaselect.training.datasets import Datasets
+from megaselect.training.events import finite
 from megaselect.training.metrics import reset_peak_bytes
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.state import RunState

@@ -6,7 +6,6 @@ None means that a figure was not measured: reserved bytes on a CPU, MFU where no
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -221,8 +220,3 @@ def read_comparison(path: Path) -> Comparison:
     if not isinstance(mapping, dict):
         raise ComparisonError(f"{path} is no comparison's result: megaselect compare writes one, compare.json")
     return Comparison.from_dict(mapping)
-
-
-def finite(value: float) -> float | None:
-    """The value, or None for NaN and infinities."""
-    return value if math.isfinite(value) else None

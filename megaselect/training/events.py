@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Metrics = dict[str, float | int | None]
+
+
+def finite(value: float) -> float | None:
+    """The value, or None for NaN and infinities, which JSON has no words for."""
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)

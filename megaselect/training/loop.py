@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from array import array
@@ -17,20 +18,23 @@ from megaselect.model.gpt import GPT
 from megaselect.recompute import ledger
 from megaselect.recompute.apply import plan_of
 from megaselect.training.accounting import describe_recompute, step_flops, stored_report
+from megaselect.training.checkpoint_files import checkpoint_path
 from megaselect.training.checkpoint_writer import CheckpointSaver
 from megaselect.training.datasets import Datasets
 from megaselect.training.evaluate import evaluate
-from megaselect.training.events import Metrics, RunSummary, Sink
+from megaselect.training.events import Metrics, RunSummary, Sink, finite
 from megaselect.training.instruments import Instruments
 from megaselect.training.memory import bytes_in_use
 from megaselect.training.metrics import peak_bytes, reset_peak_bytes
 from megaselect.training.metrics_file import MetricsFile
 from megaselect.training.metrics_tail import METRICS_NAME
+from megaselect.training.nonfinite import NonFiniteSteps
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.out_of_memory import step_up
 from megaselect.training.phases import PHASES, PhaseTimes
 from megaselect.training.sampling import sample_text
 from megaselect.training.signals import StopRequest
+from megaselect.training.spikes import SpikeDetector, recent_losses
 from megaselect.training.state import RunState
 from megaselect.training.step import StepOutcome, Stepper
 
@@ -45,6 +49,7 @@ class _Progress:
     last: Metrics = field(default_factory=dict)
     valid_losses: list[float] = field(default_factory=list)
     stored_bytes: int | None = None
+    loss_spikes: int = 0
     saved_step: int = -1
 
 
@@ -73,6 +78,8 @@ class Trainer:
         self._saver = CheckpointSaver(
             run_dir, config.training, datasets.fingerprint, self._metrics_file.sync, sink.note
         )
+        self._nonfinite = NonFiniteSteps(config, model, optimizer, run_dir, sink.note)
+        self._spikes = SpikeDetector(recent_losses(run_dir))
         self._use(config)
 
     def _use(self, config: Config) -> None:
@@ -85,7 +92,7 @@ class Trainer:
     def run(self, stop: StopRequest) -> RunSummary:
         """Train; the last checkpoint comes also where `stop` ended the run, at the end of the step it met."""
         training, started = self.config.training, time.perf_counter()
-        instruments = Instruments(self.config.logging, self.run_dir, self.device, self.sink.note)
+        instruments = Instruments(self.config, self._phases, self.run_dir, self.device, self.sink.note)
         with self._metrics_file, self._saver, self._batches, instruments:
             while self.state.step < training.max_steps and not stop.reason:
                 with instruments.step(self.state.step + 1):
@@ -93,7 +100,7 @@ class Trainer:
                 self.sink.step(metrics)
                 self._saver.report()
                 if _due(self.state.step, training.eval_interval, training.max_steps):
-                    metrics = {**metrics, "valid_loss": self._evaluate()}
+                    metrics = {**metrics, "valid_loss": finite(self._evaluate())}
                 # Before a checkpoint of the step: a resumed run does not take the step again.
                 self._metrics_file.write(metrics)
                 if self._save_is_due(stop.take_save()):
@@ -107,12 +114,13 @@ class Trainer:
     def _step(self) -> Metrics:
         """One optimizer step over the global batch."""
         reset_peak_bytes(self.device)
-        started = time.perf_counter()
+        before, started = self.state, time.perf_counter()
         outcome = self._take_step()
         seconds = time.perf_counter() - started
         self._progress.step_seconds.append(seconds)
-        self._progress.last = self._metrics(outcome, seconds)
-        if outcome.skipped:
+        self._progress.last = self._metrics(outcome, seconds) | self._spike(outcome.loss)
+        self._nonfinite.after_step(outcome, before, self._stepper, self._go_back)
+        if outcome.skipped and not outcome.nonfinite:
             self.sink.note(f"step {self.state.step}: fp16 gradients overflowed; step skipped, loss scale halved")
         return self._progress.last
 
@@ -128,6 +136,22 @@ class Trainer:
                     raise
                 problem = str(error)  # alone: the error's traceback holds the tensors of the step
             self._use(step_up(self.config, self.model, self.optimizer, self.state.step, problem, self.sink.note))
+
+    def _spike(self, loss: float) -> Metrics:
+        """What the metrics of the step say of a loss spike: nothing where it is none."""
+        spike = self._spikes.hear(loss) if math.isfinite(loss) else None
+        if spike is None:
+            return {}
+        self._progress.loss_spikes += 1
+        self.sink.note(f"step {self.state.step}: {spike}")
+        return {"loss_spike": True}
+
+    def _go_back(self, state: RunState) -> None:
+        """Be where the last step began, which changed nothing, in a checkpoint too."""
+        self.state = state
+        if not checkpoint_path(self.run_dir, state.step).exists():  # as in a run that has just begun
+            self._progress.saved_step = -1
+        self._save()
 
     def _forward(self, inputs: list[torch.Tensor]) -> torch.Tensor:
         return self._measured_forward(inputs) if self._progress.stored_bytes is None else self.model(*inputs)
@@ -151,8 +175,8 @@ class Trainer:
             "step": self.state.step,
             "samples": samples,
             "tokens": samples * self.config.model.seq_length,
-            "loss": outcome.loss,
-            "grad_norm": outcome.grad_norm,
+            "loss": finite(outcome.loss),
+            "grad_norm": finite(outcome.grad_norm),
             "lr": outcome.learning_rate,
             "step_ms": 1e3 * seconds,
             "tokens_per_s": training.global_batch_size * self.config.model.seq_length / seconds,
@@ -176,7 +200,7 @@ class Trainer:
         self._progress.valid_losses.append(loss)
         self.sink.evaluation(self.state.step, loss)
         best = self.state.best_valid_loss
-        if best is None or loss < best:
+        if math.isfinite(loss) and (best is None or loss < best):
             self.state = replace(self.state, best_valid_loss=loss, best_step=self.state.step)
         return loss
 
@@ -224,6 +248,7 @@ class Trainer:
             stopped_by=stopped_by,
             test_loss=None if stopped_by else self._test(),
             skipped_steps=self.state.skipped_steps,
+            loss_spikes=progress.loss_spikes,
             data_share=statistics.median(progress.data_shares) if progress.data_shares else None,
             phase_ms={phase: statistics.median(spans) for phase, spans in progress.phase_ms.items() if spans},
         )
