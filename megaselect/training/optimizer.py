@@ -97,17 +97,18 @@ class MixedPrecisionAdamW:
     def _can_halve_loss_scale(self) -> bool:
         return self._scaler.is_enabled() and self._scaler.get_scale() / 2 >= MIN_LOSS_SCALE
 
-    def abandon_step(self) -> bool:
-        """Let go of what a step that raised has gathered, so that it can be taken again.
+    @property
+    def is_whole(self) -> bool:
+        """Whether the weights are those of a whole number of steps. No: a step raised while it changed them."""
+        return not self._is_updating
 
-        False: it was changing the weights, and cannot be.
-        """
+    def abandon_step(self) -> None:
+        """Let go of what a step that raised has gathered, so that it can be taken again, if the weights are whole."""
         for holder in (*self._weights.values(), *self.masters.values()):
             holder.grad = None
         scale = self._scaler.state_dict()
         self._scaler = _scaler_for(next(iter(self._weights.values())))  # a new one: gradients count as scaled again
         self._scaler.load_state_dict(scale)
-        return not self._is_updating
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold besides the model: moments, step counts and, in 16 bit, master weights."""

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from textwrap import shorten
+
+import torch
 
 from megaselect.config import Config
-from megaselect.errors import DeviceError
+from megaselect.devices import free_bytes, is_out_of_memory, resolve_device, resolve_dtype
+from megaselect.errors import OutOfMemoryError
 from megaselect.model.gpt import GPT
+from megaselect.recompute.apply import apply_recompute, plan_of
+from megaselect.recompute.auto import problem_of
+from megaselect.training.accounting import describe_recompute
+from megaselect.training.memory_choices import Choice, Failed
 from megaselect.training.optimizer import MixedPrecisionAdamW
+from megaselect.units import size
+
+_ASKED = re.compile(r"tried to allocate ([\d.]+) ?(\w+)", re.IGNORECASE)
+LONGEST_PROBLEM = 100  # characters
 
 
 def step_up(
@@ -20,7 +35,108 @@ def step_up(
 ) -> Config:
     """Ready the model for the step after `step` to be taken again with the next stronger mode; the config with it.
 
-    problem: what the allocator said. Raises DeviceError, which says what would fit, where on_oom is stop or no mode is
-    stronger.
+    problem: what the allocator said. To be called where nothing holds the step's tensors any more, so that what is free
+    can be told. Raises OutOfMemoryError, which says what would fit, where on_oom is stop or no mode is stronger.
     """
-    raise DeviceError(f"step {step + 1} ran out of memory: {problem}")
+    optimizer.abandon_step()
+    _let_go()
+    weight = next(model.parameters())
+    failed = Failed(config, plan_of(model), weight.element_size(), weight.device.type == "cuda")
+    happened = f"step {step + 1} ran out of memory ({_in_short(problem)})"
+    if not optimizer.is_whole:
+        raise OutOfMemoryError(
+            f"{happened} while it changed the weights: continue from the last checkpoint, with a stronger --recompute "
+            "or a smaller --training.micro-batch-size"
+        )
+    happened = f"{happened} with recompute {describe_recompute(config.recompute, failed.plan)}"
+    stronger = failed.stronger()
+    if stronger is None or config.training.on_oom == "stop":
+        budget = _budget_bytes(model, optimizer)
+        raise OutOfMemoryError(f"{happened}. {_stored(failed)}. {_what_fits(failed, budget)}{_hint(stronger)}")
+    apply_recompute(model, stronger.plan, compiled=config.training.compile)
+    note(
+        f"note: {happened}. It is taken again with {stronger.name}, which keeps {size(stronger.stored)} for backward "
+        f"in place of {size(failed.stored)}; the losses do not change. To start with it: {stronger.flags}"
+    )
+    return config.model_copy(update={"recompute": stronger.settings})
+
+
+@contextmanager
+def memory_errors_explained(doing: str, remedy: str) -> Iterator[None]:
+    """What runs out of memory inside becomes an OutOfMemoryError that says what was being done, and the remedy."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(f"ran out of memory while {doing} ({_in_short(str(error))}): {remedy}") from None
+
+
+def static_remedy(config: Config) -> str:
+    """What to do where weights and optimizer state alone are too much."""
+    device = resolve_device(config.training.device)
+    dtype = resolve_dtype(config.training.dtype, device)
+    held = problem_of(config, dtype.itemsize, device.type == "cuda").static.total
+    return (
+        f"weights, gradients and optimizer state take {size(held)}, whatever the recompute setting; choose a smaller "
+        "model, or free memory that other processes hold"
+    )
+
+
+def _let_go() -> None:
+    """Free what the step has left: what waits for the garbage collector, and the allocator's cache."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _in_short(problem: str) -> str:
+    """`2.00 GiB was asked for`, or the beginning of what the allocator said."""
+    match = _ASKED.search(problem)
+    if match is None:
+        return shorten(problem or "no reason given", LONGEST_PROBLEM, placeholder=" ...")
+    count = f"{match[1]} {match[2]}" if match[2] != "bytes" else size(int(match[1]))
+    return f"{count} more was asked for"
+
+
+def _budget_bytes(model: GPT, optimizer: MixedPrecisionAdamW) -> int:
+    """What a step may hold in all. What is available on a CPU leaves out what is held already."""
+    device = next(model.parameters()).device
+    free = free_bytes(device)
+    if device.type == "cuda":
+        return free
+    return free + sum(tensor.nbytes for tensor in (*model.parameters(), *optimizer.tensors().values()))
+
+
+def _stored(failed: Failed) -> str:
+    """What each setting keeps."""
+    choices = failed.choices()
+    sizes = {} if failed.plan in [choice.plan for choice in choices] else {"this run": failed.stored}
+    for choice in choices:
+        if choice.stored not in sizes.values():  # with attention that keeps no scores, core_attn changes nothing
+            sizes[choice.name] = choice.stored
+    listed = ", ".join(f"{name} {size(count)}" for name, count in sizes.items())
+    return f"A micro-batch of {failed.config.training.micro_batch_size} keeps for backward: {listed}"
+
+
+def _what_fits(failed: Failed, budget: int) -> str:
+    fitting = [f"{choice.flags} ({size(choice.peak)})" for choice in failed.fitting(budget)]
+    smaller = failed.smaller_micro_batch(failed.plan, budget)
+    if smaller:
+        fitting.append(f"--training.micro-batch-size {smaller[0]} ({size(smaller[1])})")
+    room = f"the {size(budget)} that a step may hold"
+    if fitting:
+        return f"By their predicted peak these fit into {room}: {', '.join(fitting)}"
+    least = min(failed.choices(), key=lambda choice: choice.peak)
+    smaller = failed.smaller_micro_batch(least.plan, budget)
+    if smaller:
+        flags = f"{least.flags} --training.micro-batch-size {smaller[0]}"
+        return f"By its predicted peak this fits into {room}: {flags} ({size(smaller[1])})"
+    return (
+        f"Nothing is predicted to fit into {room}: {least.name} has a peak of {size(least.peak)}, of which weights, "
+        f"gradients and optimizer state take {size(failed.held)}"
+    )
+
+
+def _hint(stronger: Choice | None) -> str:
+    return "; --on-oom step-up takes the next stronger mode by itself" if stronger else ""
