@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
+
+from megaselect.data.compressed import open_text
 
 # Encoding time grows faster than a block's length, and a block is what a thread encodes: small, yet many words long.
 BLOCK_BYTES = 16 * 1024
@@ -17,20 +19,30 @@ _UNDECODABLE = re.compile("[\udc80-\udcff]")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Bytes [start, stop) of one file. `name` is its path relative to the corpus, with forward slashes."""
+    """Bytes [start, stop) of one file's text. `name` is its path relative to the corpus, with forward slashes.
+
+    kind: "text", or "jsonl" for a file of many documents; then ".gz" or ".zst", and the bytes are those within.
+    """
 
     name: str
     path: Path
     start: int
     stop: int
+    kind: str = "text"
 
     @classmethod
     def whole(cls, path: Path, name: str) -> "Document":
+        """All of a text file that is not compressed."""
         return cls(name, path, 0, path.stat().st_size)
 
     @property
     def num_bytes(self) -> int:
         return self.stop - self.start
+
+
+class RawBlock(NamedTuple):
+    raw: bytes
+    ends_document: bool
 
 
 class TextBlock(NamedTuple):
@@ -44,27 +56,62 @@ def read_blocks(document: Document) -> Iterator[TextBlock]:
 
     The blocks concatenate to the document. Bytes that are not UTF-8 become U+FFFD, one for each, and are counted.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    with document.path.open("rb") as file:
-        file.seek(document.start)
-        left = document.num_bytes
-        while left > 0:
-            raw = file.read(min(BLOCK_BYTES, left))
-            raw += file.readline(min(BLOCK_BYTES, left - len(raw)))
-            # A file that shrank since it was listed ends here instead of looping for ever.
-            left = left - len(raw) if raw else 0
-            text, replaced = _UNDECODABLE.subn("\ufffd", decoder.decode(raw, final=left == 0))
-            yield TextBlock(text, replaced, ends_document=left == 0)
+    for raw, ends_document in read_raw_blocks(document):
+        yield TextBlock(*decode(raw), ends_document)
+
+
+def read_raw_blocks(document: Document) -> Iterator[RawBlock]:
+    """The blocks of `read_blocks` before they are decoded, which each can be alone."""
+    with open_text(document.path, document.start) as file:
+        yield from cut_blocks(file, document.num_bytes)
+
+
+def cut_blocks(file: BinaryIO, num_bytes: int) -> Iterator[RawBlock]:
+    """The next `num_bytes` of a file in blocks, see `read_blocks`; no UTF-8 character is torn."""
+    left, torn = num_bytes, b""
+    while left > 0:
+        read = file.read(min(BLOCK_BYTES, left))
+        read += file.readline(min(BLOCK_BYTES, left - len(read)))
+        # A file that shrank since it was listed ends here instead of looping for ever.
+        left = left - len(read) if read else 0
+        raw = torn + read
+        whole = len(raw) - _torn_bytes(raw) if left else len(raw)
+        raw, torn = raw[:whole], raw[whole:]
+        yield RawBlock(raw, ends_document=left == 0)
+
+
+def decode(raw: bytes) -> tuple[str, int]:
+    """Text of UTF-8, and how many bytes of it were none and became U+FFFD, one for each."""
+    try:
+        return raw.decode(), 0
+    except UnicodeDecodeError:
+        return _UNDECODABLE.subn("\ufffd", raw.decode(errors="surrogateescape"))
+
+
+def _torn_bytes(raw: bytes) -> int:
+    """How many bytes at the end begin a UTF-8 character that they do not end, as Python's decoder sees it: 0 to 3."""
+    for back in range(1, min(3, len(raw)) + 1):
+        if raw[-back] & 0xC0 != 0x80:  # not inside a character, see _cut
+            return back - codecs.utf_8_decode(raw[-back:], "surrogateescape", False)[1]
+    return 0
 
 
 def manifest_sha256(documents: Iterable[Document]) -> str:
     """SHA-256 of the lines that `sha256sum NAME…` prints for the documents' whole files: anyone can check it."""
+    return sha256_of_manifest((_file_sha256(document.path), document.name) for document in documents)
+
+
+def sha256_of_manifest(entries: Iterable[tuple[str, str]]) -> str:
+    """The same of (SHA-256 of a file, its name)."""
     manifest = hashlib.sha256()
-    for document in documents:
-        with document.path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        manifest.update(f"{content}  {document.name}\n".encode(errors="surrogateescape"))
+    for content, name in entries:
+        manifest.update(f"{content}  {name}\n".encode(errors="surrogateescape"))
     return manifest.hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def split_documents(documents: list[Document], valid_fraction: float) -> tuple[list[Document], list[Document]]:
@@ -89,6 +136,14 @@ def split_documents(documents: list[Document], valid_fraction: float) -> tuple[l
     return [document for document in train if document.num_bytes], valid
 
 
+def split_three(
+    documents: list[Document], valid_fraction: float, test_fraction: float
+) -> tuple[list[Document], list[Document], list[Document]]:
+    """Training, validation and test documents: `split_documents` for the test split, then for validation."""
+    rest, test = split_documents(documents, test_fraction) if test_fraction else (documents, [])
+    return *split_documents(rest, valid_fraction / (1 - test_fraction)), test
+
+
 def _name_bytes(document: Document) -> bytes:
     return document.name.encode(errors="surrogateescape")
 
@@ -96,9 +151,8 @@ def _name_bytes(document: Document) -> bytes:
 def _cut(document: Document, tail_bytes: int) -> tuple[Document, Document]:
     """Head and tail of a document, the tail up to 3 bytes longer than asked for, lest a UTF-8 character be torn."""
     position = document.stop - tail_bytes
-    with document.path.open("rb") as file:
-        first = max(document.start, position - 3)
-        file.seek(first)
+    first = max(document.start, position - 3)
+    with open_text(document.path, first) as file:
         around = file.read(position - first + 1)
     # UTF-8 marks the bytes inside a character by their two top bits; back to the nearest byte that begins one.
     position -= next((back for back, byte in enumerate(reversed(around)) if byte & 0xC0 != 0x80), 0)

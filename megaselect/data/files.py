@@ -31,10 +31,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def explain_os_errors(task: str, remedy: str) -> Iterator[None]:
-    """Turn what the operating system refuses inside the block into one DataError line."""
+def explain_os_errors(task: str, remedy: str, kind: type[DataError] = DataError) -> Iterator[None]:
+    """Turn what the operating system refuses inside the block into one line of a DataError, of `kind` if need be."""
     try:
         yield
     except OSError as error:
         where = f" ({error.filename})" if error.filename is not None else ""
-        raise DataError(f"cannot {task}: {error.strerror}{where}; {remedy}") from error
+        raise kind(f"cannot {task}: {error.strerror}{where}; {remedy}") from error

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 
 from megaselect.data.files import explain_os_errors
@@ -44,23 +45,26 @@ class Tokenizer:
         if self.end_of_document_id < 0:
             raise DataError(f"{path} has no end-of-sentence piece to put between documents; train one with eos_id set")
         meta_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _META_SPACE.encode()]
-        self._meta_ids = meta_ids if all(map(self._processor.is_byte, meta_ids)) else None
+        has_bytes = all(map(self._processor.is_byte, meta_ids))
+        self._meta_ids = np.asarray(meta_ids, dtype=np.int32) if has_bytes else None
 
     def encode(self, text: str) -> list[int]:
-        return self.encode_batch([text])[0]
+        return self.encode_batch([text])[0].tolist()
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, found on as many threads as there are cores."""
-        meta_ids = self._meta_ids
-        if meta_ids is None:
-            return self._processor.encode(list(texts))
+    def encode_batch(self, texts: Sequence[str], num_threads: int = -1) -> list[np.ndarray]:
+        """Ids of each text ([n] i32), found on `num_threads` threads: -1 for as many as there are cores."""
+        if self._meta_ids is None or not any(_META_SPACE in text for text in texts):
+            return self._encode(list(texts), num_threads)
         parts = [text.split(_META_SPACE) for text in texts]
-        encoded = iter(self._processor.encode([part for split in parts for part in split]))
-        return [_join(meta_ids, islice(encoded, len(split))) for split in parts]
+        encoded = iter(self._encode([part for split in parts for part in split], num_threads))
+        return [_join(self._meta_ids, islice(encoded, len(split))) for split in parts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; bytes that are not UTF-8 together become U+FFFD, the end of a document nothing."""
         return self._processor.decode(list(ids))
+
+    def _encode(self, texts: list[str], num_threads: int) -> list[np.ndarray]:
+        return self._processor.encode(texts, num_threads=num_threads, return_type="numpy")
 
 
 def train_tokenizer(sentences: Iterable[str], vocab_size: int) -> bytes:
@@ -88,12 +92,11 @@ def _load(path: str | Path) -> sentencepiece.SentencePieceProcessor:
         raise refusal from None
 
 
-def _join(separator: list[int], parts: Iterator[list[int]]) -> list[int]:
-    joined = next(parts)
+def _join(separator: np.ndarray, parts: Iterator[np.ndarray]) -> np.ndarray:
+    joined = [next(parts)]
     for part in parts:
-        joined += separator
-        joined += part
-    return joined
+        joined += (separator, part)
+    return np.concatenate(joined)
 
 
 def _explain_training_error(message: str, vocab_size: int) -> str:

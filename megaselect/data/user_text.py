@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
-from megaselect.data.documents import Document
+from megaselect.data.compressed import SUFFIXES, open_text
 from megaselect.data.files import explain_os_errors
 from megaselect.errors import DataError
 
@@ -12,28 +12,42 @@ from megaselect.errors import DataError
 _BINARY_CHECK_BYTES = 8192
 
 
-def collect_documents(inputs: list[Path]) -> tuple[list[Document], int]:
-    """One document for each file, sorted by name, and the number of binary files that were passed over.
+class TextFile(NamedTuple):
+    """name, path and kind as in documents.Document."""
 
-    In directories, hidden, empty and binary files are passed over; named outright, the latter two raise DataError.
-    A file that several inputs reach counts once.
+    name: str
+    path: Path
+    kind: str
+
+
+def find_files(inputs: list[Path]) -> tuple[list[TextFile], int]:
+    """Text files, sorted by name, and the number of binary files that were passed over.
+
+    In directories, hidden, empty and binary files are passed over; named outright, the latter two raise DataError, as
+    do compressed files that are damaged. A file that several inputs reach counts once.
     """
-    documents: dict[Path, Document] = {}
+    files: dict[Path, TextFile] = {}
     num_binary = 0
     with explain_os_errors("read the input", "name text files, or directories of them, that can be read"):
         for root in inputs:
             for path in _files(root):
-                kind = _kind(path)
-                if kind == "text":
+                content = _content(path)
+                if content == "text":
                     name = path.relative_to(root).as_posix() if path != root else path.name
-                    documents[path.resolve()] = Document.whole(path, name)
+                    files[path.resolve()] = TextFile(name, path, _kind(path))
                 elif path == root:
-                    raise DataError(f"the input {path} is {kind}; name text files in UTF-8, or a directory of them")
-                num_binary += kind == "binary"
-    if not documents:
+                    raise DataError(f"the input {path} is {content}; name text files in UTF-8, or a directory of them")
+                num_binary += content == "binary"
+    if not files:
         shown = ", ".join(map(str, inputs))
         raise DataError(f"the input {shown} holds no text; name text files in UTF-8, or a directory of them")
-    return sorted(documents.values(), key=lambda document: document.name), num_binary
+    return sorted(files.values(), key=lambda file: file.name), num_binary
+
+
+def _kind(path: Path) -> str:
+    name = path.name.lower()
+    compression = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+    return ("jsonl" if name.removesuffix(compression).endswith(".jsonl") else "text") + compression
 
 
 def _files(root: Path) -> list[Path]:
@@ -50,8 +64,8 @@ def _refuse(error: OSError) -> NoReturn:
     raise error
 
 
-def _kind(path: Path) -> str:
-    with path.open("rb") as file:
+def _content(path: Path) -> str:
+    with open_text(path) as file:
         head = file.read(_BINARY_CHECK_BYTES)
     if not head:
         return "empty"

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from megaselect.data.user_text import collect_documents
+from megaselect.data.user_text import find_files
 from megaselect.errors import DataError
 
 
@@ -16,11 +16,11 @@ def write_tree(root, contents):
 def test_files_and_directories(tmp_path):
     write_tree(tmp_path, {"books/b.txt": b"b", "books/a/z.md": b"z", "books/.git/x": b"x", "books/.hidden": b"x"})
     write_tree(tmp_path, {"books/empty": b"", "books/picture": b"\x89PNG\0\0", "c.txt": b"ccc"})
-    documents, num_binary = collect_documents([tmp_path / "c.txt", tmp_path / "books"])
-    assert [(document.name, document.num_bytes) for document in documents] == [
-        ("a/z.md", 1),
-        ("b.txt", 1),
-        ("c.txt", 3),
+    files, num_binary = find_files([tmp_path / "c.txt", tmp_path / "books"])
+    assert files == [
+        ("a/z.md", tmp_path / "books" / "a" / "z.md", "text"),
+        ("b.txt", tmp_path / "books" / "b.txt", "text"),
+        ("c.txt", tmp_path / "c.txt", "text"),
     ]
     assert num_binary == 1
 
@@ -28,15 +28,15 @@ def test_files_and_directories(tmp_path):
 def test_a_file_reached_twice_counts_once(tmp_path):
     write_tree(tmp_path, {"books/a.txt": b"a"})
     (tmp_path / "books" / "link.txt").symlink_to(tmp_path / "books" / "a.txt")
-    documents, _ = collect_documents([tmp_path / "books", tmp_path / "books" / "a.txt", tmp_path / "books"])
-    assert len(documents) == 1
+    files, _ = find_files([tmp_path / "books", tmp_path / "books" / "a.txt", tmp_path / "books"])
+    assert len(files) == 1
 
 
 def test_pipes_and_dangling_links_in_a_directory_are_passed_over(tmp_path):
     write_tree(tmp_path, {"a.txt": b"a"})
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to(tmp_path / "absent")
-    assert [document.name for document in collect_documents([tmp_path])[0]] == ["a.txt"]
+    assert [file.name for file in find_files([tmp_path])[0]] == ["a.txt"]
 
 
 @pytest.mark.parametrize(
@@ -55,5 +55,5 @@ def test_pipes_and_dangling_links_in_a_directory_are_passed_over(tmp_path):
 def test_input_that_is_no_text(tmp_path, name, message):
     write_tree(tmp_path, {"empty.txt": b"", "binary.txt": b"a\0b", "nothing/.hidden": b"x", "good.txt": b"good"})
     with pytest.raises(DataError) as caught:
-        collect_documents([tmp_path / name])
+        find_files([tmp_path / name])
     assert str(caught.value).replace(str(tmp_path), "ROOT") == message

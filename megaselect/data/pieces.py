@@ -1,0 +1,97 @@
+"""A corpus cut into what is encoded in one go. The cuts follow from its bytes alone, never from who encodes them."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from megaselect.data.documents import BLOCK_BYTES, Document, decode, read_raw_blocks, split_three
+from megaselect.data.files import explain_os_errors
+from megaselect.data.json_lines import LineOptions, Lines, cut_lines, parse_lines
+from megaselect.data.workspace import PreparationStopped
+
+# What a process takes at a time: a tenth of a second's work, beside which handing it over costs nothing.
+CHUNK_BYTES = 512 * 1024
+_CHUNK_PIECES = 512
+
+
+class Block(NamedTuple):
+    """A block of a text document, see documents.read_blocks. kind: the document's."""
+
+    raw: bytes
+    kind: str
+    split: str
+    ends_document: bool
+
+
+Piece = Block | Lines
+
+
+class Division(NamedTuple):
+    """texts: split -> its text documents. lines: the .jsonl files, whose lines are split one by one."""
+
+    texts: dict[str, list[Document]]
+    lines: list[Document]
+
+    @property
+    def num_bytes(self) -> int:
+        documents = [document for documents in (*self.texts.values(), self.lines) for document in documents]
+        return sum(document.num_bytes for document in documents)
+
+
+def divide(documents: list[Document], valid_fraction: float, test_fraction: float) -> Division:
+    """Texts are split by file (see documents.split_documents)."""
+    lines = [document for document in documents if document.kind.startswith("jsonl")]
+    texts = [document for document in documents if not document.kind.startswith("jsonl")]
+    train, valid, test = split_three(texts, valid_fraction, test_fraction)
+    return Division({"train": train, "valid": valid, "test": test}, lines)
+
+
+def cut_chunks(division: Division) -> Iterator[list[Piece]]:
+    """The corpus, piece after piece, as many at a time as make about CHUNK_BYTES."""
+    chunk: list[Piece] = []
+    num_bytes = 0
+    for piece in _pieces(division, tuple(division.texts)):
+        chunk.append(piece)
+        num_bytes += len(piece.raw)
+        if num_bytes >= CHUNK_BYTES or len(chunk) >= _CHUNK_PIECES:
+            yield chunk
+            chunk, num_bytes = [], 0
+    if chunk:
+        yield chunk
+
+
+def sample_text(division: Division, options: LineOptions, num_bytes: int) -> Iterator[str]:
+    """Every k-th block of the training text, spread evenly over it, such that about `num_bytes` are used at most.
+
+    Lines that are passed over are not parsed: of a group of them as long as n blocks, the n-th parts count as blocks.
+    """
+    texts = division.texts["train"]
+    stride = -(-sum(document.num_bytes for document in (*texts, *division.lines)) // num_bytes)
+    position = 0
+    for piece in _pieces(division, ("train",)):
+        length = 1 if isinstance(piece, Block) else max(len(piece.raw) // BLOCK_BYTES, 1)
+        taken = {index for index in range(length) if (position + index) % stride == 0}
+        position += length
+        if taken and isinstance(piece, Block):
+            yield decode(piece.raw)[0]
+        elif taken:
+            yield from _sample_lines(piece, options, length, taken)
+
+
+def _sample_lines(lines: Lines, options: LineOptions, length: int, taken: set[int]) -> Iterator[str]:
+    before = 0
+    for text in parse_lines(lines, options):
+        if text.split == "train":
+            for raw, _ in text.blocks():
+                if min(before // BLOCK_BYTES, length - 1) in taken:
+                    yield decode(raw)[0]
+                before += len(raw)
+
+
+def _pieces(division: Division, splits: Iterable[str]) -> Iterator[Piece]:
+    with explain_os_errors("read the input", "make it readable and run the same command again", PreparationStopped):
+        for split in splits:
+            for document in division.texts[split]:
+                for raw, ends_document in read_raw_blocks(document):
+                    yield Block(raw, document.kind, split, ends_document)
+        for document in division.lines:
+            yield from cut_lines(document)
