@@ -9,6 +9,7 @@ import torch
 
 from megaselect.data.blend import DataSource
 from megaselect.model.gpt import GPT
+from megaselect.training.out_of_memory import memory_errors_explained
 
 
 @contextlib.contextmanager
@@ -26,7 +27,8 @@ def evaluate(model: GPT, source: DataSource, batches: int, batch_size: int) -> f
     """Mean loss over the first `batches` micro-batches of the split, or over all that it has: the same every time."""
     batch_size = min(batch_size, source.num_windows)
     batches = min(batches, source.num_windows // batch_size)
-    with evaluating(model) as device:
+    remedy = "it keeps nothing for backward; lower --training.micro-batch-size, or set --training.loss-chunk-tokens"
+    with memory_errors_explained("evaluating", remedy), evaluating(model) as device:
         losses = []
         for number in range(batches):
             batch = source.batch(number * batch_size, batch_size)

@@ -14,6 +14,7 @@ import torch
 from megaselect.config import Config
 from megaselect.data.prefetch import Prefetcher
 from megaselect.devices import is_out_of_memory, peak_flops
+from megaselect.errors import OutOfMemoryError
 from megaselect.model.gpt import GPT
 from megaselect.recompute import ledger
 from megaselect.recompute.apply import plan_of
@@ -135,7 +136,24 @@ class Trainer:
                 if not is_out_of_memory(error):
                     raise
                 problem = str(error)  # alone: the error's traceback holds the tensors of the step
-            self._use(step_up(self.config, self.model, self.optimizer, self.state.step, problem, self.sink.note))
+            self._use(self._with_less_memory(problem))
+
+    def _with_less_memory(self, problem: str) -> Config:
+        """A config whose steps keep less, which the model runs already. Where there is none, what was done is saved."""
+        try:
+            return step_up(self.config, self.model, self.optimizer, self.state.step, problem, self.sink.note)
+        except OutOfMemoryError:
+            self._save_what_was_done()
+            raise
+
+    def _save_what_was_done(self) -> None:
+        """If that is the state after a whole step, and memory is not too short for a copy of it."""
+        if self.config.training.save_interval and self.optimizer.is_whole:
+            try:
+                self._save()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
 
     def _spike(self, loss: float) -> Metrics:
         """What the metrics of the step say of a loss spike: nothing where it is none."""

@@ -25,6 +25,7 @@ from megaselect.training.events import RunHeader, RunSummary, Sink, failures_tol
 from megaselect.training.instruments import check_instruments
 from megaselect.training.loop import Trainer
 from megaselect.training.optimizer import MixedPrecisionAdamW
+from megaselect.training.out_of_memory import memory_errors_explained, static_remedy
 from megaselect.training.run_dir import RunDir, claim_run_dir
 from megaselect.training.run_record import Segment
 from megaselect.training.signals import StopRequest
@@ -54,9 +55,10 @@ def _train(
     resume_notes = [*found.notes, *changed_settings(found.checkpoint, config)]
     datasets = open_datasets(config)
     resume_notes += changed_data(found.checkpoint, config, datasets.fingerprint, run_dir)
-    model, automatic = build_planned(config)
-    optimizer = MixedPrecisionAdamW(model, config.training)
-    state = load_checkpoint(found.checkpoint, model, optimizer) if found.checkpoint else RunState(0, 0)
+    with memory_errors_explained("building the model", static_remedy(config)):
+        model, automatic = build_planned(config)
+        optimizer = MixedPrecisionAdamW(model, config.training)
+        state = load_checkpoint(found.checkpoint, model, optimizer) if found.checkpoint else RunState(0, 0)
     segment = Segment.begin(state.step, device_name(resolve_device(config.training.device)), torch.__version__)
     with home.recorded(config, segment, sink.note) as record:
         own_notes = [*home.notes, *resume_notes, *_own_notes(config, state)]
