@@ -51,9 +51,9 @@ class Finding:
     dtype: str
 
     def __str__(self) -> str:
-        if not self.values:
-            return _WORDS[self.kind]
-        return f"{_WORDS[self.kind].format(self.where or 'the model')} ({self.nonfinite} of {self.values} values)"
+        words = _WORDS[self.kind].format(self.where or "the model")
+        count = f", {self.nonfinite} of {self.values} values" if self.values else ""
+        return f"{words}{count}" + ("" if self.micro_batch is None else f", in micro-batch {self.micro_batch}")
 
 
 def nonfinite_weight(model: nn.Module) -> Finding | None:

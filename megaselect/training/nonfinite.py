@@ -95,7 +95,7 @@ class NonFiniteSteps:
         remedy = self._remedy(case)
         if not weight:  # nobody should continue from such weights
             save(before)
-        raise NonFiniteError(f"{case}. {self._write_files(case, stepper)}. {remedy}")
+        raise NonFiniteError(f"{case}. {self._write_files(case, stepper)}; {remedy}")
 
     def _diagnose(self, outcome: StepOutcome, before: RunState, stepper: Stepper) -> _Case:
         try:
@@ -111,16 +111,16 @@ class NonFiniteSteps:
 
     def _remedy(self, case: _Case) -> str:
         """What to do, before anything is saved: that may remove an older checkpoint."""
-        is_weight = case.finding is not None and case.finding.kind == "weight"
         in_vain = f"{MOST_IN_A_ROW} such steps in a row: " if self._in_a_row == MOST_IN_A_ROW else ""
+        slower = f"a lower --training.lr{' or --dtype bf16' if self._optimizer.scalars() else ''}"
         older = [path for path in list_checkpoints(self._run_dir) if (step_of(path) or 0) < case.before.step]
-        if older and (is_weight or self._training.keep_checkpoints > 1):
+        if older and (_is_weight(case) or self._training.keep_checkpoints > 1):
             back = f"go back with --resume {older[-1]} and a lower --training.lr"
         else:
-            back = "begin again in another --run-dir with a lower --training.lr"
-        if is_weight or in_vain:
+            back = f"begin again in another --run-dir with {slower}"
+        if _is_weight(case) or in_vain:
             return f"{in_vain}{back}"
-        return f"To go on, repeat the command with --on-nonfinite skip, which leaves such steps out; or {back}"
+        return f"repeat the command with --on-nonfinite skip to go on without such steps, or {back}"
 
     def _write_files(self, case: _Case, stepper: Stepper) -> str:
         """Write batch and report; what was written where, or why not."""
@@ -133,7 +133,8 @@ class NonFiniteSteps:
             (home / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
         except (OSError, SafetensorError) as error:
             return f"Batch and report could not be saved in {home}: {' '.join(str(error).split())}"
-        return f"Batch and report are in {home}"
+        saved = "" if _is_weight(case) else f", the state before the step is in {report['checkpoint']}"
+        return f"Batch and report are in {home}{saved}"
 
     def _report(self, case: _Case, samples: list[int]) -> dict[str, Any]:
         return {
@@ -146,8 +147,12 @@ class NonFiniteSteps:
             "found": asdict(case.finding) if case.finding else None,
             "samples": samples,
             "config": str(self._run_dir / "config.yaml"),
-            "checkpoint": str(checkpoint_path(self._run_dir, case.before.step)),
+            "checkpoint": None if _is_weight(case) else str(checkpoint_path(self._run_dir, case.before.step)),
         }
+
+
+def _is_weight(case: _Case) -> bool:
+    return case.finding is not None and case.finding.kind == "weight"
 
 
 def _batch(case: _Case, stepper: Stepper) -> dict[str, torch.Tensor]:
