@@ -9,7 +9,18 @@ from os import kill
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TIMES = ("step_ms", "tokens_per_s", "mfu", "hfu", "peak_bytes", "data_ms", "forward_ms", "backward_ms", "optimizer_ms")
+TIMES = (
+    "step_ms",
+    "tokens_per_s",
+    "mfu",
+    "hfu",
+    "peak_bytes",
+    "resident_bytes",
+    "data_ms",
+    "forward_ms",
+    "backward_ms",
+    "optimizer_ms",
+)
 
 
 class Nursery:
