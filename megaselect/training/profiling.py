@@ -1,7 +1,8 @@
-"""torch's profiler around chosen steps: a trace that Chrome and Perfetto show, and a table of the longest operations."""
+"""torch's profiler around chosen steps: a trace for Chrome and Perfetto, and a table of the longest operations."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,7 @@ class StepProfiler:
             yield
             return
         if self._profile is None:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler tells stderr that it starts and stops
             self._profile = profile(activities=self._activities())
             self._profile.start()
         self._taken.append(number)
