@@ -2,19 +2,32 @@
 
 import argparse
 import json
+import os
+import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megaselect.data.prepare import DatasetPaths
 
 _DESCRIPTION = """\
-Turn text files into a dataset to train on: train a tokenizer on them (or take yours), set part of the text apart for
-validation, and write PREFIX.bin and .idx (training tokens), PREFIX_valid.bin and .idx (validation tokens),
-PREFIX.model (the tokenizer) and PREFIX.json (what was written, from which text)."""
+Turn text files into a dataset to train on: train a tokenizer on them (or take
+yours), set part of the text apart for validation, and write PREFIX.bin and
+.idx (training tokens), PREFIX_valid.bin and .idx (validation tokens),
+PREFIX.model (the tokenizer) and PREFIX.json (what was written, from which
+text). With --test-fraction also PREFIX_test.bin and .idx.
+
+Memory use does not grow with the text. The files are the same, byte for byte,
+for any number of workers. A command that was interrupted goes on from where it
+was when it is given again; until it is done, its work lies in PREFIX.partial."""
 
 _EPILOG = """\
 example:
-  megaselect data prepare --input books/ notes.txt --output data/books
+  megaselect data prepare --input books/ notes.jsonl.zst --output data/books
 then train on it by setting data.prefix to data/books
 """
+
+_COLUMNS = 80
 
 
 def add_prepare_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -26,24 +39,34 @@ def add_prepare_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_files(prepare)
+    _add_settings(prepare)
+    prepare.set_defaults(run=run)
+
+
+def _add_files(prepare: argparse.ArgumentParser) -> None:
     prepare.add_argument(
         "--input",
         type=Path,
         nargs="+",
         required=True,
         metavar="PATH",
-        help="text files in UTF-8, or directories of them; each file is one document",
+        help="text files in UTF-8, each one document; .jsonl files, each line one document; either as .gz or .zst; "
+        "or directories of them",
     )
     prepare.add_argument(
         "--output", type=Path, required=True, metavar="PREFIX", help="where to write, without an extension"
     )
+    prepare.add_argument("--tokenizer", type=Path, metavar="FILE", help="a sentencepiece .model file to use instead")
+
+
+def _add_settings(prepare: argparse.ArgumentParser) -> None:
     prepare.add_argument(
         "--vocab-size",
         type=int,
         metavar="N",
         help="pieces of the tokenizer that is trained (default: 4096, or those of --tokenizer)",
     )
-    prepare.add_argument("--tokenizer", type=Path, metavar="FILE", help="a sentencepiece .model file to use instead")
     prepare.add_argument(
         "--valid-fraction",
         type=float,
@@ -51,29 +74,68 @@ def add_prepare_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         metavar="F",
         help="part of the text set apart for validation (default: %(default)s)",
     )
-    prepare.set_defaults(run=run)
+    prepare.add_argument(
+        "--test-fraction",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="part of the text set apart for a test (default: none)",
+    )
+    prepare.add_argument(
+        "--json-field",
+        default="text",
+        metavar="NAME",
+        help="field of a .jsonl line that holds the text (default: %(default)s)",
+    )
+    prepare.add_argument("--workers", type=int, metavar="N", help="processes that encode (default: one for each core)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Prepare the dataset and print what was written. Raises DataError."""
+    from megaselect.cli.data_progress import ProgressDisplay
     from megaselect.data.prepare import prepare
 
-    paths = prepare(args.input, args.output, args.vocab_size, args.tokenizer, args.valid_fraction)
-    record = json.loads(paths.record_path.read_bytes())
-    print(record["description"])
-    for prefix, split in ((paths.train_prefix, "train"), (paths.valid_prefix, "valid")):
-        print(_split_line(Path(f"{prefix}.bin"), record[split]))
-    print(f"{paths.tokenizer_path}: {record['vocab_size']:,} pieces, {_size(paths.tokenizer_path)}")
-    if replaced := record["train"]["replaced_bytes"] + record["valid"]["replaced_bytes"]:
-        print(f"bytes that were not UTF-8, replaced by U+FFFD: {replaced:,}")
-    print(f"sha256 of the text: {record['sha256']}")
+    with ProgressDisplay() as display:
+        paths = prepare(
+            args.input,
+            args.output,
+            args.vocab_size,
+            args.tokenizer,
+            args.valid_fraction,
+            test_fraction=args.test_fraction,
+            json_field=args.json_field,
+            workers=len(os.sched_getaffinity(0)) if args.workers is None else args.workers,
+            watcher=display,
+        )
+    for line in _report(paths, json.loads(paths.record_path.read_bytes())):
+        print(line)
 
 
-def _split_line(path: Path, counts: dict[str, Any]) -> str:
-    bytes_per_token = counts["bytes"] / counts["tokens"]
-    documents = "1 document" if counts["documents"] == 1 else f"{counts['documents']:,} documents"
-    return f"{path}: {documents}, {counts['tokens']:,} tokens, {bytes_per_token:.2f} bytes per token, {_size(path)}"
+def _report(paths: "DatasetPaths", record: dict[str, Any]) -> list[str]:
+    prefixes = {"train": paths.train_prefix, "valid": paths.valid_prefix, "test": paths.test_prefix}
+    rows = [("split", "documents", "tokens", "bytes/token", "file")]
+    counts = {split: record[split] for split in prefixes if split in record}
+    for split, count in counts.items():
+        numbers = (f"{count['documents']:,}", f"{count['tokens']:,}", f"{count['bytes'] / count['tokens']:.2f}")
+        rows.append((split, *numbers, f"{prefixes[split]}.bin"))
+    lines = textwrap.wrap(record["description"], _COLUMNS, break_long_words=False, break_on_hyphens=False)
+    lines += [f"sha256: {record['sha256']}", *_table(rows)]
+    lines.append(f"tokenizer: {paths.tokenizer_path}, {record['vocab_size']:,} pieces")
+    for name, what in (
+        ("replaced_bytes", "bytes that were not UTF-8, replaced by U+FFFD"),
+        ("replaced_surrogates", "halves of surrogate pairs, replaced by U+FFFD"),
+        ("empty_documents", "documents without text, passed over"),
+    ):
+        if total := sum(count[name] for count in counts.values()):
+            lines.append(f"{what}: {total:,}")
+    return lines
 
 
-def _size(path: Path) -> str:
-    return f"{path.stat().st_size:,} bytes"
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Words to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *numbers, file in rows:
+        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:-1], strict=True)]
+        lines.append("  ".join((name.ljust(widths[0]), *cells, file)))
+    return lines

@@ -83,7 +83,8 @@ class BuildOptions:
     def request(self) -> dict[str, Any]:
         """What the files depend on, beside the input."""
         given = None if self.tokenizer is None else hashlib.sha256(self.tokenizer.read_bytes()).hexdigest()
-        return {"vocab_size": self.vocab_size, "tokenizer": given, **asdict(self.lines)}
+        lines = asdict(self.lines)
+        return {"vocab_size": self.vocab_size, "tokenizer": given, "json_field": lines.pop("field"), **lines}
 
 
 def build(
@@ -127,6 +128,8 @@ def _tokenizer_model(division: Division, options: BuildOptions) -> bytes:
 
 def _encode(model: Path, division: Division, output: Output, options: BuildOptions, watcher: Watcher) -> None:
     watcher.stage("tokens", division.num_bytes, output.num_bytes)
+    if output.num_bytes:
+        watcher.note(f"Going on after {output.num_bytes:,} of {division.num_bytes:,} bytes, done by an earlier call.")
     chunks = islice(cut_chunks(division), output.num_chunks, None)
     saved_at = time.monotonic()
     for encoded in _encoded_chunks(chunks, model, division, options):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from megaselect.data.compressed import open_text
+from megaselect.data.compressed import SUFFIXES, open_text
 
 # Encoding time grows faster than a block's length, and a block is what a thread encodes: small, yet many words long.
 BLOCK_BYTES = 16 * 1024
@@ -38,6 +38,15 @@ class Document:
     @property
     def num_bytes(self) -> int:
         return self.stop - self.start
+
+    @property
+    def name_digest(self) -> bytes:
+        """SHA-256 of the name, by which splits are drawn: the same whether the file is compressed or not."""
+        name = self.name
+        for suffix in SUFFIXES:
+            if self.kind.endswith(suffix):
+                name = name[: -len(suffix)]
+        return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
 
 
 class RawBlock(NamedTuple):
@@ -123,7 +132,7 @@ def split_documents(documents: list[Document], valid_fraction: float) -> tuple[l
     wanted = round(valid_fraction * sum(document.num_bytes for document in documents))
     left = wanted
     chosen = set()
-    for document in sorted(documents, key=lambda document: hashlib.sha256(_name_bytes(document)).digest()):
+    for document in sorted(documents, key=lambda document: document.name_digest):
         if document.num_bytes <= left:
             chosen.add(document)
             left -= document.num_bytes
@@ -142,10 +151,6 @@ def split_three(
     """Training, validation and test documents: `split_documents` for the test split, then for validation."""
     rest, test = split_documents(documents, test_fraction) if test_fraction else (documents, [])
     return *split_documents(rest, valid_fraction / (1 - test_fraction)), test
-
-
-def _name_bytes(document: Document) -> bytes:
-    return document.name.encode(errors="surrogateescape")
 
 
 def _cut(document: Document, tail_bytes: int) -> tuple[Document, Document]:

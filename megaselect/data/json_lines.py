@@ -1,6 +1,5 @@
 """Files of JSON Lines: every line an object, one field of which is a document's text."""
 
-import hashlib
 import io
 import json
 import re
@@ -59,8 +58,7 @@ class LineText(NamedTuple):
 
 def cut_lines(document: Document) -> Iterator[Lines]:
     """A .jsonl file, group of lines after group. Raises DataError for a line longer than MAX_LINE_BYTES."""
-    digest = hashlib.sha256(document.name.encode(errors="surrogateescape")).digest()
-    seed = int.from_bytes(digest[:8], "little")
+    seed = int.from_bytes(document.name_digest[:8], "little")
     line = 1
     with open_text(document.path) as file:
         while raw := file.read(BLOCK_BYTES):
