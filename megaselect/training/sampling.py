@@ -46,9 +46,9 @@ def candidates(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tens
         raise SamplingError("the model's logits are not finite: its weights or activations have overflowed")
     if settings.temperature == 0:
         return logits.argmax().view(1), torch.ones(1)
-    scaled = (logits - logits.max()) / settings.temperature  # so that a tiny temperature takes none to +infinity
-    best = torch.topk(scaled, min(settings.top_k or len(logits), len(logits)))
-    probabilities = torch.softmax(best.values, 0)
+    best = torch.topk(logits, min(settings.top_k or len(logits), len(logits)))
+    # From the largest, so that a tiny temperature takes none to infinity.
+    probabilities = torch.softmax((best.values - best.values[0]) / settings.temperature, 0)
     if settings.top_p in (None, 1):
         return best.indices, probabilities
     likelier = probabilities.double().cumsum(0) - probabilities  # in sum, than each
