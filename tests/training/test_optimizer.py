@@ -5,10 +5,13 @@ import torch
 from torch import nn
 
 from megaselect.config import TrainingConfig
-from megaselect.training.optimizer import INITIAL_LOSS_SCALE, MixedPrecisionAdamW
+from megaselect.training.optimizer import INITIAL_LOSS_SCALE, MIN_LOSS_SCALE, MixedPrecisionAdamW, StepResult
 
 SETTINGS = TrainingConfig(lr=1e-2, weight_decay=0.3, clip_grad=0.5, beta1=0.8, beta2=0.9, epsilon=1e-6)
 RATES = (1e-2, 2e-2, 5e-3)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.cuda))
+NOT_FINITE = (float("nan"), float("inf"))
 
 
 def small_model(dtype=torch.float32):
@@ -23,7 +26,8 @@ def inputs(number, dtype=torch.float32, scale=1.0):
 
 
 def loss_of(model, number, scale=1.0):
-    return model(inputs(number, next(model.parameters()).dtype, scale)).float().square().mean()
+    weight = next(model.parameters())
+    return model(inputs(number, weight.dtype, scale).to(weight.device)).float().square().mean()
 
 
 def weights_of(model):
@@ -60,21 +64,22 @@ def by_hand(model, settings):
     return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, eps=settings.epsilon, fused=True)
 
 
-def test_fp32_is_adamw_after_clip_grad_norm():
-    ours, theirs = small_model(), small_model()
+@pytest.mark.parametrize("device", DEVICES)
+def test_fp32_is_adamw_after_clip_grad_norm(device):
+    ours, theirs = small_model().to(device), small_model().to(device)
     optimizer, adam = MixedPrecisionAdamW(ours, SETTINGS), by_hand(theirs, SETTINGS)
     for step, rate in enumerate(RATES):
         for number in (2 * step, 2 * step + 1):
             optimizer.backward(loss_of(ours, number))
             loss_of(theirs, number).backward()
-        result = optimizer.step(rate)
+        result = optimizer.step(rate, torch.ones((), device=device))
         norm = nn.utils.clip_grad_norm_(theirs.parameters(), SETTINGS.clip_grad)
         for group in adam.param_groups:
             group["lr"] = rate
         adam.step()
         adam.zero_grad()
         assert norm.item() > SETTINGS.clip_grad  # or clipping would do nothing here
-        assert (result.grad_norm, result.skipped) == (norm.item(), False)
+        assert result == StepResult(norm.item(), skipped=False, nonfinite=False)
         assert_equal(weights_of(ours), weights_of(theirs))
         assert all(weight.grad is None for weight in ours.parameters())
 
@@ -175,7 +180,91 @@ def test_fp16_gradients_are_unscaled_before_they_are_clipped():
     assert optimizer.step(1e-2).grad_norm == pytest.approx(scaled / INITIAL_LOSS_SCALE, rel=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def state_of(model, optimizer):
+    tensors = weights_of(model) | {name: tensor.clone() for name, tensor in optimizer.tensors().items()}
+    return tensors | {name: torch.tensor(value) for name, value in optimizer.scalars().items()}
+
+
+def after_a_step(dtype, device="cpu"):
+    model = small_model(dtype).to(device)
+    optimizer = MixedPrecisionAdamW(model, SETTINGS)
+    optimizer.backward(loss_of(model, 0))
+    assert optimizer.step(1e-2) == StepResult(pytest.approx(1, abs=1), skipped=False, nonfinite=False)
+    return model, optimizer
+
+
+def assert_goes_on_as_if_nothing_had_been(model, optimizer, dtype, device):
+    """The next step has the bits of the same step of a run that never saw the step before it."""
+    undisturbed, its = after_a_step(dtype, device)
+    for each, own in ((model, optimizer), (undisturbed, its)):
+        own.backward(loss_of(each, 2))
+        assert not own.step(1e-2, torch.ones((), device=device)).skipped
+    assert_equal(state_of(model, optimizer), state_of(undisturbed, its))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_that_is_not_finite_changes_nothing(dtype, value, device):
+    model, optimizer = after_a_step(dtype, device)
+    before = state_of(model, optimizer)
+    optimizer.backward(loss_of(model, 1))
+    optimizer.masters["3.bias"].grad[1] = value
+    result = optimizer.step(1e-2, torch.ones((), device=device))
+    assert (result.skipped, result.nonfinite, str(result.grad_norm)) == (True, True, str(value))
+    assert_equal(state_of(model, optimizer), before)
+    assert all(master.grad is None for master in optimizer.masters.values())
+    assert_goes_on_as_if_nothing_had_been(model, optimizer, dtype, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_loss_that_is_not_finite_changes_nothing(dtype, value, device):
+    """Its gradients may be finite all the same; in fp16 the loss scale is no answer to it."""
+    model, optimizer = after_a_step(dtype, device)
+    before = state_of(model, optimizer)
+    optimizer.backward(loss_of(model, 1))
+    result = optimizer.step(1e-2, torch.tensor(value, device=device))
+    assert result == StepResult(pytest.approx(1, abs=1), skipped=True, nonfinite=True)
+    assert_equal(state_of(model, optimizer), before)
+    assert_goes_on_as_if_nothing_had_been(model, optimizer, dtype, device)
+
+
+def test_a_first_step_that_is_left_out_leaves_no_moments():
+    model = small_model()
+    optimizer = MixedPrecisionAdamW(model, SETTINGS)
+    optimizer.backward(float("nan") * loss_of(model, 0))
+    assert optimizer.step(1e-2).nonfinite
+    assert len(optimizer.tensors()) == 18
+    assert not any(tensor.any() for tensor in optimizer.tensors().values())
+
+
+def test_a_step_that_is_left_out_does_not_round_the_masters_again():
+    """A weight that is not its master's is what the diagnosis has yet to see."""
+    model, optimizer = after_a_step(torch.bfloat16)
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("nan")
+    optimizer.backward(loss_of(model, 1))
+    assert optimizer.step(1e-2).nonfinite
+    assert model[0].weight[0, 0].isnan()
+
+
+def test_fp16_has_a_lowest_loss_scale():
+    model, optimizer = after_a_step(torch.float16)
+    optimizer.load_scalars(optimizer.scalars() | {"scale": 2 * MIN_LOSS_SCALE})
+    for nonfinite in (False, True, True):
+        before = state_of(model, optimizer)
+        optimizer.backward(loss_of(model, 1))
+        optimizer.masters["0.weight"].grad[0, 0] = float("inf")
+        result = optimizer.step(1e-2, torch.ones(()))
+        assert (result.skipped, result.nonfinite) == (True, nonfinite)
+        assert optimizer.scalars()["scale"] == MIN_LOSS_SCALE == 2**-10
+        halved = {} if nonfinite else {"scale": torch.tensor(MIN_LOSS_SCALE), "_growth_tracker": torch.tensor(0)}
+        assert_equal(state_of(model, optimizer), before | halved)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_state_is_restored_to_the_bit(dtype):
     model = small_model(dtype)
     optimizer = MixedPrecisionAdamW(model, SETTINGS)
