@@ -11,7 +11,7 @@ from megaselect.data.compressed import open_text
 from megaselect.data.documents import BLOCK_BYTES, Document, RawBlock, cut_blocks, decode
 from megaselect.errors import DataError
 
-# A line is parsed as a whole, which takes several times its length in memory.
+# Line end included. A line is parsed as a whole, which takes several times its length in memory.
 MAX_LINE_BYTES = 32 * 1024 * 1024
 
 _FIELDS_SHOWN = 8

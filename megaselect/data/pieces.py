@@ -60,7 +60,7 @@ def cut_chunks(division: Division) -> Iterator[list[Piece]]:
 
 
 def sample_text(division: Division, options: LineOptions, num_bytes: int) -> Iterator[str]:
-    """Every k-th block of the training text, spread evenly over it, such that about `num_bytes` are used at most.
+    """Every k-th block of the training text, spread evenly over it: about `num_bytes`, twice that at most.
 
     Lines that are passed over are not parsed: of a group of them as long as n blocks, the n-th parts count as blocks.
     """
