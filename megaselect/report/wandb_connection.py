@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Mode = Literal["auto", "online", "offline", "disabled"]
 INIT_TIMEOUT_SECONDS = 15
 FINISH_TIMEOUT_SECONDS = 60  # the SDK's own default waits for ever where the network has gone
+# Where a process is killed, what the SDK's service has not yet written to the run's file is lost: 15 s by default.
+FLUSH_INTERVAL = ("x_transaction_log_flush_interval", 0.02)  # seconds; a resumed run must find no gap before it
 
 
 class WandbConnection:
@@ -182,11 +184,14 @@ def _init_run(
 
 
 def _quiet_settings(mode: Literal["online", "offline"], **more: Any) -> Settings:
+    name, seconds = FLUSH_INTERVAL
+    flush = {name: seconds} if name in sdk().Settings.model_fields else {}  # the setting came with SDK 0.31
     return sdk().Settings(
         mode=mode,
         silent=True,
         console="off",  # the SDK would wrap stdout, and the console is ours
         finish_timeout=FINISH_TIMEOUT_SECONDS,
         finish_timeout_raises=True,
+        **flush,
         **more,
     )
