@@ -19,6 +19,8 @@ _COMMANDS = {
     "estimate": "predict what each recompute setting costs and buys",
     "verify": "check that recomputation changes memory and time and nothing else",
     "compare": "measure recompute settings beside each other",
+    "runs": "list run directories with state, loss and speed",
+    "sample": "let a trained model write text",
     "dashboard": "save a dashboard of W&B runs",
     "data": "prepare a dataset",
 }
