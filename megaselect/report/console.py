@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import statistics
 import sys
 import textwrap
 import time
@@ -22,6 +23,8 @@ PLAIN_COLUMNS = 80
 PANEL_COLUMNS = 100  # at most: lines across a very wide terminal are hard to read
 REFRESH_SECONDS = 0.1
 STEP_TIME_MEMORY = 0.9  # weight of the past in the step time that ETA is taken from
+DATA_WAIT_STEPS = 20  # whose medians tell whether steps wait for data
+DATA_WAIT_SHARE = 0.05  # of a step's time, from which a note is made of it
 STYLES = {"": "", "good": "green", "bad": "bold white on red"}
 
 
@@ -38,16 +41,15 @@ class ConsoleSink:
         self._console = console or stdout_console()
         self._log_interval = log_interval
         self._max_steps = 0
-        self._setting = ""
         self._steps_timed = 0
         self._step_seconds = 0.0
+        self._data_wait = _DataWait()
         self._progress: Progress | None = None
         self._drawn_at = 0.0
 
     def start(self, header: RunHeader) -> None:
         """Print the header and, on a terminal, start the progress bar."""
         self._max_steps = header.max_steps
-        self._setting = text.setting_name(header.config)
         self._rows(f"megaselect {header.config_name}", text.header_rows(header))
         for note in header.notes:
             self.note(note)
@@ -60,7 +62,7 @@ class ConsoleSink:
 
     def stored(self, report: StoredReport) -> None:
         """Print predicted and measured bytes, a loud warning where they differ."""
-        for line in text.stored_lines(report, self._setting):
+        for line in text.stored_lines(report):
             self._print(line.text, STYLES[line.style], line.indent)
 
     def step(self, metrics: Metrics) -> None:
@@ -74,6 +76,9 @@ class ConsoleSink:
             width = len(str(self._max_steps))
             place = f"step {step:>{width}}/{self._max_steps}"
             self._print(text.fitting([place, *fields], self._console.width))
+        share = self._data_wait.hear(metrics)
+        if share is not None:
+            self.note(text.data_wait_note(share))
 
     def evaluation(self, step: int, loss: float) -> None:
         """Print a line."""
@@ -87,10 +92,14 @@ class ConsoleSink:
     def finish(self, summary: RunSummary) -> None:
         """Close the bar, then print the summary and the sample text."""
         self._stop_bar()
-        self._rows("interrupted" if summary.interrupted else "finished", text.summary_rows(summary))
+        self._rows(text.summary_title(summary), text.summary_rows(summary))
         if summary.sample is not None:
             self._print("sample", "bold")
             self._console.print(Text(self._printable(summary.sample)), overflow="fold")
+
+    def fail(self, reason: str) -> None:
+        """Close the bar; whoever hears of the error says what it was."""
+        self._stop_bar()
 
     def _average_step_time(self, seconds: float) -> None:
         # The first step also compiles and warms up: the second one's time takes its place.
@@ -169,3 +178,24 @@ class ConsoleSink:
             self._progress.stop()
             atexit.unregister(self._progress.stop)
             self._progress = None
+
+
+class _DataWait:
+    """Notices, once in a run, that steps wait for data."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[float, float]] = []
+        self._told = False
+
+    def hear(self, metrics: Metrics) -> float | None:
+        """The share of a step's time, at the end of some steps in which it is too large, the first time."""
+        waited, step_ms = metrics.get("data_ms"), metrics["step_ms"]
+        if self._told or waited is None or step_ms is None:
+            return None
+        self._spans.append((waited, step_ms))
+        if len(self._spans) < DATA_WAIT_STEPS:
+            return None
+        typical_wait, typical_step = (statistics.median(spans) for spans in zip(*self._spans, strict=True))
+        self._spans.clear()
+        self._told = typical_wait > DATA_WAIT_SHARE * typical_step
+        return typical_wait / typical_step if self._told else None

@@ -61,18 +61,11 @@ def _steps(header: RunHeader) -> str:
     return f"{header.max_steps:,}"
 
 
-def setting_name(config: dict[str, Any]) -> str:
-    """The recompute setting of a run, as the keys of StoredReport.alternatives spell it."""
-    recompute = config["recompute"]
-    if recompute["mode"] != "selective":
-        return recompute["mode"]
-    return "all" if set(recompute["modules"]) == set(MODULES) else " ".join(recompute["modules"])
-
-
-def stored_lines(report: StoredReport, setting: str) -> list[Line]:
-    """Predicted and measured bytes, and what settings other than the run's own `setting` would store."""
+def stored_lines(report: StoredReport) -> list[Line]:
+    """Predicted and measured bytes, and what settings other than the run's own would store."""
     lines = _equal_lines(report) if report.matches else _difference_lines(report)
-    others = ", ".join(f"{name} {size(count)}" for name, count in report.alternatives.items() if name != setting)
+    alternatives = report.alternatives.items()
+    others = ", ".join(f"{name} {size(count)}" for name, count in alternatives if name != report.setting)
     if others:
         lines.append(Line(f"other settings:   {others}", indent=18))
     return lines
@@ -166,17 +159,46 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
         ("hfu {:.1%}", summary.hfu),
         joint=", ",
     )
+    continued = f"the same command with --run-dir {summary.run_dir} goes on from step {summary.steps:,}"
     rows = [
         ("steps", f"{summary.steps:,} ({summary.tokens:,} tokens) in {duration(summary.seconds)}"),
+        ("skipped steps", f"{summary.skipped_steps:,}" if summary.skipped_steps else ""),
         ("final loss", _words(("{:.4f}", summary.final_loss))),
         ("valid loss", _words(("{:.4f}", summary.valid_loss), ("(best {:.4f})", summary.best_valid_loss))),
+        ("test loss", _words(("{:.4f}", summary.test_loss))),
+        ("loss spikes", f"{summary.loss_spikes:,}" if summary.loss_spikes else ""),
         ("speed", speed),
+        ("time by phase", phase_shares(summary)),
         ("stored", stored),
         ("peak memory", _words((f"{{}} {summary.peak_kind}", _size(summary.peak_bytes)))),
         ("recompute", summary.recompute),
         ("run directory", summary.run_dir),
+        ("to continue", continued if summary.interrupted else ""),
     ]
     return [(label, value) for label, value in rows if value]
+
+
+def summary_title(summary: RunSummary) -> str:
+    """Whether the run got to its end, and what stopped it where not."""
+    if summary.stopped_by is None:
+        return "finished"
+    return f"interrupted by {'--exit-after' if summary.stopped_by == 'exit-after' else summary.stopped_by}"
+
+
+def phase_shares(summary: RunSummary) -> str:
+    """Share of a step that each phase takes, by medians; what is left is time between the phases."""
+    step_ms = summary.step_ms
+    if not step_ms:
+        return ""
+    return ", ".join(f"{phase} {span / step_ms:.1%}" for phase, span in summary.phase_ms.items())
+
+
+def data_wait_note(share: float) -> str:
+    """What to do where `share` of the steps' time is spent waiting for data."""
+    return (
+        f"note: steps spend {share:.0%} of their time waiting for data: raise --data.prefetch, or put the data on a "
+        "faster disk"
+    )
 
 
 def _size(count: int | None) -> str | None:

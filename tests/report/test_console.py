@@ -46,6 +46,19 @@ First Citizen:
 Speak.
 """
 
+SUMMARY_WITH_ALL = """\
+finished
+  steps          20 (20,480 tokens) in 1:05
+  skipped steps  3
+  final loss     6.5000
+  valid loss     6.7500 (best 6.2500)
+  test loss      6.8750
+  loss spikes    1,200
+  speed          5,650 tokens/s, 181.2 ms per step (medians)
+  time by phase  data 0.1%, forward 32.0%, backward 64.0%, optimizer 2.8%
+  stored         9.20 MiB for backward (9,647,900 bytes)
+"""
+
 HEADER_AT_80 = """\
 ╭─ megaselect configs/tiny.yaml ───────────────────────────────────────────────╮
 │ device         cpu, 2 threads                                                │
@@ -148,12 +161,35 @@ def test_a_terminal_of_80_columns_shows_header_bar_and_summary(play):
     assert file.getvalue().rindex("\x1b[?25h") > file.getvalue().rindex("\x1b[?25l")  # the cursor is back
 
 
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_the_summary_says_whether_the_run_was_interrupted(play, interrupted):
+@pytest.mark.parametrize(("stopped_by", "named"), [("SIGTERM", "SIGTERM"), ("exit-after", "--exit-after")])
+def test_the_summary_says_what_stopped_the_run_and_how_it_goes_on(play, stopped_by, named):
     console, file = pipe()
-    play(console, stopped_by="SIGINT" if interrupted else None)
-    assert ("interrupted" in written(file).splitlines()) == interrupted
-    assert ("finished" in written(file).splitlines()) != interrupted
+    play(console, stopped_by=stopped_by, steps=12, sample=None)
+    lines = written(file).splitlines()
+    assert f"interrupted by {named}" in lines
+    assert "finished" not in lines
+    assert lines[-1] == "  to continue    the same command with --run-dir runs/tiny goes on from step 12"
+
+
+def test_the_summary_shows_what_went_wrong_and_where_the_time_went(play):
+    console, file = pipe()
+    phases = {"data": 0.25, "forward": 58, "backward": 116, "optimizer": 5}
+    play(console, test_loss=6.875, skipped_steps=3, loss_spikes=1200, phase_ms=phases)
+    assert SUMMARY_WITH_ALL in written(file)
+    assert max(map(len, SUMMARY_WITH_ALL.splitlines())) <= 80
+
+
+def test_waiting_for_data_is_said_once(header, metrics):
+    console, file = pipe()
+    sink = ConsoleSink(log_interval=1000, console=console)
+    sink.start(header(max_steps=1000))
+    for step in range(1, 100):
+        sink.step(metrics(step, step_ms=500.0, data_ms=400.0 if step < 10 else 24.0))
+    assert "waiting for data" not in written(file)  # the median is 24 of 500
+    for step in range(100, 200):
+        sink.step(metrics(step, step_ms=500.0, data_ms=35.0))
+    note = "note: steps spend 7% of their time waiting for data: raise --data.prefetch, or"
+    assert [line for line in written(file).splitlines() if line.startswith("note: steps")] == [note]
 
 
 def test_bytes_that_differ_are_shown_loudly(play, report):
@@ -212,6 +248,7 @@ sink.note("word " * 40)
 sink.step(_metrics(1))
 raise RuntimeError("out of memory")
 """
+TOLD = CHILD.replace("raise Runt", "sink.fail('out of memory')\nprint('after')\nraise Runt")
 
 
 def test_forced_colour_sends_no_bar_into_a_pipe(run_python):
@@ -221,12 +258,13 @@ def test_forced_colour_sends_no_bar_into_a_pipe(run_python):
     assert max(map(len, output.splitlines())) <= 80  # whatever COLUMNS says: it is not a log's width
 
 
-def test_a_run_that_fails_gives_the_terminal_its_cursor_back(run_python):
+@pytest.mark.parametrize("code", [CHILD, TOLD])
+def test_a_run_that_fails_gives_the_terminal_its_cursor_back(run_python, code):
     reader, writer = pty.openpty()
     chunks = []
     drain = threading.Thread(target=lambda: chunks.extend(iter(lambda: read_or_end(reader), b"")))
     drain.start()
-    result = run_python(child(CHILD), stdout=writer, TERM="xterm", COLUMNS="80")
+    result = run_python(child(code), stdout=writer, TERM="xterm", COLUMNS="80")
     os.close(writer)
     drain.join(timeout=10)
     os.close(reader)
@@ -234,6 +272,7 @@ def test_a_run_that_fails_gives_the_terminal_its_cursor_back(run_python):
     assert "RuntimeError: out of memory" in result.stderr
     assert "1/20 " in output
     assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l")
+    assert output.find("after") in (-1, len(output) - len("after\r\n"))  # below the bar, which is closed by then
 
 
 def read_or_end(descriptor):
