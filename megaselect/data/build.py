@@ -13,7 +13,7 @@ from typing import Any
 
 from megaselect.data.documents import Document
 from megaselect.data.encoding import EncodedChunk, Encoder
-from megaselect.data.files import write_atomically
+from megaselect.data.files import publish, write_atomically
 from megaselect.data.indexed_dataset import token_dtype
 from megaselect.data.json_lines import LineOptions
 from megaselect.data.output import Output
@@ -187,7 +187,9 @@ def _publish(workspace: Workspace, paths: DatasetPaths, splits: list[str]) -> No
     for source, target in moves.items():
         if source.exists():
             source.replace(target)
-    write_atomically(paths.record_path, (workspace.path / RECORD).read_bytes())
+    copy = workspace.path / "record.copy"
+    copy.write_bytes((workspace.path / RECORD).read_bytes())
+    publish(copy, paths.record_path)
 
 
 def _has_test_split(paths: DatasetPaths) -> bool:
