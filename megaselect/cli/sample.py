@@ -63,7 +63,10 @@ def main(argv: Sequence[str], prog: str) -> int:
     trained = load_trained_model(options.run, options.checkpoint, options.device, options.tokenizer)
     for note in trained.notes:
         _say(note)
-    _print_samples(trained, prompt, settings, options)
+    try:
+        _print_samples(trained, prompt, settings, options)
+    except BrokenPipeError:  # who reads has seen enough; what is still to be flushed goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
