@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from megaselect.config.schema import MODULES
 from megaselect.training.events import Metrics, RunHeader, RunSummary, StoredReport
 from megaselect.units import size
 

@@ -41,7 +41,15 @@ def stored_report(config: Config, element_bytes: int, plan: RecomputePlan, ledge
         predicted_total=stored_bytes(shape, plan),
         measured_total=ledger.total,
         alternatives=_alternatives(shape),
+        setting=setting_name(config.recompute),
     )
+
+
+def setting_name(settings: RecomputeConfig) -> str:
+    """A recompute setting as the keys of StoredReport.alternatives spell it."""
+    if settings.mode != "selective":
+        return settings.mode
+    return "all" if set(settings.modules) == set(MODULES) else " ".join(settings.modules)
 
 
 def _alternatives(shape: Shape) -> dict[str, int]:

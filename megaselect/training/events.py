@@ -43,7 +43,7 @@ class RunHeader:
 class StoredReport:
     """Bytes that the first micro-batch kept for backward. By layer or chunk of layers; totals include the rest.
 
-    alternatives: setting -> bytes that it would keep per layer, for comparison.
+    alternatives: setting -> bytes that it would keep per layer, for comparison; setting: which of them the run has now.
     """
 
     predicted: dict[str, int]
@@ -51,6 +51,7 @@ class StoredReport:
     predicted_total: int
     measured_total: int
     alternatives: dict[str, int]
+    setting: str
 
     @property
     def matches(self) -> bool:

@@ -21,7 +21,7 @@ from megaselect.training.memory_choices import Choice, Failed
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.units import size
 
-_ASKED = re.compile(r"tried to allocate ([\d.]+) ?(\w+)", re.IGNORECASE)
+_ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(\w+)", re.IGNORECASE)  # torch's words, and numpy's
 LONGEST_PROBLEM = 100  # characters
 
 

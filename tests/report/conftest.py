@@ -44,6 +44,7 @@ REPORT = StoredReport(
         "all": 1_029_841,
         "full": 196_608,
     },
+    setting="softmax dropout",
 )
 SUMMARY = RunSummary(
     steps=20,
