@@ -110,7 +110,9 @@ def write_checkpoint(
     """
     aside = home.with_name(f".{home.name}.partial")
     try:
-        home.parent.mkdir(exist_ok=True)
+        if not home.parent.is_dir():
+            home.parent.mkdir()
+            sync(home.parent.parent)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         files = {name: _write_tensors(aside / name, group) for name, group in tensors.items()}
@@ -122,7 +124,6 @@ def write_checkpoint(
             discard(home)
         os.rename(aside, home)
         sync(home.parent)
-        sync(home.parent.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -63,7 +63,7 @@ class CheckpointSaver:
 
         Waits for the save before. A save that fails is told in a note, and the run goes on.
         """
-        self._wait()
+        self.wait()
         with torch.no_grad():
             copied = [
                 self._host[MODEL].take(dict(model.named_parameters())),
@@ -81,7 +81,7 @@ class CheckpointSaver:
     def report(self) -> None:
         """Tell of the save in flight, if it has ended and failed."""
         if self._in_flight is not None and self._in_flight.done():
-            self._wait()
+            self.wait()
 
     def __enter__(self) -> Self:
         remove_leftovers(self._run_dir)
@@ -90,13 +90,13 @@ class CheckpointSaver:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         """Wait for the save in flight. Raises CheckpointError where the run's last save failed."""
         try:
-            self._wait()
+            self.wait()
         finally:
             self._thread.shutdown()
         if self._failure and kind is None:
             raise CheckpointError(f"{self._failure}, then continue with --resume auto")
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
         """Until nothing is in flight; a failure becomes a note."""
         if self._in_flight is None:
             return
