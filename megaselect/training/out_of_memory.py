@@ -69,7 +69,7 @@ def memory_errors_explained(doing: str, remedy: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemoryError(f"ran out of memory while {doing} ({_in_short(str(error))}): {remedy}") from None
+        raise OutOfMemoryError(f"ran out of memory while {doing} ({_in_short(str(error))}): {remedy}") from error
 
 
 def static_remedy(config: Config) -> str:

@@ -42,7 +42,8 @@ def train(config: Config, config_name: str, notes: Sequence[str], make_sink: Mak
     set_determinism(config.training.deterministic)
     limit = config.training.exit_after
     stop = StopRequest(parse_duration(limit, "--exit-after") if limit else None)
-    with claim_run_dir(config, config_name) as home:
+    elsewhere = memory_errors_explained("setting up, reporting or saving", "free memory that other processes hold")
+    with claim_run_dir(config, config_name) as home, elsewhere:
         return _train(config, config_name, notes, make_sink, stop, home)
 
 

@@ -127,6 +127,23 @@ def read_tensors():
     return read
 
 
+@pytest.fixture
+def assert_same_run(read_metrics, read_tensors):
+    """Same losses, gradient norms and final tensors, to the bit, and each step once."""
+
+    def check(run_dir, expected_dir, steps=8):
+        metrics, expected = read_metrics(run_dir), read_metrics(expected_dir)
+        assert [line["step"] for line in metrics] == list(range(1, steps + 1))
+        for name in ("loss", "grad_norm", "lr", "samples", "tokens"):
+            assert [line[name] for line in metrics] == [line[name] for line in expected[:steps]]
+        tensors, expected = read_tensors(run_dir, steps), read_tensors(expected_dir, steps)
+        assert tensors.keys() == expected.keys()
+        assert [name for name in tensors if not tensors[name].equal(expected[name])] == []
+        assert all(tensors[name].dtype == expected[name].dtype for name in tensors)
+
+    return check
+
+
 @pytest.fixture(scope="session")
 def make_config():
     """`make_config(**overrides of dotted names with __ for the dot)`: the small run as a Config."""

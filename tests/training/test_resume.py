@@ -38,23 +38,6 @@ def four_steps(run_here, tmp_path):
 
 
 @pytest.fixture
-def assert_same_run(read_metrics, read_tensors):
-    """Same losses, gradient norms and final tensors, to the bit, and each step once."""
-
-    def check(run_dir, expected_dir, steps=8):
-        metrics, expected = read_metrics(run_dir), read_metrics(expected_dir)
-        assert [line["step"] for line in metrics] == list(range(1, steps + 1))
-        for name in ("loss", "grad_norm", "lr", "samples", "tokens"):
-            assert [line[name] for line in metrics] == [line[name] for line in expected[:steps]]
-        tensors, expected = read_tensors(run_dir, steps), read_tensors(expected_dir, steps)
-        assert tensors.keys() == expected.keys()
-        assert [name for name in tensors if not tensors[name].equal(expected[name])] == []
-        assert all(tensors[name].dtype == expected[name].dtype for name in tensors)
-
-    return check
-
-
-@pytest.fixture
 def assert_refused(run_here, capsys):
     """The run ends with exit code 2 and one line on stderr, which holds `part`."""
 
