@@ -17,6 +17,7 @@ from megaselect.cli.main import main
 from megaselect.config import Config
 from megaselect.data.indexed_dataset import IndexedDatasetWriter
 
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it: shortage
 ROOT = Path(__file__).parents[2]
 VOCABULARY = 256
 SMALL_RUN = (
