@@ -39,11 +39,9 @@ def ends(run_dir):
 def test_a_run_and_its_continuation(run_here, tmp_path):
     run_dir = tmp_path / "run"
     assert run_here(*FEW_STEPS, "--run-dir", run_dir) == 0
-    assert run_here(*FEW_STEPS, "--max-steps", 5, "--run-dir", run_dir, "--training.exit-after", "1s") in (0, 75)
+    assert run_here(*FEW_STEPS, "--max-steps", 5, "--run-dir", run_dir) == 0
+    assert ends(run_dir) == [("finished", None, 0, 2), ("finished", None, 2, 5)]
     first, second = read_segments(run_dir)
-    assert (first.state, first.first_step, first.last_step) == ("finished", 0, 2)
-    assert second.state in ("finished", "stopped")
-    assert (second.first_step, second.reason) == (2, "exit-after" if second.state == "stopped" else None)
     assert first.started <= first.ended <= second.started
     assert first.versions.keys() == {"megaselect", "torch", "python"}
     assert first.device.startswith("cpu, ")
