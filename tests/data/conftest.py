@@ -1,10 +1,14 @@
+import gzip
+import json
 import os
+import random
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import zstandard
 
 import megaselect
 from megaselect.data.indexed_dataset import IndexedDatasetWriter
@@ -50,6 +54,30 @@ def write_tokens(tmp_path):
         return str(tmp_path / name)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def mixed_corpus(tmp_path_factory):
+    """A directory of text and of lines, compressed and not: more than four times what a process encodes at a time."""
+    root = tmp_path_factory.mktemp("corpus")
+    draw = random.Random(0)
+    words = ["the", "cat", "sat", "on", "a", "mat", "of", "naïve", "façade", "😀"]
+
+    def text(num_words):
+        return " ".join(draw.choices(words, k=num_words)) + "\n"
+
+    def lines():
+        return "".join(json.dumps({"text": text(draw.randrange(500)), "id": 1}) + "\n" for _ in range(400)).encode()
+
+    for number in range(12):
+        (root / f"{number}.txt").write_text(text(4000))
+    (root / "long.txt").write_text(text(100_000))
+    (root / "long.zst").write_bytes(zstandard.compress(text(100_000).encode()))
+    (root / "lines.jsonl").write_bytes(lines())
+    (root / "more").mkdir()
+    (root / "more" / "lines.jsonl.gz").write_bytes(gzip.compress(lines()))
+    (root / "more" / "lines.jsonl.zst").write_bytes(zstandard.compress(lines()))
+    return root
 
 
 @pytest.fixture

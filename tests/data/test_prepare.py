@@ -1,9 +1,11 @@
+import gzip
 import json
 import platform
 import re
 
 import numpy as np
 import pytest
+import zstandard
 
 from megaselect.data.indexed_dataset import IndexedDataset
 from megaselect.data.prepare import prepare
@@ -143,3 +145,78 @@ def test_a_disk_that_fills_up(texts, tmp_path, start_python):
     expected = f"cannot write {output}: File too large; choose an output prefix in a directory that can be written\n"
     assert (out, err) == (expected, "")
     assert list(output.parent.iterdir()) == []
+
+
+def test_the_files_are_the_same_for_any_number_of_workers(mixed_corpus, tmp_path):
+    for workers in (1, 2, 3):
+        paths = prepare([mixed_corpus], tmp_path / str(workers), VOCAB_SIZE, test_fraction=0.02, workers=workers)
+    for end in (".bin", ".idx", ".model", ".json", "_valid.bin", "_valid.idx", "_test.bin", "_test.idx"):
+        one = (tmp_path / f"1{end}").read_bytes()
+        assert (tmp_path / f"2{end}").read_bytes() == one
+        assert (tmp_path / f"3{end}").read_bytes() == one
+    record = json.loads(paths.record_path.read_text())
+    assert record["files"] == {"jsonl": 1, "jsonl.gz": 1, "jsonl.zst": 1, "text": 13, "text.zst": 1}
+    assert record["options"] == {
+        "vocab_size": VOCAB_SIZE,
+        "tokenizer": None,
+        "json_field": "text",
+        "valid_fraction": 0.05,
+        "test_fraction": 0.02,
+    }
+    for split, prefix in (("train", "1"), ("valid", "1_valid"), ("test", "1_test")):
+        dataset = IndexedDataset(tmp_path / prefix)
+        kinds = record[split]["kinds"].values()
+        assert dataset.num_documents == record[split]["documents"] == sum(kind["documents"] for kind in kinds)
+        assert len(dataset.tokens) == record[split]["tokens"] == sum(kind["tokens"] for kind in kinds)
+
+
+COMPRESSIONS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+
+
+def test_compressed_input_gives_the_same_tokens(tmp_path):
+    texts = [f"Document {number}: the cat\r\n" * (number % 40) for number in range(300)]
+    lines = "".join(json.dumps({"body": text}) + "\n" for text in texts).encode()
+    text = "première ligne 😀\n".encode() * 3000
+    for suffix, compress in COMPRESSIONS.items():
+        root = tmp_path / f"input{suffix}"
+        root.mkdir()
+        (root / f"lines.jsonl{suffix}").write_bytes(compress(lines))
+        (root / f"text.txt{suffix}").write_bytes(compress(text))
+        prepare([root], tmp_path / f"out{suffix}", VOCAB_SIZE, json_field="body", test_fraction=0.1)
+    for end in (".bin", ".idx", ".model", "_valid.bin", "_valid.idx", "_test.bin", "_test.idx"):
+        for suffix in (".gz", ".zst"):
+            assert (tmp_path / f"out{suffix}{end}").read_bytes() == (tmp_path / f"out{end}").read_bytes()
+    tokenizer = Tokenizer(tmp_path / "out.model")
+    splits = [decoded_documents(tmp_path / f"out{end}", tokenizer) for end in ("", "_valid", "_test")]
+    # The text file's head, tail and what is before the tail; then lines, in order, but for the empty ones.
+    assert "".join(documents[0] for documents in splits).encode() == text
+    decoded = [document for documents in splits for document in documents[1:]]
+    assert sorted(decoded) == sorted(filter(None, texts))
+    assert [text for text in texts if text in splits[0]] == splits[0][1:]
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert sum(record[split]["empty_documents"] for split in ("train", "valid", "test")) == texts.count("")
+
+
+def test_what_is_replaced_in_lines_is_counted(tmp_path, default_dataset):
+    lines = b'{"text": "caf\xe9 \\ud800"}\n' * 200
+    (tmp_path / "lines.jsonl").write_bytes(lines)
+    paths = prepare([tmp_path / "lines.jsonl"], tmp_path / "out", tokenizer=default_dataset.tokenizer_path)
+    record = json.loads(paths.record_path.read_text())
+    assert record["train"]["documents"] + record["valid"]["documents"] == 200
+    for split in ("train", "valid"):
+        counts = record[split]
+        assert counts["replaced_bytes"] == counts["replaced_surrogates"] == counts["documents"] > 0
+        assert counts["bytes"] == counts["documents"] * len("caf\ufffd \ufffd".encode())
+
+
+def test_a_test_split_of_an_earlier_dataset_is_not_left_behind(texts, tmp_path):
+    prepare([texts], tmp_path / "text", VOCAB_SIZE, test_fraction=0.2)
+    assert IndexedDataset(tmp_path / "text_test").num_documents > 3
+    prepare([texts], tmp_path / "text", VOCAB_SIZE)
+    assert not list(tmp_path.glob("text_test*"))
+
+
+def test_a_test_split_that_no_dataset_here_speaks_of_is_not_touched(texts, tmp_path):
+    (tmp_path / "text_test.bin").write_bytes(b"somebody's")
+    prepare([texts], tmp_path / "text", VOCAB_SIZE)
+    assert (tmp_path / "text_test.bin").read_bytes() == b"somebody's"
