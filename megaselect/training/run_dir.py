@@ -35,12 +35,19 @@ class RunDir:
         """The run goes on here: write config.yaml, and keep run.json while inside. Raises RunDirectoryError."""
         record = RunRecord(self.path, segment, note)
         with _explained(self.path):
+            self._remove_leftovers()
             record.begin()
         self.accepted = True
         with record:
             with _explained(self.path):
                 write_atomically(self.path / CONFIG_NAME, config.to_yaml().encode())
             yield record
+
+    def _remove_leftovers(self) -> None:
+        """What a run that was killed in this place left half written."""
+        for name in (RECORD_NAME, CONFIG_NAME):
+            for partial in self.path.glob(f".{name}.*.partial"):
+                partial.unlink()
 
 
 @contextmanager

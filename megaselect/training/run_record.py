@@ -110,7 +110,7 @@ class RunRecord:
 
     def _how(self, error: BaseException | None) -> tuple[RunEnd, str | None]:
         if isinstance(error, KeyboardInterrupt):
-            return "stopped", "SIGINT twice"
+            return "stopped", "SIGINT"
         if error is not None:
             kind = "" if isinstance(error, MegaselectError) else f"{type(error).__name__}: "
             return "failed", f"{kind}{str(error).partition(chr(10))[0]}"[:_LONGEST_REASON]

@@ -51,7 +51,7 @@ def test_a_run_and_its_continuation(run_here, tmp_path):
     ("error", "end"),
     [
         (None, ("finished", None)),
-        (KeyboardInterrupt(), ("stopped", "SIGINT twice")),
+        (KeyboardInterrupt(), ("stopped", "SIGINT")),
         (DataError("no such\nfile"), ("failed", "no such")),
         (ValueError("shape"), ("failed", "ValueError: shape")),
     ],
@@ -78,6 +78,18 @@ def test_the_next_start_writes_down_that_a_run_was_killed(record, tmp_path):
     with record(4):
         write_metrics(tmp_path, 9)
     assert ends(tmp_path) == [("killed", None, 0, 6), ("finished", None, 4, 9)]
+
+
+def test_what_a_killed_start_left_half_written_goes(make_config, tmp_path):
+    for name in (".run.json.0a.partial", ".config.yaml.0b.partial", "mine.partial"):
+        (tmp_path / name).touch()
+    segment = Segment.begin(0, "cpu", "2.0")
+    with (
+        claim_run_dir(make_config(training__run_dir=str(tmp_path)), "tiny") as home,
+        home.recorded(make_config(), segment, print),
+    ):
+        names = {path.name for path in tmp_path.iterdir()}
+    assert names == {".lock", "run.json", "config.yaml", "mine.partial"}
 
 
 @pytest.mark.parametrize(
