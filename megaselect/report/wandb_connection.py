@@ -92,7 +92,8 @@ class WandbConnection:
                 # Whatever kept the server away, a run on disk loses nothing.
                 self._mode, self._offline_because = "offline", f" ({first_line(error)})"
                 sdk().teardown()  # the SDK's service process holds the run's id for the attempt that failed
-        return _init_run("offline", directory, settings, init)
+        # `wandb sync` appends what is recorded so to the run of its id, and would begin that run anew with the rest.
+        return _init_run("offline", directory, settings, {**init, "resume": "allow"})
 
     def announce(self, url: Callable[[], str | None], directory: Path) -> None:
         """Say where the runs are: at url(), asked for only online, or in `directory` with the command that uploads."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from megaselect.config import RecomputeConfig
 from megaselect.report.wandb_connection import Mode, WandbConnection
 from megaselect.report.wandb_names import SUMMARY_NAMES, columns, device_type, run_id
 from megaselect.training.events import Metrics, RunHeader, RunSummary, StoredReport
+from megaselect.training.metrics_tail import METRICS_NAME
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -48,6 +50,8 @@ class WandbSink:
         if run is not None:
             with self._connection.guarded():
                 self._connection.announce(lambda: run.url, self._run_dir)
+                if self._connection.mode == "online" and header.first_step:
+                    self._log_lost_steps(run.summary.get("step") or 0, header.first_step)
 
     def identity(self) -> Mapping[str, str]:
         """The run's id, under which it goes on after a resumption. Offline, each part is a folder that ends in it."""
@@ -94,6 +98,14 @@ class WandbSink:
             self._connection.finish(self._run, exit_code)
         self._run = None
 
+    def _log_lost_steps(self, server_step: int, last_step: int) -> None:
+        """The steps up to the checkpoint that a killed process had not yet sent; metrics.jsonl holds them all."""
+        for metrics in _metrics_between(self._run_dir / METRICS_NAME, server_step, last_step):
+            valid_loss = metrics.pop("valid_loss", None)
+            self.step(metrics)
+            if valid_loss is not None:
+                self.evaluation(metrics["step"], valid_loss)
+
     def _log(self, values: dict[str, Any]) -> None:
         if self._run is not None and self._connection.records:
             with self._connection.guarded():
@@ -107,7 +119,6 @@ class WandbSink:
     def _open(self, header: RunHeader) -> Run | None:
         attention, config_name = header.config["model"]["attention"], Path(header.config_name).stem
         label = setting_label(attention, RecomputeConfig.model_validate(header.config["recompute"]))
-        resumed = header.first_step > 0
         former = header.identity.get("wandb_id") if self._is_continued(header) else None
         series = former or os.environ.get("WANDB_RUN_ID") or run_id(label)
         facts = {"device": header.device, "dtype": header.dtype, "parameters": header.parameters}
@@ -121,11 +132,20 @@ class WandbSink:
             tags=[header.config["recompute"]["mode"], attention, device_type(header.device), header.dtype, config_name],
             config={**header.config, "resolved": facts, "series": {"id": series, "first_step": header.first_step + 1}},
             id=series,
-            # Recorded offline too: `wandb sync` appends what says so to the run, and begins the run anew with the rest.
-            resume="allow" if resumed else None,
+            resume="allow" if header.first_step else None,
         )
 
     def _is_continued(self, header: RunHeader) -> bool:
         """Whether the checkpoint is of this run directory; a run that branches off from another's is one of its own."""
         resume = header.config["training"]["resume"]
         return resume in ("auto", "none") or Path(resume).resolve().is_relative_to(self._run_dir.resolve())
+
+
+def _metrics_between(path: Path, after: int, until: int) -> Iterator[dict[str, Any]]:
+    """Steps after + 1 to until, as the file has them; none where there is no file, as in a branch of another run."""
+    if after >= until or not path.exists():
+        return
+    with path.open() as file:
+        for line in file:
+            if line.endswith("\n") and after < (metrics := json.loads(line))["step"] <= until:
+                yield metrics

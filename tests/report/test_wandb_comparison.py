@@ -45,7 +45,7 @@ def test_each_run_carries_the_config_of_its_setting(recorded):
 def test_the_history_has_every_step_over_tokens(recorded):
     records = recorded.runs["none"]
     assert {metric["glob_name"]: metric["step_metric"] for metric in of_kind(records, "metric")} == dict.fromkeys(
-        ["train/*", "eval/*", "mem/*", "perf/*"], "tokens"
+        ["train/*", "eval/*", "mem/*", "perf/*", "data/*"], "tokens"
     )
     none = {"train/loss_difference": 0, "mem/stored_bytes": 4096, "mem/peak_bytes": 20000}
     assert logged(records) == [

@@ -11,7 +11,9 @@ from wandb_records import inspect, logged, of_kind, summary
 from wandb_server import KEY, stand_in_server
 
 START = f"""
+import json
 import sys
+from pathlib import Path
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from conftest import HEADER, SUMMARY, _metrics, play
 from megaselect.errors import ConfigError
@@ -129,7 +131,8 @@ def server():
         yield server
 
 
-def test_auto_with_a_key_in_netrc_records_online(run_python, tmp_path, server):
+def test_auto_with_a_key_in_netrc_records_online_and_a_resumed_run_sends_what_was_lost(run_python, tmp_path, server):
+    """The server has steps 1 and 2 of a run whose checkpoint is of step 5."""
     host = f"127.0.0.1:{server.server_port}"
     netrc = tmp_path / "netrc"
     netrc.write_text(f"machine {host}\n  login user\n  password {KEY}\n")
@@ -139,8 +142,19 @@ def test_auto_with_a_key_in_netrc_records_online(run_python, tmp_path, server):
     assert (output.returncode, output.stderr) == (0, "")
     (folder,) = run_folders(tmp_path)
     assert output.stdout == f"wandb: http://{host}/someone/project-x/runs/{identifier(folder)}\n"
+    identity = {"wandb_id": identifier(folder)}
     assert [row.get("train/loss") for row in server.history] == [8.4, 8.3, None]
     assert server.history[-1]["eval/loss"] == 6.75
+
+    resumed = f"""
+lines = [_metrics(step, **({{'valid_loss': 6.5}} if step == 4 else {{}})) for step in range(1, 7)]
+Path('runs/tiny/metrics.jsonl').write_text(''.join(json.dumps(line) + chr(10) for line in lines) + '{{"step": 7, "lo')
+play(WandbSink('auto', 'project-x', None, 'runs/tiny', print), [6], first_step=5, identity={identity})
+"""
+    assert run_python(START + resumed, WANDB_BASE_URL=f"http://{host}").returncode == 0
+    rows = [(row["step"], row.get("train/loss", row.get("eval/loss"))) for row in server.history]
+    assert rows == [(1, 8.4), (2, 8.3), (2, 6.75), (3, 8.2), (4, 8.1), (4, 6.5), (5, 8.0), (6, 7.9), (6, 6.75)]
+    assert [row["_step"] for row in server.history] == list(range(9))
 
 
 @pytest.mark.parametrize(("mode", "variables"), [("disabled", {}), ("auto", {"WANDB_MODE": "disabled"})])

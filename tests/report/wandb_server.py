@@ -46,6 +46,8 @@ class StandInServer(BaseHTTPRequestHandler):
                 return {"result": {"project": made, "model": made, "inserted": True}}
             case "upsertview" | "upsertview2" if variables["projectName"] in self.server.projects:
                 return {"upsertView": {"view": self.save_view(variables), "inserted": True}}
+            case "runresumestatus":
+                return {"model": {**project(variables["project"]), "entity": {"name": "someone"}, "bucket": self.run()}}
             case "createrunfiles":
                 return {"createRunFiles": {"runID": "QQ==", "uploadHeaders": [], "files": []}}
         if "UpsertBucket" in query:
@@ -53,6 +55,16 @@ class StandInServer(BaseHTTPRequestHandler):
             bucket = {"id": "QQ==", "name": variables["name"], "displayName": "x", "project": owner}
             return {"upsertBucket": {"bucket": bucket, "inserted": True}}
         return {}
+
+    def run(self):
+        """The run that the history is of, as who resumes it asks for it; None where there is none yet."""
+        if not self.server.history:
+            return None
+        counts = {"historyLineCount": len(self.server.history), "eventsLineCount": 0, "logLineCount": 0}
+        last = json.dumps(self.server.history[-1])
+        tails = {"historyTail": json.dumps([last]), "eventsTail": "[]", "summaryMetrics": last}
+        facts = {"id": "QQ==", "name": "x", "displayName": "x", "config": "{}", "tags": [], "notes": None}
+        return {**counts, **tails, **facts, "wandbConfig": json.dumps({"t": 1})}
 
     def save_view(self, variables):
         self.server.views.append(variables)
