@@ -116,14 +116,10 @@ def _refuse_empty_splits(paths: DatasetPaths, num_documents: dict[str, int], opt
 
 
 def _tokenizer_model(division: Division, options: BuildOptions) -> bytes:
-    given, vocab_size = options.tokenizer, options.vocab_size
-    if given is None:
-        sample = sample_text(division, options.lines, _TOKENIZER_SAMPLE_BYTES)
-        return train_tokenizer(sample, vocab_size or DEFAULT_VOCAB_SIZE)
-    given_size = Tokenizer(given).vocab_size
-    if vocab_size not in (None, given_size):
-        raise DataError(f"{given} has {given_size} pieces, not {vocab_size}; leave --vocab-size out beside --tokenizer")
-    return given.read_bytes()
+    if options.tokenizer is not None:
+        return options.tokenizer.read_bytes()
+    sample = sample_text(division, options.lines, _TOKENIZER_SAMPLE_BYTES)
+    return train_tokenizer(sample, options.vocab_size or DEFAULT_VOCAB_SIZE)
 
 
 def _encode(model: Path, division: Division, output: Output, options: BuildOptions, watcher: Watcher) -> None:

@@ -25,6 +25,7 @@ from megaselect.data.documents import Document, sha256_of_manifest
 from megaselect.data.files import explain_os_errors
 from megaselect.data.json_lines import LineOptions
 from megaselect.data.survey import Survey, survey
+from megaselect.data.tokenizer import Tokenizer
 from megaselect.data.user_text import TextFile, find_files
 from megaselect.data.watcher import Unwatched, Watcher
 from megaselect.data.workspace import PreparationStopped, Workspace, open_workspace
@@ -119,6 +120,14 @@ def _check(options: BuildOptions) -> None:
         )
     if options.num_workers < 1:
         raise DataError(f"the number of workers is {options.num_workers}; it must be 1 or more")
+    if options.tokenizer is not None:
+        _check_tokenizer(options.tokenizer, options.vocab_size)
+
+
+def _check_tokenizer(given: Path, vocab_size: int | None) -> None:
+    given_size = Tokenizer(given).vocab_size
+    if vocab_size not in (None, given_size):
+        raise DataError(f"{given} has {given_size} pieces, not {vocab_size}; leave --vocab-size out beside --tokenizer")
 
 
 def _request(files: list[TextFile], options: BuildOptions) -> dict[str, Any]:
