@@ -75,7 +75,7 @@ def states(*steps):
 
 def names(run_dir):
     """What lies in RUN/checkpoints, hidden files too."""
-    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    return sorted(path.name for path in (run_dir / "checkpoints").glob("*"))
 
 
 def same(tensors, expected):
