@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb_records import inspect_all, logged, of_kind, run_python_in
+from wandb_server import KEY, stand_in_server
 
 from megaselect.data.indexed_dataset import IndexedDatasetWriter
 
@@ -67,7 +68,8 @@ def segments(tmp_path_factory):
     assert (resumed.returncode, resumed.stderr) == (0, "")
     folders = list((home / "run/wandb").glob("offline-run-*"))
     runs = sorted(inspect_all(run_python, folders), key=lambda records: of_kind(records, "run")[0]["start_time"])
-    return SimpleNamespace(runs=runs, home=home, folders=folders, output=killed.stdout + resumed.stdout)
+    output = killed.stdout + resumed.stdout
+    return SimpleNamespace(runs=runs, home=home, folders=folders, output=output, run_python=run_python)
 
 
 def rows(records, column):
@@ -122,6 +124,17 @@ def test_memory_is_there_for_every_step(segments):
             assert rows(records, column).keys() == rows(records, "train/loss").keys()
     none, full, _ = (set(rows(records, "mem/stored_bytes").values()) for records in segments.runs)
     assert min(none) > max(full)
+
+
+def test_wandb_sync_joins_the_segments_into_one_run(segments):
+    upload = f"from wandb.cli.cli import cli\ncli(['sync', *{sorted(map(str, segments.folders), reverse=True)}])"
+    with stand_in_server() as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        uploaded = segments.run_python(upload, WANDB_API_KEY=KEY, WANDB_BASE_URL=address)
+    assert uploaded.returncode == 0, uploaded.stderr
+    steps = [row["step"] for row in server.history if "train/loss" in row]
+    assert steps == [*range(1, KILLED + 1), *range(SAVED + 1, STOPPED + 1), *range(STOPPED + 1, LAST + 1)]
+    assert [row["_step"] for row in server.history] == list(range(len(server.history)))
 
 
 def test_tensorboard_shows_every_step_once(segments):
