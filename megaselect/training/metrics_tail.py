@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Any
 
 METRICS_NAME = "metrics.jsonl"
-_BYTES_PER_LINE = 4096  # more than a line of metrics takes
+_TAIL_BYTES = 2**18  # a line takes under 1 KiB, and more where a blend has many sources
 
 
 def read_tail(run_dir: Path, lines: int) -> list[dict[str, Any]]:
-    """Up to `lines` objects from the end of RUN/metrics.jsonl, oldest first, in memory that its length does not change.
+    """Up to `lines` objects from the end of RUN/metrics.jsonl, oldest first; its last 256 KiB alone are read.
 
     A last line without a line end, which a kill leaves, is no line. Raises OSError where the file cannot be read, and
     ValueError for a line that no run wrote.
     """
-    wanted = lines * _BYTES_PER_LINE
     with (run_dir / METRICS_NAME).open("rb") as file:
-        start = max(file.seek(0, os.SEEK_END) - wanted, 0)
+        start = max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0)
         file.seek(start)
-        content = file.read(wanted)
+        content = file.read(_TAIL_BYTES)
     whole = content.split(b"\n")[:-1]
     if start:
         whole = whole[1:]
