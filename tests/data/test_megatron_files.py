@@ -15,9 +15,15 @@ DTYPES = ["uint8", "int8", "int16", "int32", "int64", "uint16"]
 
 # A process of its own, since Megatron-LM takes seconds to import and changes settings of torch.
 MEGATRON = """
-import json, sys, warnings
+import importlib.util, json, sys, types, warnings
 warnings.simplefilter("ignore")
 import numpy, torch
+# Packages whose __init__ is not run: it imports all of Megatron-LM's models, which takes five times as long.
+[root] = importlib.util.find_spec("megatron").submodule_search_locations
+for name, path in (("megatron.core", "core"), ("megatron.core.datasets", "core/datasets")):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [f"{root}/{path}"]
+import megatron.core.parallel_state  # or else it and megatron.core.utils import each other
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
 def write(prefix, dtype, documents, modes):
