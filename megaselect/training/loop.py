@@ -185,7 +185,7 @@ class Trainer:
 
     def _metrics(self, outcome: StepOutcome, seconds: float) -> Metrics:
         training, samples = self.config.training, self.state.next_sample
-        phases = self._phases.milliseconds()
+        phases, scale = self._phases.milliseconds(), self.optimizer.scalars().get("scale")
         self._progress.data_shares.append(phases["data"] / (1e3 * seconds))
         for phase, span in phases.items():
             self._progress.phase_ms[phase].append(span)
@@ -204,6 +204,7 @@ class Trainer:
             "peak_bytes": peak_bytes(self.device),
             **bytes_in_use(self.device),
             "skipped_steps": self.state.skipped_steps,
+            **({} if scale is None else {"loss_scale": scale}),
             **{f"samples/{name}": count for name, count in self.datasets.train.counts(samples).items()},
             **{f"{phase}_ms": span for phase, span in phases.items()},
         }

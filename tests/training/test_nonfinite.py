@@ -270,6 +270,7 @@ def test_fp16_gradients_that_overflow_are_no_reason_to_stop(run_here, read_stric
     assert run_here(*flags, "--run-dir", tmp_path) == 0
     lines = read_strictly(tmp_path)
     assert [line["skipped_steps"] for line in lines] == [0, 1, 1]
+    assert [line["loss_scale"] for line in lines] == [2**15, 2**14, 2**14]
     assert [line["grad_norm"] is None for line in lines] == [False, True, False]
     assert lines[1]["loss"] > 0
     assert "step 2: fp16 gradients overflowed; step skipped, loss scale halved" in capsys.readouterr().out
