@@ -158,12 +158,13 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
         ("hfu {:.1%}", summary.hfu),
         joint=", ",
     )
+    best = "best {:.4f}, earlier" if summary.valid_loss is None else "(best {:.4f})"
     continued = f"the same command with --run-dir {summary.run_dir} goes on from step {summary.steps:,}"
     rows = [
         ("steps", f"{summary.steps:,} ({summary.tokens:,} tokens) in {duration(summary.seconds)}"),
         ("skipped steps", f"{summary.skipped_steps:,}" if summary.skipped_steps else ""),
         ("final loss", _words(("{:.4f}", summary.final_loss))),
-        ("valid loss", _words(("{:.4f}", summary.valid_loss), ("(best {:.4f})", summary.best_valid_loss))),
+        ("valid loss", _words(("{:.4f}", summary.valid_loss), (best, summary.best_valid_loss))),
         ("test loss", _words(("{:.4f}", summary.test_loss))),
         ("loss spikes", f"{summary.loss_spikes:,}" if summary.loss_spikes else ""),
         ("speed", speed),

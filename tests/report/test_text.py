@@ -106,5 +106,6 @@ def test_what_a_summary_does_not_know_is_left_out(summary):
         peak_kind="of tensors",
     )
     assert [label for label, _ in text.summary_rows(nothing)] == ["steps", "recompute", "run directory"]
+    assert dict(text.summary_rows(summary(valid_loss=None)))["valid loss"] == "best 6.2500, earlier"
     known = dict(text.summary_rows(summary(mfu=0.4125, hfu=0.5)))
     assert known["speed"] == "5,650 tokens/s, 181.2 ms per step (medians), mfu 41.2%, hfu 50.0%"
