@@ -104,11 +104,16 @@ def run(args: argparse.Namespace) -> None:
             args.valid_fraction,
             test_fraction=args.test_fraction,
             json_field=args.json_field,
-            workers=len(os.sched_getaffinity(0)) if args.workers is None else args.workers,
+            workers=_num_cores() if args.workers is None else args.workers,
             watcher=display,
         )
     for line in _report(paths, json.loads(paths.record_path.read_bytes())):
         print(line)
+
+
+def _num_cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _report(paths: "DatasetPaths", record: dict[str, Any]) -> list[str]:

@@ -107,6 +107,8 @@ def _locked(directory: Path) -> Iterator[None]:
             raise DataError(
                 f"another process is at work in {directory}; wait for it, or choose another output prefix"
             ) from None
+        except OSError:
+            pass  # a file system without locks, such as some that are shared: two at a time are then not noticed
         yield
     finally:
         os.close(lock)
