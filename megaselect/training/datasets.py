@@ -9,8 +9,10 @@ from pathlib import Path
 from megaselect.config import Config
 from megaselect.config.blend import parse_blend
 from megaselect.data.blend import DataSource
+from megaselect.data.check import Vocabulary, check_sources
 from megaselect.data.fingerprint import fingerprint
 from megaselect.data.prepare import prepare_default_corpus
+from megaselect.data.record import check_record
 from megaselect.data.splits import SplitRules, open_splits
 from megaselect.data.tokenizer import Tokenizer
 from megaselect.errors import DataError
@@ -56,6 +58,11 @@ def open_datasets(config: Config) -> Datasets:
         data.test_fraction,
     )
     splits = open_splits(chosen.datasets, rules)
+    if data.check:
+        vocabularies = [Vocabulary.of_model(model.vocab_size)]
+        if tokenizer and chosen.tokenizer:
+            vocabularies.append(Vocabulary.of_tokenizer(tokenizer.vocab_size, chosen.tokenizer))
+        check_sources(filter(None, (splits.train, splits.valid, splits.test)), vocabularies)
     description = f"{chosen.description}; {splits.train.num_tokens:,} tokens"
     return Datasets(splits.train, splits.valid, splits.test, tokenizer, description, fingerprint(splits.train))
 
@@ -72,6 +79,8 @@ def _open_tokenizer(chosen: _Chosen, vocab_size: int) -> Tokenizer | None:
             f"the tokenizer {chosen.tokenizer} has {tokenizer.vocab_size} pieces, model.vocab_size is {vocab_size}: "
             "raise model.vocab_size, or prepare the data with a smaller --vocab-size"
         )
+    for _, prefix in chosen.datasets:
+        check_record(prefix, chosen.tokenizer, tokenizer, vocab_size)
     return tokenizer
 
 

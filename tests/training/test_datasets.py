@@ -58,6 +58,28 @@ def test_the_tokenizer_of_a_blend_is_the_one_that_its_datasets_share(two, tmp_pa
     assert open_datasets(config_of(blend=[1, two[0], 1, two[1]], tokenizer=f"{two[1]}.model")).tokenizer
 
 
+def test_check_reads_all_tokens_before_training(tmp_path, write_dataset):
+    write_dataset(tmp_path / "a", 1601)
+    datasets = open_datasets(config_of(prefix=str(tmp_path / "a"), check=True))
+    assert datasets.train.num_tokens == 1520
+    content = bytearray((tmp_path / "a.bin").read_bytes())
+    content[2 * 1600] = 0xFF
+    content[2 * 1600 + 1] = 0xFF
+    (tmp_path / "a.bin").write_bytes(content)
+    open_datasets(config_of(prefix=str(tmp_path / "a")))
+    with pytest.raises(
+        DataError, match=r"a\.bin holds token id 65535 in document 0 at token 1600 .* vocabulary of 280;"
+    ):
+        open_datasets(config_of(prefix=str(tmp_path / "a"), check=True))
+
+
+def test_a_tokenizer_that_did_not_write_the_data_is_noticed_without_check(two, tmp_path):
+    (tmp_path / "a.model").write_bytes(train_tokenizer(SENTENCES, 279))
+    (tmp_path / "a.json").write_text('{"vocab_size": 280}')
+    with pytest.raises(DataError, match=r"a was written with a tokenizer of 280 pieces .* has 279; name the one"):
+        open_datasets(config_of(prefix=two[0]))
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -1,0 +1,73 @@
+"""Every token of a dataset, read once, before a run relies on it."""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from megaselect.data.blend import BlendedSource, DataSource
+from megaselect.data.indexed_dataset import IndexedDataset
+from megaselect.errors import DataError
+
+_CHUNK_TOKENS = 2**22
+
+
+class Vocabulary(NamedTuple):
+    """Ids below `size` have a meaning to `owner`; `remedy` is for who has others."""
+
+    size: int
+    owner: str
+    remedy: str
+
+    @classmethod
+    def of_model(cls, size: int) -> "Vocabulary":
+        remedy = "set model.vocab_size to that of the tokenizer it was written with"
+        return cls(size, f"the model's vocabulary of {size}", remedy)
+
+    @classmethod
+    def of_tokenizer(cls, size: int, path: Path) -> "Vocabulary":
+        remedy = "name the tokenizer that the data was written with (data.tokenizer)"
+        return cls(size, f"the {size} pieces of the tokenizer {path}", remedy)
+
+
+def token_chunks(dataset: IndexedDataset) -> Iterator[tuple[int, np.ndarray]]:
+    """The token stream in parts of a bounded size, each with where it starts."""
+    tokens = dataset.tokens
+    for start in range(0, len(tokens), _CHUNK_TOKENS):
+        yield start, tokens[start : min(start + _CHUNK_TOKENS, len(tokens))]
+
+
+def check_sources(sources: Iterable[DataSource], vocabularies: list[Vocabulary]) -> None:
+    """check_tokens for every dataset that the sources read parts of, once each."""
+    parts = [source.sources if isinstance(source, BlendedSource) else [source] for source in sources]
+    for prefix in dict.fromkeys(source.prefix for source in chain.from_iterable(parts)):
+        check_tokens(IndexedDataset(prefix), vocabularies)
+
+
+def check_tokens(dataset: IndexedDataset, vocabularies: list[Vocabulary]) -> None:
+    """Read all tokens; raise DataError with the place of the first that is outside one of the vocabularies."""
+    least = min(vocabularies, key=lambda vocabulary: vocabulary.size)
+    for start, chunk in token_chunks(dataset):
+        if chunk.min() >= 0 and chunk.max() < least.size:
+            continue
+        first = int(np.argmax((chunk < 0) | (chunk >= least.size)))
+        token = int(chunk[first])
+        document, place = _locate(dataset, start + first)
+        # Where several are too small, the model's, which comes first, is the one to mend.
+        broken = next(each for each in vocabularies if not 0 <= token < each.size)
+        raise DataError(
+            f"{dataset.bin_path} holds token id {token} in document {document} at token {place} (both counted from 0), "
+            f"outside {broken.owner}; {broken.remedy}"
+        )
+
+
+def _locate(dataset: IndexedDataset, position: int) -> tuple[int, int]:
+    """The document of a token of the stream, and its place in it."""
+    ends = np.cumsum(dataset.sequence_lengths, dtype=np.int64)
+    sequence = int(np.searchsorted(ends, position, side="right"))
+    document = int(np.searchsorted(dataset.document_bounds, sequence, side="right")) - 1
+    first_sequence = int(dataset.document_bounds[document])
+    start = int(ends[first_sequence - 1]) if first_sequence else 0
+    return document, position - start
