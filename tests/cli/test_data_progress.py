@@ -33,17 +33,17 @@ def clock(monkeypatch):
 def test_a_log_has_a_line_every_ten_seconds(clock, capsys):
     with ProgressDisplay() as display:
         display.stage("reading", 500_000_000)
-        for _ in range(99):
-            clock.now += 0.1
+        for _ in range(39):
+            clock.now += 0.25
             display.advance(1_000_000)
         assert capsys.readouterr().out == ""
         clock.now += 5
         display.stage("tokenizer", 0)
         clock.now += 5
         display.stage("tokens", 2_000_000_000, 1_000_000_000)
-        for _ in range(240):
-            clock.now += 0.1
-            display.advance(1_000_000)
+        for _ in range(96):
+            clock.now += 0.25
+            display.advance(2_500_000)
         display.note("A sentence " + "of many words " * 8)
     assert capsys.readouterr().out.splitlines() == [
         "training the tokenizer ...",
