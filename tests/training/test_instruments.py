@@ -3,12 +3,15 @@
 import gzip
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 
 from megaselect.training.instruments import Instruments
+from megaselect.training.memory_snapshot import MAX_EVENTS, MemorySnapshot
 from megaselect.training.phases import PhaseTimes
+from megaselect.training.run import train
 
 MICRO_BATCHES = 2
 STEP = [*("data", "forward", "backward") * MICRO_BATCHES, "optimizer"]
@@ -124,6 +127,38 @@ def test_a_memory_snapshot_without_a_gpu_is_refused_before_the_run(run_here, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture
+def snapshot(tmp_path, monkeypatch):
+    """A snapshot where torch's own recorder is replaced by one that writes which calls it heard; and the notes."""
+    calls, notes = [], []
+    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda **asked: calls.append(asked))
+    monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: Path(path).write_text(str(len(calls))))
+    return MemorySnapshot(tmp_path, notes.append), calls, notes
+
+
+@pytest.mark.parametrize(("steps", "name"), [(10, "steps-1-3"), (3, "steps-1-3"), (2, "steps-1-2")])
+def test_a_memory_snapshot_is_of_the_first_steps_that_the_run_takes(snapshot, tmp_path, steps, name):
+    taken, calls, notes = snapshot
+    for number in range(1, steps + 1):
+        taken.step_begins(number)
+    taken.close()
+    path = tmp_path / "memory" / f"{name}.pickle"
+    assert list((tmp_path / "memory").iterdir()) == [path]
+    assert path.read_text() == "1"  # while it was recording
+    assert calls == [{"max_entries": MAX_EVENTS}, {"enabled": None}]
+    assert notes == [f"memory snapshot: {path}, for pytorch.org/memory_viz"]
+
+
+def test_a_memory_snapshot_that_cannot_be_written_stops_nothing(snapshot, tmp_path):
+    taken, calls, notes = snapshot
+    (tmp_path / "memory").write_text("in the way")
+    for number in range(1, 6):
+        taken.step_begins(number)
+    taken.close()
+    assert notes == [f"memory snapshot: cannot write {tmp_path}/memory/steps-1-3.pickle: File exists"]
+    assert calls[-1] == {"enabled": None}
+
+
 @pytest.mark.cuda
 def test_a_memory_snapshot_holds_the_allocations_of_the_first_steps(run_here, tmp_path):
     assert run_here("--memory-snapshot", "--device", "cuda", "--max-steps", 5, "--run-dir", tmp_path) == 0
@@ -131,3 +166,32 @@ def test_a_memory_snapshot_holds_the_allocations_of_the_first_steps(run_here, tm
     actions = {entry["action"] for device in snapshot["device_traces"] for entry in device}
     assert {"alloc", "free_completed"} <= actions
     assert snapshot["segments"]
+
+
+class Interrupted:
+    """A sink that raises after the second step, and keeps what it is told of failures."""
+
+    def __init__(self):
+        self.failures = []
+
+    def step(self, metrics):
+        if metrics["step"] == 2:
+            raise KeyboardInterrupt
+
+    def fail(self, reason):
+        self.failures.append(reason)
+
+    def identity(self):
+        return {}
+
+    def __getattr__(self, name):
+        return lambda *_: None
+
+
+def test_an_error_in_a_run_is_told_to_the_sink_and_leaves_the_trace(make_config, dataset, tmp_path):
+    sink = Interrupted()
+    config = make_config(data__prefix=str(dataset), training__run_dir=str(tmp_path), logging__profile="1-9")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, "small", [], lambda *_: sink)
+    assert sink.failures == ["KeyboardInterrupt"]
+    assert list(ranges_by_step(read_trace(tmp_path / "profile" / "steps-1-2.json.gz"))) == ["step 1", "step 2"]
