@@ -20,7 +20,7 @@ from megaselect.training.checkpoint_files import (
     open_checkpoint,
     step_of,
 )
-from megaselect.training.checkpoint_records import Damage, TensorRecord
+from megaselect.training.checkpoint_records import Damage, TensorRecord, one_line
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.state import RunState
 
@@ -102,7 +102,9 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: MixedPr
         optimizer.load_tensors(_read_tensors(checkpoint, OPTIMIZER))
         optimizer.load_scalars(checkpoint.saved.loss_scale)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {checkpoint.path} lacks what the optimizer needs: {error}") from error
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} lacks what the optimizer needs: {one_line(str(error))}"
+        ) from error
     return checkpoint.saved.state
 
 
@@ -125,13 +127,14 @@ def _compare(checkpoint: Checkpoint, name: str, tensors: Mapping[str, torch.Tens
         there, wanted = saved.get(tensor), expected.get(tensor)
         if there != wanted:
             raise CheckpointError(
-                f"checkpoint {checkpoint.path} is another model's: {name} has {tensor} as {_describe(there)}, this run "
-                f"needs {_describe(wanted)}: continue with the same model settings and --dtype"
+                f"checkpoint {checkpoint.path} is another model's: {name} has {one_line(tensor)} as "
+                f"{_describe(there)}, this run needs {_describe(wanted)}: continue with the same model settings and "
+                "--dtype"
             )
 
 
 def _describe(tensor: TensorRecord | None) -> str:
-    return "nothing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+    return "nothing" if tensor is None else one_line(f"{tensor.dtype} {list(tensor.shape)}")
 
 
 def _read_tensors(checkpoint: Checkpoint, name: str) -> dict[str, torch.Tensor]:
@@ -140,4 +143,4 @@ def _read_tensors(checkpoint: Checkpoint, name: str) -> dict[str, torch.Tensor]:
         with safe_open(checkpoint.path / name, framework="pt", backend="pread") as file:
             return {tensor: file.get_tensor(tensor) for tensor in file.offset_keys()}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {checkpoint.path / name}: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"cannot read {checkpoint.path / name}: {one_line(str(error))}") from error

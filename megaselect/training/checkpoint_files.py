@@ -96,7 +96,7 @@ def inspect(path: Path) -> Checkpoint:
                 raise Damage(f"{name} holds other tensors than {MANIFEST} says")
         return Checkpoint(path, manifest, read_record(SavedState, _read_json(path / STATE), STATE))
     except SafetensorError as error:
-        raise Damage(f"safetensors: {' '.join(str(error).split())}") from error
+        raise Damage(f"safetensors: {error}") from error
     except OSError as error:
         raise Damage(f"{Path(error.filename or path).name}: {error.strerror}") from error
 

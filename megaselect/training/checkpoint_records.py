@@ -11,11 +11,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from megaselect.training.state import RunState
 
 FORMAT_VERSION = 2
+_LONGEST_TEXT = 400
 _LARGEST_COUNT = 2**62  # of steps or samples; what is larger does not fit the tensors that hold sample indices
 
 
 class Damage(Exception):
     """What is wrong with a checkpoint, in one line."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(one_line(problem))
+
+
+def one_line(text: str) -> str:
+    """The same without line ends and signs that a terminal would obey: names in a damaged file may hold any."""
+    shown = "".join(sign if sign.isprintable() else " " for sign in text[:_LONGEST_TEXT])
+    return f"{shown} ..." if len(text) > _LONGEST_TEXT else shown
 
 
 class _Record(BaseModel):

@@ -15,6 +15,7 @@ from megaselect.devices import resolve_device, resolve_dtype
 from megaselect.errors import CheckpointError, ConfigError
 from megaselect.training.checkpoint import DTYPE_NAMES, is_same_run
 from megaselect.training.checkpoint_files import MODEL, Checkpoint
+from megaselect.training.checkpoint_records import one_line
 
 FIXED_SETTINGS = (
     "model.num_layers",
@@ -25,7 +26,7 @@ FIXED_SETTINGS = (
     "model.vocab_size",
     "training.seed",
 )
-# Names of places: the data's fingerprint tells whether other tokens lie there. That of validation data tells nothing.
+# They say where tokens lie; the fingerprint tells whether others lie there now. It does not see validation data.
 PLACES = ("data.prefix", "data.blend", "data.valid_fraction", "data.test_fraction", "data.vocab_size")
 _SILENT_SECTIONS = ("recompute", "logging")
 _SILENT_SETTINGS = (
@@ -63,16 +64,18 @@ def changed_data(checkpoint: Checkpoint | None, config: Config, fingerprint: str
     }
     saved = checkpoint.saved.data_fingerprint
     if saved != fingerprint:
-        changes["fingerprint of the training data"] = (saved, fingerprint)
+        changes["fingerprint"] = (saved, fingerprint)
     if not changes:
         return []
-    same_data = changes.keys() <= set(PLACES)
-    if is_same_run(checkpoint.path, run_dir) and not same_data:
+    same_tokens = changes.keys() <= set(PLACES)
+    if is_same_run(checkpoint.path, run_dir) and not same_tokens:
         raise CheckpointError(
             f"checkpoint {checkpoint.path} was trained on other data ({_listed(changes)}): use the same, or go on with "
             f"--resume {run_dir} in another --run-dir"
         )
-    kind = "the same training data by other settings" if same_data else "other data than the checkpoint's"
+    kind = (
+        "the same tokens as the checkpoint's, by other settings" if same_tokens else "other data than the checkpoint's"
+    )
     return [f"note: {kind}: {_listed(changes)}"]
 
 
@@ -83,7 +86,7 @@ def _config_of(checkpoint: Checkpoint) -> Config:
         return Config.from_dict(sections, "its config")
     except ConfigError as error:
         raise CheckpointError(
-            f"checkpoint {checkpoint.path} does not fit this version ({' '.join(str(error).split())}): continue with "
+            f"checkpoint {checkpoint.path} does not fit this version ({one_line(str(error))}): continue with "
             "the version that wrote it"
         ) from error
 
@@ -109,7 +112,7 @@ def _dtype(checkpoint: Checkpoint, config: Config) -> Changes:
 
 def _setting_of(dtype: str) -> str:
     """The value of training.dtype for safetensors' name of it."""
-    return {"F32": "fp32", "F16": "fp16"}.get(dtype, dtype.lower())
+    return {"F32": "fp32", "F16": "fp16"}.get(dtype, one_line(dtype).lower())
 
 
 def _is_noted(name: str) -> bool:
@@ -123,4 +126,4 @@ def _listed(changes: Changes) -> str:
 def _shown(value: object) -> str:
     if value is None or value == ():
         return "none"
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return one_line(" ".join(map(str, value)) if isinstance(value, tuple) else str(value))
