@@ -143,6 +143,12 @@ def test_the_tail_is_the_last_whole_lines(tmp_path):
     assert read_tail(tmp_path, 3) == []
 
 
+def test_the_tail_of_long_lines_is_those_that_are_whole(tmp_path):
+    lines = [json.dumps({"step": step, "source": "x" * 100_000}) + "\n" for step in range(1, 6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    assert [line["step"] for line in read_tail(tmp_path, 5)] == [4, 5]
+
+
 def test_the_tail_of_a_huge_file_is_read_alone(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with path.open("wb") as file:
