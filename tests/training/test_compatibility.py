@@ -44,7 +44,8 @@ def test_every_differing_setting_that_makes_another_model_is_named(saved):
         changed_settings(saved, config)
     assert (
         "is of another training (model.num_layers 2 -> 3, model.hidden_size 32 -> 64, "
-        "model.ffn_hidden_size 128 -> 256, model.vocab_size 256 -> 300, training.seed 1234 -> 1, training.dtype fp32 -> bf16): use its values"
+        "model.ffn_hidden_size 128 -> 256, "
+        "model.vocab_size 256 -> 300, training.seed 1234 -> 1, training.dtype fp32 -> bf16): use its values"
     ) in str(error.value)
 
 
@@ -64,7 +65,8 @@ def test_what_a_run_may_change_is_noted_in_one_line(saved):
     )
     assert changed_settings(saved, config) == [
         "note: settings that differ from the checkpoint's: model.dropout_p 0.1 -> 0.2, "
-        "model.attention_dropout_p 0.1 -> 0.2, model.hidden_dropout_p 0.1 -> 0.2, training.micro_batch_size 8 -> 4, training.global_batch_size 8 -> 16, "
+        "model.attention_dropout_p 0.1 -> 0.2, "
+        "model.hidden_dropout_p 0.1 -> 0.2, training.micro_batch_size 8 -> 4, training.global_batch_size 8 -> 16, "
         "training.max_steps 500 -> 900, training.lr 0.0003 -> 0.0001, training.schedule cosine -> linear, "
         "training.decay_steps none -> 300"
     ]

@@ -4,10 +4,18 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+
+from megaselect.training.checkpoint_files import open_checkpoint
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it
+from small_disks import mounted, remount
+from tiny_checkpoints import flip
 
 LAST_ALONE = ("--training.sample-tokens", 0, "--no-training.keep-best")
 FOUR = ("--max-steps", 4, "--training.save-interval", 4, *LAST_ALONE)
@@ -163,6 +171,110 @@ def test_resume_from_a_path_without_a_checkpoint(assert_refused, tmp_path):
 )
 def test_another_training_is_not_a_continuation(four_steps, assert_refused, flags, part):
     assert_refused(part, *EIGHT, *flags, "--run-dir", four_steps())
+
+
+@pytest.mark.parametrize("micro_batch", [4, 1])
+def test_another_micro_batch_size_changes_the_order_of_sums_alone(
+    run_here, four_steps, read_metrics, capsys, tmp_path, micro_batch
+):
+    """At the same global batch, samples and masks are the same. Another micro-batch only groups the same terms.
+
+    Two sums of n positive terms, in any two orders, differ by less than 2 (n - 1) u of their value, u = 2**-24 in fp32
+    (Higham, Accuracy and Stability of Numerical Algorithms, 4.2). The mean loss has n = tokens of the global batch;
+    each element of a gradient is a sum over the same tokens, whose signs make it smaller than its terms, and whose
+    roundings, of both signs, make up for that: their sum grows as the root of n. One mask or one sample more or less
+    changes a loss by a thousandth or more, a hundred times the bound.
+    """
+    parts = four_steps()
+    runs = {}
+    for size in (2, micro_batch):
+        runs[size] = tmp_path / f"micro-batch-{size}"
+        flags = ("--training.micro-batch-size", size, "--resume", parts)
+        assert run_here(*EIGHT, *flags, "--run-dir", runs[size]) == 0
+    assert f"training.micro_batch_size 2 -> {micro_batch}" in " ".join(capsys.readouterr().out.split())
+    bound = 2 * (4 * 16 - 1) * 2**-24
+    expected, others = (read_metrics(runs[size]) for size in (2, micro_batch))
+    assert [line["step"] for line in others] == [5, 6, 7, 8]
+    for name in ("loss", "grad_norm"):
+        assert [line[name] for line in others] == pytest.approx([line[name] for line in expected], rel=bound, abs=0)
+
+
+def test_a_larger_model_is_refused_before_any_weight_is_made(four_steps, assert_refused, monkeypatch):
+
+    def never(*_):
+        raise AssertionError("weights are being made")
+
+    parts = four_steps()
+    monkeypatch.setattr("megaselect.training.run.build_planned", never)
+    large = ("--model.hidden-size", 100_000, "--model.num-layers", 8)
+    differing = "model.num_layers 2 -> 8, model.hidden_size 32 -> 100000, model.ffn_hidden_size 128 -> 400000"
+    assert_refused(differing, *EIGHT, *large, "--run-dir", parts)
+
+
+def test_other_data_needs_another_run_directory(
+    run_here, four_steps, assert_refused, write_dataset, read_metrics, capsys, tmp_path
+):
+    parts = four_steps()
+    other = ("--data.prefix", write_dataset(tmp_path / "other", 5000))
+    assert_refused("was trained on other data (data.prefix", *EIGHT, *other, "--run-dir", parts)
+    branch = tmp_path / "branch"
+    assert run_here(*EIGHT, *other, "--run-dir", branch, "--resume", parts) == 0
+    assert "note: other data than the checkpoint's: data.prefix" in " ".join(capsys.readouterr().out.split())
+    assert [line["step"] for line in read_metrics(branch)] == [5, 6, 7, 8]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(run_here, whole_run, assert_same_run, capsys, tmp_path):
+    """The run goes on from the one before, to the same bits, and replaces the damaged one by saving its step again."""
+    whole, damaged = whole_run(), tmp_path / "damaged"
+    shutil.copytree(whole, damaged)
+    last = damaged / "checkpoints" / "step-00000008"
+    flip(last / "model.safetensors", 1000)
+    capsys.readouterr()
+    assert run_here(*EIGHT, "--run-dir", damaged) == 0
+    output = "".join(capsys.readouterr().out.split())
+    said = (
+        f"note: checkpoint {last} is damaged (model.safetensors: its bytes have changed, by their SHA-256): continuing"
+    )
+    assert "".join(said.split()) in output
+    assert_same_run(damaged, whole)
+    open_checkpoint(last)
+
+
+def test_a_run_whose_only_checkpoint_is_damaged_is_left_as_it_was(four_steps, assert_refused):
+    parts = four_steps()
+    last = parts / "checkpoints" / "step-00000004"
+    flip(last / "optimizer.safetensors")
+    before = (parts / "metrics.jsonl").read_text()
+    refusal = f"every checkpoint in {parts / 'checkpoints'} is damaged (step-00000004: optimizer.safetensors: its bytes"
+    assert_refused(refusal, *EIGHT, "--run-dir", parts)
+    assert_refused(f"checkpoint {last} is damaged", *EIGHT, "--run-dir", parts, "--resume", last)
+    assert (parts / "metrics.jsonl").read_text() == before
+
+
+def test_the_best_can_be_continued_by_name(run_here, read_metrics, tmp_path):
+    run_dir, branch = tmp_path / "run", tmp_path / "branch"
+    flags = ("--training.sample-tokens", 0, "--training.save-interval", 1, "--training.keep-checkpoints", 1)
+    assert run_here("--max-steps", 5, *flags, "--run-dir", run_dir) == 0
+    losses = {line["step"]: line["valid_loss"] for line in read_metrics(run_dir) if "valid_loss" in line}
+    best = min(losses, key=losses.get)
+    assert run_here("--max-steps", 7, *flags, "--run-dir", branch, "--resume", run_dir / "checkpoints" / "best") == 0
+    assert read_metrics(branch)[0]["step"] == best + 1
+
+
+def test_a_full_disk_costs_saves_and_not_the_run(run_here, whole_run, assert_same_run, capsys, tmp_path):
+    """The whole run directory lies on a disk that holds one checkpoint; then somebody makes room and it goes on."""
+    whole = whole_run()
+    with mounted(tmp_path / "disk", 700 * 1024) as disk:
+        capsys.readouterr()
+        assert run_here(*EIGHT, "--run-dir", disk / "run") == 2
+        output, errors = capsys.readouterr()
+        assert "No space left on device; step-00000004 is whole: free some space" in " ".join(output.split())
+        assert errors.startswith("error: cannot write the checkpoint ")
+        assert "step-00000004 is whole: free some space, then continue with --resume auto" in errors
+        assert len(errors.splitlines()) == 1
+        remount(disk, "size=8m")
+        assert run_here(*EIGHT, "--run-dir", disk / "run") == 0
+        assert_same_run(disk / "run", whole)
 
 
 def test_ffn_size_may_be_spelled_out(run_here, whole_run, four_steps, assert_same_run):
