@@ -72,9 +72,8 @@ def claim_run_dir(config: Config, config_name: str) -> Iterator[RunDir]:
         _refuse_foreign(path)
         yield home
     finally:
-        unused = bool(made) and not home.accepted
-        lock.release(remove=unused)
-        if unused:
+        lock.release(remove=lock.is_new and not home.accepted)
+        if not home.accepted:
             _remove(made)
 
 

@@ -30,13 +30,15 @@ class RunLock:
     """Held from its making to release().
 
     Raises RunDirectoryError, which names the other process, where a run holds it, and OSError where the directory
-    cannot be written. note: what to tell the user where the file system has no locks; the run goes on without one.
+    cannot be written. is_new: whether no run was here before. note: what to tell the user where the file system has no
+    locks; the run goes on without one.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / LOCK_NAME
         self.note: str | None = None
         self._handle = self._take()
+        self.is_new = os.fstat(self._handle).st_size == 0
         self._say_who()
 
     def release(self, remove: bool = False) -> None:
@@ -82,7 +84,7 @@ class RunLock:
             os.pwrite(self._handle, text, 0)
             os.ftruncate(self._handle, len(text))
         except OSError:
-            self.release(remove=os.fstat(self._handle).st_size == 0)  # made just now, for a run that cannot be
+            self.release(remove=self.is_new)
             raise
 
 

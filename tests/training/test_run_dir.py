@@ -136,9 +136,12 @@ def test_runs_that_name_no_directory_get_one_each_in_the_same_second(make_config
     assert list(tmp_path.iterdir()) == []  # neither began
 
 
-@pytest.mark.parametrize(("name", "left"), [("old", [LOCK_NAME]), ("old/new/newer", [])])
+@pytest.mark.parametrize("name", ["old", "old/new/newer"])
+@pytest.mark.parametrize("left", [[], [LOCK_NAME]])
 def test_a_refused_run_leaves_what_was_there_and_takes_what_it_made(make_config, tmp_path, name, left):
     (tmp_path / "old").mkdir()
+    for lock in left:
+        (tmp_path / "old" / lock).write_text("of a run before\n")
     config = make_config(training__run_dir=str(tmp_path / name))
     with pytest.raises(ZeroDivisionError), claim_run_dir(config, "tiny") as home:
         print((home.path / LOCK_NAME).stat().st_size / 0)
@@ -153,7 +156,7 @@ def test_a_config_that_no_run_wrote_is_not_overwritten(run_here, capsys, tmp_pat
     errors = capsys.readouterr().err
     assert errors.startswith(f"error: {run_dir / 'config.yaml'} is there and no run beside it")
     assert len(errors.splitlines()) == 1
-    assert (run_dir / "config.yaml").read_text() == "# mine\n"
+    assert [(path.name, path.read_text()) for path in run_dir.iterdir()] == [("config.yaml", "# mine\n")]
     (run_dir / "metrics.jsonl").touch()  # of a run that was killed before its first step
     assert run_here(*FEW_STEPS, "--run-dir", run_dir) == 0
 
