@@ -70,6 +70,10 @@ def test_a_new_level_is_one_spike(level):
     assert 200 <= found[0] < 200 + CALM_STEPS
 
 
+def test_a_new_level_becomes_what_spikes_are_told_from():
+    assert spikes_in([*noise(200), *noise(200, 4.0, seed=1), 5.0]) == [200, 400]
+
+
 def test_a_hump_of_many_steps_is_one_and_the_next_one_another():
     losses = noise(400)
     for first in (100, 300):
@@ -84,7 +88,7 @@ def test_a_fall_is_none():
 
 def test_a_history_of_the_last_steps_is_as_good_as_all():
     generator = random.Random(5)
-    losses = [loss + (2 if generator.random() < 0.03 else 0) for loss in noise(1500)]
+    losses = [loss + (generator.uniform(0.2, 0.5) if generator.random() < 0.05 else 0) for loss in noise(1500)]
     whole = spikes_in(losses)
     assert len(whole) > 15
     assert any(after - before <= WINDOW_STEPS for before, after in pairwise(whole))
