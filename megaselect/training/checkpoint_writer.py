@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 
 from megaselect.config import Config
 from megaselect.config.schema import TrainingConfig
+from megaselect.devices import is_out_of_memory
 from megaselect.errors import CheckpointError
 from megaselect.training.checkpoint_files import (
     MODEL,
@@ -53,7 +55,7 @@ class CheckpointSaver:
         self._sync_metrics, self._note = sync_metrics, note
         self._host = {MODEL: HostCopy(), OPTIMIZER: HostCopy()}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._in_flight: Future[None] | None = None
+        self._in_flight: Future[OSError | None] | None = None
         self._step = 0
         self._failure: str | None = None
         self._whole: dict[Path, bool] = {}
@@ -64,18 +66,23 @@ class CheckpointSaver:
         Waits for the save before. A save that fails is told in a note, and the run goes on.
         """
         self.wait()
-        with torch.no_grad():
+        self._step = state.step
+        try:
             copied = [
                 self._host[MODEL].take(dict(model.named_parameters())),
                 self._host[OPTIMIZER].take(optimizer.tensors()),
             ]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._fail(OSError(errno.ENOMEM, "no host memory for a copy of the state"))
+            return
         saved = SavedState(
             state=state,
             loss_scale=optimizer.scalars(),
             config=config.to_dict(),
             data_fingerprint=self._data_fingerprint,
         )
-        self._step = state.step
         self._in_flight = self._thread.submit(self._write, copied, saved)
 
     def report(self) -> None:
@@ -100,32 +107,44 @@ class CheckpointSaver:
         """Until nothing is in flight; a failure becomes a note."""
         if self._in_flight is None:
             return
+        in_flight, self._in_flight = self._in_flight, None
         try:
-            self._in_flight.result()
-            self._failure = None
+            left_over = in_flight.result()
         except OSError as error:
-            home = checkpoint_path(self._run_dir, self._step)
-            self._failure = (
-                f"cannot write the checkpoint {home}: {reason_of(error)}; {self._last_good()}: {remedy_for(error)}"
-            )
-            self._note(f"{self._failure}; the run goes on and tries again at its next save")
-        self._in_flight = None
+            self._fail(error)
+            return
+        self._failure = None
+        if left_over is not None:
+            self._note(f"cannot remove an old checkpoint: {reason_of(left_over)} ({left_over.filename})")
+
+    def _fail(self, error: OSError) -> None:
+        home = checkpoint_path(self._run_dir, self._step)
+        self._failure = (
+            f"cannot write the checkpoint {home}: {reason_of(error)}; {self._last_good()}: {remedy_for(error)}"
+        )
+        self._note(f"{self._failure}; the run goes on and tries again at its next save")
 
     def _last_good(self) -> str:
         known = [path for path in list_checkpoints(self._run_dir) if self._is_whole(path)]
         return f"{known[-1].name} is whole" if known else "there is none before it"
 
-    def _write(self, copied: list[Callable[[], dict[str, torch.Tensor]]], saved: SavedState) -> None:
-        """In the thread: the checkpoint, then what it makes superfluous."""
+    def _write(self, copied: list[Callable[[], dict[str, torch.Tensor]]], saved: SavedState) -> OSError | None:
+        """In the thread: the checkpoint; then what it makes superfluous goes, or it is returned why it cannot."""
         home = checkpoint_path(self._run_dir, saved.state.step)
         tensors = dict(zip((MODEL, OPTIMIZER), (finish() for finish in copied), strict=True))
         write_checkpoint(home, tensors, saved, self._sync_metrics)
         self._whole[home] = True
-        self._tidy(home, saved.state)
+        try:
+            self._tidy(home, saved.state)
+        except OSError as error:
+            return error
+        return None
 
     def _tidy(self, home: Path, state: RunState) -> None:
         """Remove what is not kept. Those ahead are of a run that went back: the metrics have lost their steps too."""
         whole = [path for path in list_checkpoints(self._run_dir) if self._is_whole(path)]
+        if home not in whole:
+            raise FileNotFoundError(errno.ENOENT, "it was removed by somebody else", str(home))
         here = whole.index(home) + 1
         best = checkpoint_path(self._run_dir, state.best_step or 0)
         best = best if self._training.keep_best and best in whole[:here] else None
@@ -153,6 +172,7 @@ class HostCopy:
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
 
+    @torch.no_grad()
     def take(self, tensors: dict[str, torch.Tensor]) -> Callable[[], dict[str, torch.Tensor]]:
         """Begin the copy; call what is returned to have it. On a GPU it runs in the stream of the caller.
 

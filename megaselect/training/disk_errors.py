@@ -8,6 +8,7 @@ _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make the directory writable"),
     errno.ENOENT: "make the run directory again",
+    errno.ENOMEM: "free some memory",
     errno.EFBIG: "raise the limit on a file's size",
 }
 

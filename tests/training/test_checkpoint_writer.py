@@ -207,6 +207,36 @@ def test_the_run_directory_is_removed(tmp_path, notes):
     assert "make the run directory again" in notes[0]
 
 
+def test_no_memory_for_the_copy(tmp_path, notes, monkeypatch):
+    """As torch says it on a CPU."""
+
+    def refuse(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+
+    trained = Tiny()
+    with trained.saver(tmp_path, notes) as saver:
+        with monkeypatch.context() as patch:
+            patch.setattr("megaselect.training.checkpoint_writer.torch.empty", refuse)
+            save_all(trained, saver, RunState(1, 4))
+        save_all(trained, saver, RunState(2, 8))
+    assert len(notes) == 1
+    assert "no host memory for a copy of the state; there is none before it: free some memory" in notes[0]
+    assert names(tmp_path) == ["step-00000002"]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_told(tmp_path, notes):
+    """It is on a file system of its own, so that it cannot be renamed: the new one counts as saved all the same."""
+    trained = Tiny(config=tiny_config(keep_checkpoints=1))
+    with mounted(tmp_path / "checkpoints" / "step-00000001", 10**6) as old, trained.saver(tmp_path, notes) as saver:
+        with trained.saver(tmp_path / "aside", notes) as other:
+            (tmp_path / "aside").mkdir()
+            save_all(trained, other, RunState(1, 4))
+        shutil.copytree(checkpoint_path(tmp_path / "aside", 1), old, dirs_exist_ok=True)
+        save_all(trained, saver, RunState(2, 8))
+        assert names(tmp_path) == ["step-00000001", "step-00000002"]
+    assert notes == [f"cannot remove an old checkpoint: Device or resource busy ({old})"]
+
+
 def test_where_the_last_save_fails_the_run_ends_with_an_error(tmp_path, notes):
     with pytest.raises(CheckpointError) as error:
         save_where_the_second_fails(tmp_path, notes)
