@@ -3,11 +3,12 @@
 import argparse
 from collections.abc import Sequence
 
+from megaselect.cli.data_inspect import add_inspect_parser
 from megaselect.cli.data_prepare import add_prepare_parser
 from megaselect.cli.flags import OneLineParser
 
 # Each adds its parser and sets `run`, to be called with the parsed arguments. They import nothing heavy.
-_COMMANDS = (add_prepare_parser,)
+_COMMANDS = (add_prepare_parser, add_inspect_parser)
 
 
 def main(argv: Sequence[str], prog: str) -> int:
