@@ -1,10 +1,21 @@
 import hashlib
+import io
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaselect.data.documents import BLOCK_BYTES, Document, manifest_sha256, read_blocks, split_documents
+from megaselect.data import documents
+from megaselect.data.documents import (
+    BLOCK_BYTES,
+    Document,
+    cut_blocks,
+    decode,
+    manifest_sha256,
+    read_blocks,
+    split_documents,
+    split_three,
+)
 
 
 def write_documents(root, contents):
@@ -58,6 +69,17 @@ def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path, content, tex
     assert sum(block.replaced_bytes for block in blocks) == replaced
 
 
+@given(st.binary() | st.text("aé€😀\n").map(str.encode), st.integers(1, 5))
+def test_blocks_of_any_bytes_are_decoded_as_the_whole_is(content, block_bytes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "BLOCK_BYTES", block_bytes)
+        blocks = list(cut_blocks(io.BytesIO(content), len(content)))
+    assert b"".join(block.raw for block in blocks) == content
+    decoded = [decode(block.raw) for block in blocks]
+    assert "".join(text for text, _ in decoded) == decode(content)[0]
+    assert sum(replaced for _, replaced in decoded) == decode(content)[1]
+
+
 def test_a_file_that_shrank_ends_early(tmp_path):
     (document,) = write_documents(tmp_path, {"a": b"long" * 10_000})
     document.path.write_bytes(b"short")
@@ -99,6 +121,21 @@ def test_a_file_of_one_character_moves_whole(tmp_path):
     train, valid = split_documents(write_documents(tmp_path, {"a": "😀".encode()}), 0.5)
     assert train == []
     assert [text_of(document) for document in valid] == ["😀"]
+
+
+def test_three_splits_share_out_the_documents(tmp_path):
+    many = write_documents(tmp_path, {f"{number:03}": b"x" * (number + 1) for number in range(200)})
+    train, valid, test = split_three(many, 0.1, 0.05)
+    assert sorted([*train, *valid, *test], key=many.index) == many
+    assert 0.09 < sum(document.num_bytes for document in valid) / 20_100 <= 0.1
+    assert 0.045 < sum(document.num_bytes for document in test) / 20_100 <= 0.05
+    assert split_three(many, 0.1, 0.0) == (*split_documents(many, 0.1), [])
+
+
+def test_one_file_gives_three_parts_in_order(tmp_path):
+    (whole,) = write_documents(tmp_path, {"a": b"0123456789" * 10})
+    (train,), (valid,), (test,) = split_three([whole], 0.1, 0.2)
+    assert [(part.start, part.stop) for part in (train, valid, test)] == [(0, 70), (70, 80), (80, 100)]
 
 
 @given(st.text("aé€😀", min_size=2), st.floats(0.01, 0.99))
