@@ -3,12 +3,11 @@
 import json
 import os
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_checkpoints import FILES, Tiny, flip, names, reseal, same, states
 
 from megaselect.errors import CheckpointError
 from megaselect.training.checkpoint import find_checkpoint, newest_checkpoint
@@ -22,9 +21,6 @@ from megaselect.training.checkpoint_files import (
     sha256_of,
 )
 from megaselect.training.state import RunState
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it
-from tiny_checkpoints import FILES, Tiny, flip, names, reseal, same, states
 
 STATE_OF_ALL = RunState(7, 28, 2, 3.25, 5, {"wandb_id": "abc", "série": "é"})
 

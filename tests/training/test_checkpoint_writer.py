@@ -3,20 +3,16 @@
 import contextlib
 import os
 import shutil
-import sys
 import threading
-from pathlib import Path
 
 import pytest
+from small_disks import file_size_limit, mounted, remount
+from tiny_checkpoints import FILES, Tiny, flip, names, same, states, tiny_config
 
 from megaselect.errors import CheckpointError
 from megaselect.training.checkpoint import find_checkpoint, newest_checkpoint
 from megaselect.training.checkpoint_files import OPTIMIZER, checkpoint_path, open_checkpoint
 from megaselect.training.state import RunState
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it
-from small_disks import file_size_limit, mounted, remount
-from tiny_checkpoints import FILES, Tiny, flip, names, same, states, tiny_config
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """What may change between a checkpoint and the run that continues it."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_checkpoints import SHAPE, Tiny, tiny_config
 
 from megaselect.config import Config
 from megaselect.config.schema import iter_settings
@@ -12,9 +12,6 @@ from megaselect.errors import CheckpointError
 from megaselect.training.checkpoint_files import open_checkpoint
 from megaselect.training.compatibility import changed_data, changed_settings
 from megaselect.training.state import RunState
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it
-from tiny_checkpoints import SHAPE, Tiny, tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import json
 import random
 import resource
 import secrets
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -16,15 +15,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_checkpoints import FILES, Tiny, reseal, same
 
 from megaselect.errors import CheckpointError
 from megaselect.training.checkpoint import newest_checkpoint
 from megaselect.training.checkpoint_files import MANIFEST
 from megaselect.training.compatibility import changed_data, changed_settings
 from megaselect.training.state import RunState
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it
-from tiny_checkpoints import FILES, Tiny, reseal, same
 
 ROOM_BYTES = 2**30  # more than this no input of a few kilobytes may ask for
 LONGEST_SECONDS = 10.0

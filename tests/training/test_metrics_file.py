@@ -2,16 +2,12 @@
 
 import json
 import os
-import sys
-from pathlib import Path
 
 import pytest
+from small_disks import file_size_limit, mounted
 
 from megaselect.errors import CheckpointError
 from megaselect.training.metrics_file import MetricsFile
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it
-from small_disks import file_size_limit, mounted
 
 LINE_BYTES = len(json.dumps({"step": 1, "loss": 0.5})) + 1
 

@@ -4,18 +4,14 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-
-from megaselect.training.checkpoint_files import open_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it
 from small_disks import mounted, remount
 from tiny_checkpoints import flip
+
+from megaselect.training.checkpoint_files import open_checkpoint
 
 LAST_ALONE = ("--training.sample-tokens", 0, "--no-training.keep-best")
 FOUR = ("--max-steps", 4, "--training.save-interval", 4, *LAST_ALONE)
@@ -108,7 +104,7 @@ def test_steps_after_the_newest_checkpoint_are_done_again_and_written_once(
 
 def test_an_unfinished_checkpoint_is_passed_over(run_here, whole_run, four_steps, assert_same_run):
     whole, parts = whole_run(), four_steps()
-    unfinished = parts / "checkpoints" / ".step-00000008.partial"
+    unfinished = parts / "checkpoints" / ".step-00000006.partial"  # not one that this run writes again
     shutil.copytree(whole / "checkpoints" / "step-00000008", unfinished)
     (unfinished / "model.safetensors").write_bytes(b"")
     assert run_here(*EIGHT, "--run-dir", parts) == 0
