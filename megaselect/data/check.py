@@ -28,7 +28,7 @@ class Vocabulary(NamedTuple):
 
     @classmethod
     def of_tokenizer(cls, size: int, path: Path) -> "Vocabulary":
-        remedy = "name the tokenizer that the data was written with (data.tokenizer)"
+        remedy = "it is damaged, or another tokenizer wrote it: prepare it again, or name that one (data.tokenizer)"
         return cls(size, f"the {size} pieces of the tokenizer {path}", remedy)
 
 
@@ -39,27 +39,23 @@ def token_chunks(dataset: IndexedDataset) -> Iterator[tuple[int, np.ndarray]]:
         yield start, tokens[start : min(start + _CHUNK_TOKENS, len(tokens))]
 
 
-def check_sources(sources: Iterable[DataSource], vocabularies: list[Vocabulary]) -> None:
+def check_sources(sources: Iterable[DataSource], vocabulary: Vocabulary) -> None:
     """check_tokens for every dataset that the sources read parts of, once each."""
     parts = [source.sources if isinstance(source, BlendedSource) else [source] for source in sources]
     for prefix in dict.fromkeys(source.prefix for source in chain.from_iterable(parts)):
-        check_tokens(IndexedDataset(prefix), vocabularies)
+        check_tokens(IndexedDataset(prefix), vocabulary)
 
 
-def check_tokens(dataset: IndexedDataset, vocabularies: list[Vocabulary]) -> None:
-    """Read all tokens; raise DataError with the place of the first that is outside one of the vocabularies."""
-    least = min(vocabularies, key=lambda vocabulary: vocabulary.size)
+def check_tokens(dataset: IndexedDataset, vocabulary: Vocabulary) -> None:
+    """Read all tokens; raise DataError with the place of the first that is outside the vocabulary."""
     for start, chunk in token_chunks(dataset):
-        if chunk.min() >= 0 and chunk.max() < least.size:
+        if chunk.min() >= 0 and chunk.max() < vocabulary.size:
             continue
-        first = int(np.argmax((chunk < 0) | (chunk >= least.size)))
-        token = int(chunk[first])
+        first = int(np.argmax((chunk < 0) | (chunk >= vocabulary.size)))
         document, place = _locate(dataset, start + first)
-        # Where several are too small, the model's, which comes first, is the one to mend.
-        broken = next(each for each in vocabularies if not 0 <= token < each.size)
         raise DataError(
-            f"{dataset.bin_path} holds token id {token} in document {document} at token {place} (both counted from 0), "
-            f"outside {broken.owner}; {broken.remedy}"
+            f"{dataset.bin_path} holds token id {chunk[first]} in document {document} at token {place} (both counted "
+            f"from 0), outside {vocabulary.owner}; {vocabulary.remedy}"
         )
 
 

@@ -59,10 +59,10 @@ def open_datasets(config: Config) -> Datasets:
     )
     splits = open_splits(chosen.datasets, rules)
     if data.check:
-        vocabularies = [Vocabulary.of_model(model.vocab_size)]
-        if tokenizer and chosen.tokenizer:
-            vocabularies.append(Vocabulary.of_tokenizer(tokenizer.vocab_size, chosen.tokenizer))
-        check_sources(filter(None, (splits.train, splits.valid, splits.test)), vocabularies)
+        vocabulary = Vocabulary.of_model(model.vocab_size)
+        if tokenizer and chosen.tokenizer:  # no larger than the model's
+            vocabulary = Vocabulary.of_tokenizer(tokenizer.vocab_size, chosen.tokenizer)
+        check_sources(filter(None, (splits.train, splits.valid, splits.test)), vocabulary)
     description = f"{chosen.description}; {splits.train.num_tokens:,} tokens"
     return Datasets(splits.train, splits.valid, splits.test, tokenizer, description, fingerprint(splits.train))
 

@@ -27,8 +27,8 @@ def message_of(call, *args):
 
 
 def test_ids_in_range(write_index):
-    check_tokens(IndexedDataset(write_index(tokens=bytes([0, 99, 1, 2, 3, 4]))), [MODEL, TOKENIZER])
-    check_tokens(IndexedDataset(write_index(tokens=bytes([0, 199, 1, 2, 3, 4]))), [MODEL])
+    check_tokens(IndexedDataset(write_index(tokens=bytes([0, 99, 1, 2, 3, 4]))), TOKENIZER)
+    check_tokens(IndexedDataset(write_index(tokens=bytes([0, 199, 1, 2, 3, 4]))), MODEL)
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 2, 3, 100])
@@ -41,24 +41,25 @@ def test_the_first_id_outside_the_models_vocabulary(write_index, monkeypatch, ch
     monkeypatch.setattr(check, "_CHUNK_TOKENS", chunk_tokens)
     prefix = write_index(tokens=bytes(tokens), bounds=(0, 2, 2, 3))
     wrong = next(token for token in tokens if token >= 200)
-    assert message_of(check_tokens, IndexedDataset(prefix), [MODEL, TOKENIZER]) == (
+    assert message_of(check_tokens, IndexedDataset(prefix), MODEL) == (
         f"{prefix}.bin holds token id {wrong} in document {document} at token {place} (both counted from 0), outside "
         "the model's vocabulary of 200; set model.vocab_size to that of the tokenizer it was written with"
     )
 
 
-def test_an_id_that_the_model_has_and_the_tokenizer_has_not(write_index):
+def test_an_id_that_the_tokenizer_has_not(write_index):
     prefix = write_index(tokens=bytes([1, 100, 1, 1, 1, 1]))
-    assert message_of(check_tokens, IndexedDataset(prefix), [MODEL, TOKENIZER]) == (
+    assert message_of(check_tokens, IndexedDataset(prefix), TOKENIZER) == (
         f"{prefix}.bin holds token id 100 in document 0 at token 1 (both counted from 0), outside the 100 pieces "
-        "of the tokenizer a.model; name the tokenizer that the data was written with (data.tokenizer)"
+        "of the tokenizer a.model; it is damaged, or another tokenizer wrote it: prepare it again, or name that one "
+        "(data.tokenizer)"
     )
 
 
 def test_negative_ids_and_scattered_sequences(write_index):
     prefix = write_index(tokens=bytes([0, 255, 1, 2, 3, 4]), offsets=(3, 1, 0), bounds=(0, 1, 2, 3), code=2)
     # stream: 2 3 4 | 255 | 0 255, where 255 is -1
-    message = message_of(check_tokens, IndexedDataset(prefix), [MODEL])
+    message = message_of(check_tokens, IndexedDataset(prefix), MODEL)
     assert message.startswith(f"{prefix}.bin holds token id -1 in document 1 at token 0 (both counted from 0), outside")
 
 
@@ -68,7 +69,7 @@ def test_every_dataset_of_every_split_is_read_once(write_tokens, monkeypatch):
     splits = open_splits([(Fraction(1), a), (Fraction(1), b)], SplitRules(8, 0, valid_fraction=0.2))
     read = []
     monkeypatch.setattr(check, "check_tokens", lambda dataset, _: read.append(str(dataset.bin_path)))
-    check_sources([splits.train, splits.valid], [MODEL])
+    check_sources([splits.train, splits.valid], MODEL)
     assert read == [f"{prefix}.bin" for prefix in (a, b, valid)]
 
 

@@ -73,6 +73,16 @@ def test_check_reads_all_tokens_before_training(tmp_path, write_dataset):
         open_datasets(config_of(prefix=str(tmp_path / "a"), check=True))
 
 
+def test_check_holds_the_tokens_against_the_tokenizer_where_there_is_one(two, tmp_path):
+    (tmp_path / "a.model").write_bytes(train_tokenizer(SENTENCES, 271))
+    open_datasets(config_of(prefix=two[0], check=True))
+    content = bytearray((tmp_path / "a.bin").read_bytes())
+    content[0:2] = (275).to_bytes(2, "little")
+    (tmp_path / "a.bin").write_bytes(content)
+    with pytest.raises(DataError, match=r"token id 275 in document 0 at token 0 .* outside the 271 pieces of the tok"):
+        open_datasets(config_of(prefix=two[0], check=True))
+
+
 def test_a_tokenizer_that_did_not_write_the_data_is_noticed_without_check(two, tmp_path):
     (tmp_path / "a.model").write_bytes(train_tokenizer(SENTENCES, 279))
     (tmp_path / "a.json").write_text('{"vocab_size": 280}')
