@@ -5,7 +5,8 @@ import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -128,23 +129,26 @@ def _encode(model: Path, division: Division, output: Output, options: BuildOptio
         watcher.note(f"Going on after {output.num_bytes:,} of {division.num_bytes:,} bytes, done by an earlier call.")
     chunks = islice(cut_chunks(division), output.num_chunks, None)
     saved_at = time.monotonic()
-    for encoded in _encoded_chunks(chunks, model, division, options):
-        output.add(encoded)
-        watcher.advance(encoded.num_bytes)
-        if time.monotonic() - saved_at >= _SAVE_SECONDS:
-            output.save()
-            saved_at = time.monotonic()
+    # Closed at once where an output cannot be written: processes should not go on for nobody.
+    with closing(_encoded_chunks(chunks, model, division, options)) as results:
+        for encoded in results:
+            output.add(encoded)
+            watcher.advance(encoded.num_bytes)
+            if time.monotonic() - saved_at >= _SAVE_SECONDS:
+                output.save()
+                saved_at = time.monotonic()
     output.save()
 
 
 def _encoded_chunks(
     chunks: Iterator[list[Piece]], model: Path, division: Division, options: BuildOptions
-) -> Iterable[EncodedChunk]:
+) -> Generator[EncodedChunk, None, None]:
     # A process takes longer to start than a chunk to encode.
     num_workers = min(options.num_workers, -(-division.num_bytes // CHUNK_BYTES))
     if num_workers > 1:
-        return encode_in_order(chunks, model, options.lines, num_workers)
-    return map(Encoder(Tokenizer(model), options.lines, options.num_threads).encode, chunks)
+        yield from encode_in_order(chunks, model, options.lines, num_workers)
+    else:
+        yield from map(Encoder(Tokenizer(model), options.lines, options.num_threads).encode, chunks)
 
 
 def _record(

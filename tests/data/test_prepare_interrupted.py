@@ -1,5 +1,6 @@
 """A preparation that is stopped from outside, or runs out of room, and is then asked for again."""
 
+import multiprocessing
 import os
 import select
 import signal
@@ -163,7 +164,8 @@ def test_a_disk_that_is_full_and_then_is_not(mixed_corpus, tmp_path, small_disk,
     (disk / "other").write_bytes(bytes(1_000_000))
     watcher = Notes()
     with pytest.raises(DataError) as caught:
-        prepare([mixed_corpus], prefix, tokenizer=model, watcher=watcher)
+        prepare([mixed_corpus], prefix, tokenizer=model, workers=2, watcher=watcher)
+    assert multiprocessing.active_children() == []
     assert str(caught.value) == (
         f"cannot write {prefix}: No space left on device; choose an output prefix in a directory that can be written"
     )
