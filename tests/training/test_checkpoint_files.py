@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_checkpoints import FILES, Tiny, flip, names, reseal, same, states
 
 from megaselect.errors import CheckpointError
@@ -93,7 +93,10 @@ def _fifo(name):
 
 
 DAMAGES = {
-    **{f"{name} cut off": (_cut(name), "bytes" if name != MANIFEST else "does not read") for name in FILES},
+    **{
+        f"{name} cut off": (_cut(name), "bytes, manifest.json says" if name != MANIFEST else "does not read")
+        for name in FILES
+    },
     **{f"{name} missing": (_remove(name), f"{name} is missing") for name in FILES},
     **{f"{name} a directory": (_directory(name), f"{name} is not a file") for name in FILES},
     **{f"{name} a pipe": (_fifo(name), f"{name} is not a file") for name in FILES},
@@ -145,6 +148,10 @@ FORGERIES = {
     "huge shape": _forge(MODEL, b'"shape":[2,4]', b'"shape":[99999999999999,4]'),
     "another dtype": _forge(MODEL, b'"F32"', b'"I32"'),
     "another name": _forge(OPTIMIZER, b'"step.bias"', b'"step.bios"'),
+    "other tensors than the manifest's": lambda home: (
+        save_file({"weight": torch.ones(2, 4), "bias": torch.ones(3)}, home / MODEL),
+        reseal(home, keep_tensors=True),
+    ),
     "negative step": _forge(STATE, b'"step": 7', b'"step": -7'),
     "a step that no file name holds": _forge(STATE, b'"step": 7', b'"step": 7' + b"0" * 5000),
     "a step in words": _forge(STATE, b'"step": 7', b'"step": "7"'),

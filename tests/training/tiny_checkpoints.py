@@ -89,14 +89,17 @@ def flip(path, position=-1):
     path.write_bytes(content)
 
 
-def reseal(home):
-    """Write a manifest that fits the files as they are now, as far as they can be read."""
+def reseal(home, keep_tensors=False):
+    """Write a manifest that fits the files as they are now, as far as they can be read.
+
+    keep_tensors: the tensors in it stay those of before.
+    """
     manifest = Manifest.model_validate_json((home / MANIFEST).read_bytes())
     files = {}
     for name in (MODEL, OPTIMIZER, STATE):
         content = (home / name).read_bytes()
         try:
-            tensors = tensors_in(home / name) if name != STATE else {}
+            tensors = manifest.files[name].tensors if keep_tensors or name == STATE else tensors_in(home / name)
         except Exception:
             tensors = manifest.files[name].tensors
         files[name] = FileRecord(bytes=len(content), sha256=hashlib.sha256(content).hexdigest(), tensors=tensors)
