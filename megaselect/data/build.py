@@ -119,7 +119,8 @@ def _refuse_empty_splits(paths: DatasetPaths, num_documents: dict[str, int], opt
 def _tokenizer_model(division: Division, options: BuildOptions) -> bytes:
     if options.tokenizer is not None:
         return options.tokenizer.read_bytes()
-    sample = sample_text(division, options.lines, _TOKENIZER_SAMPLE_BYTES)
+    # A list, not the iterator: sentencepiece would report an error in the input as one of its own.
+    sample = list(sample_text(division, options.lines, _TOKENIZER_SAMPLE_BYTES))
     return train_tokenizer(sample, options.vocab_size or DEFAULT_VOCAB_SIZE)
 
 
@@ -164,6 +165,7 @@ def _record(
         "sha256": paths.sha256,
         "python_version": platform.python_version(),
         "vocab_size": tokenizer.vocab_size,
+        "tokenizer_sha256": tokenizer.sha256,
         "options": options.request(),
         "files": dict(sorted(Counter(document.kind for document in documents).items())),
         **{split: split_record(split) for split in options.splits},

@@ -1,6 +1,5 @@
 """PREFIX.json beside a dataset: which tokenizer wrote it, as `megaselect data prepare` recorded."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +54,7 @@ def check_record(prefix: str | Path, tokenizer_path: Path | None, tokenizer: Tok
             f"{prefix} was written with a tokenizer of {record.vocab_size} pieces ({record.path}), but "
             f"{tokenizer_path} has {tokenizer.vocab_size}; {remedy}"
         )
-    if record.tokenizer_sha256 not in (None, hashlib.sha256(tokenizer_path.read_bytes()).hexdigest()):
+    if record.tokenizer_sha256 not in (None, tokenizer.sha256):
         raise DataError(
             f"{prefix} was written with another tokenizer than {tokenizer_path}, by the checksum in {record.path}; "
             f"{remedy}"

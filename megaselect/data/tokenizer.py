@@ -5,6 +5,7 @@ otherwise, and characters that are no piece of their own are spelt as UTF-8 byte
 tabs, line ends, runs of spaces, NUL, emoji. (Lone surrogates are no text: Python cannot encode them either.)
 """
 
+import hashlib
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,10 +37,15 @@ _TRAINER_SETTINGS = {
 
 
 class Tokenizer:
-    """A sentencepiece model file. Models of other makers work too; what they normalise does not round-trip."""
+    """A sentencepiece model file. Models of other makers work too; what they normalise does not round-trip.
+
+    sha256: of the file.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self._processor = _load(path)
+        content = _read(path)
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self._processor = _load(path, content)
         self.vocab_size: int = self._processor.vocab_size()
         self.end_of_document_id: int = self._processor.eos_id()
         if self.end_of_document_id < 0:
@@ -79,9 +85,12 @@ def train_tokenizer(sentences: Iterable[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
-def _load(path: str | Path) -> sentencepiece.SentencePieceProcessor:
+def _read(path: str | Path) -> bytes:
     with explain_os_errors("read the tokenizer", "name a sentencepiece .model file"):
-        content = Path(path).read_bytes()
+        return Path(path).read_bytes()
+
+
+def _load(path: str | Path, content: bytes) -> sentencepiece.SentencePieceProcessor:
     refusal = DataError(f"{path} is not a sentencepiece model; name a .model file that sentencepiece wrote")
     # Sentencepiece takes an empty file for a valid model, and fails when it is used.
     if not content:

@@ -134,5 +134,6 @@ def test_a_json_that_is_no_record_is_left_alone(tmp_path, content):
 def test_prepare_writes_a_record_that_is_read(tmp_path):
     (tmp_path / "cat.txt").write_text("the cat sat on the mat\n" * 200)
     prepare([tmp_path / "cat.txt"], tmp_path / "text", vocab_size=270)
-    assert read_record(tmp_path / "text").vocab_size == 270
+    record, model = read_record(tmp_path / "text"), (tmp_path / "text.model").read_bytes()
+    assert (record.vocab_size, record.tokenizer_sha256) == (270, hashlib.sha256(model).hexdigest())
     check_record(tmp_path / "text", tmp_path / "text.model", Tokenizer(tmp_path / "text.model"), 270)
