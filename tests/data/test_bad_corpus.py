@@ -134,6 +134,17 @@ def test_flags_that_are_refused(tmp_path, capsys, flags, message):
     assert list(tmp_path.glob("out/*")) == []
 
 
+def test_a_bad_line_that_the_training_of_the_tokenizer_meets(tmp_path, capsys):
+    (tmp_path / "lines.jsonl").write_bytes(contents_of("field.jsonl"))
+    arguments = ["--input", str(tmp_path / "lines.jsonl"), "--output", str(tmp_path / "out" / "x")]
+    assert main(["data", "prepare", *arguments]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/lines.jsonl, line 6: there is no field 'text' (fields: 'body'); "
+        "name the text's with --json-field\n"
+    )
+    assert list(tmp_path.glob("out/*")) == []
+
+
 def test_the_first_bad_line_is_named_whoever_meets_it(tmp_path, default_dataset):
     good = b'{"text": "%s"}\n' % (b"a good line " * 80)
     lines = [good] * 3000
