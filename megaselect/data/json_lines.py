@@ -12,7 +12,7 @@ from megaselect.data.documents import BLOCK_BYTES, Document, RawBlock, cut_block
 from megaselect.errors import DataError
 
 # Line end included. A line is parsed as a whole, which takes several times its length in memory.
-MAX_LINE_BYTES = 32 * 1024 * 1024
+MAX_LINE_BYTES = 16 * 1024 * 1024
 
 _FIELDS_SHOWN = 8
 
