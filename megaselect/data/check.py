@@ -33,10 +33,11 @@ class Vocabulary(NamedTuple):
 
 
 def token_chunks(dataset: IndexedDataset) -> Iterator[tuple[int, np.ndarray]]:
-    """The token stream in parts of a bounded size, each with where it starts."""
+    """The token stream in parts of a bounded size, each with where it starts; only one is in memory at a time."""
     tokens = dataset.tokens
     for start in range(0, len(tokens), _CHUNK_TOKENS):
         yield start, tokens[start : min(start + _CHUNK_TOKENS, len(tokens))]
+        dataset.release()
 
 
 def check_sources(sources: Iterable[DataSource], vocabulary: Vocabulary) -> None:

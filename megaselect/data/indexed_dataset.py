@@ -1,6 +1,7 @@
 """Datasets as PREFIX.bin and PREFIX.idx, read and written. The layout is in megaselect.data.index_file."""
 
 import io
+import mmap
 from array import array
 from collections.abc import Sequence
 from contextlib import suppress
@@ -60,6 +61,10 @@ class IndexedDataset:
             first = int(self._starts[0])
             return self._data[first : first + int(self.sequence_lengths.sum(dtype=np.int64))]
         return GatheredTokens(self._data, self._starts, self.sequence_lengths)
+
+    def release(self) -> None:
+        """Let go of the memory of what was read so far; what is asked for again is read again."""
+        self._data.base.madvise(mmap.MADV_DONTNEED)
 
 
 class GatheredTokens:

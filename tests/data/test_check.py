@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -71,6 +72,24 @@ def test_every_dataset_of_every_split_is_read_once(write_tokens, monkeypatch):
     monkeypatch.setattr(check, "check_tokens", lambda dataset, _: read.append(str(dataset.bin_path)))
     check_sources([splits.train, splits.valid], MODEL)
     assert read == [f"{prefix}.bin" for prefix in (a, b, valid)]
+
+
+def test_what_was_read_is_let_go(write_index, monkeypatch):
+    """32 MB, a megabyte at a time. `shared` in statm counts the pages of files that a process has mapped."""
+
+    def mapped_bytes():
+        return int(Path("/proc/self/statm").read_text().split()[2]) * os.sysconf("SC_PAGE_SIZE")
+
+    monkeypatch.setattr(check, "_CHUNK_TOKENS", 2**20)
+    size = 32 * 2**20
+    dataset = IndexedDataset(write_index(bytes(size), (size,), (0,), (0, 1)))
+    before = mapped_bytes()
+    seen = []
+    for _, chunk in check.token_chunks(dataset):
+        assert chunk.max() == 0
+        seen.append(mapped_bytes() - before)
+    assert len(seen) == 32
+    assert max(seen) < size / 4
 
 
 @pytest.fixture(scope="module")
