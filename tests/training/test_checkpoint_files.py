@@ -173,7 +173,7 @@ def test_a_forged_checkpoint_is_refused_in_one_line(home, forgery):
 
 def test_the_newest_whole_checkpoint_is_taken(tmp_path):
     trained = Tiny()
-    paths = [trained.train().write(tmp_path, state) for state in states(4, 8, 12, 100_000_000)]
+    paths = [trained.train().write(tmp_path, state) for state in states(4, 8, 99_999_999, 100_000_000)]
     assert newest_checkpoint(tmp_path).checkpoint.path == paths[3]  # by number, not by letters
     flip(paths[3] / OPTIMIZER)
     (paths[2] / STATE).unlink()
@@ -183,7 +183,7 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path):
     assert len(found.notes) == 2
     assert "optimizer.safetensors: its bytes have changed, by their SHA-256): continuing from" in found.notes[0]
     assert "step-100000000 is damaged" in found.notes[0]
-    assert "step-00000012 is damaged (state.json is missing): continuing from step-00000008" in found.notes[1]
+    assert "step-99999999 is damaged (state.json is missing): continuing from step-00000008" in found.notes[1]
     assert find_checkpoint(str(tmp_path), tmp_path).checkpoint.path == paths[1]
     assert all(path.exists() for path in paths)
 
