@@ -5,7 +5,7 @@ import os
 import select
 import signal
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -109,9 +109,11 @@ def working(start_python, *arguments):
         yield child, pids, handles
     finally:
         child.kill()
-        child.communicate()
         for handle in handles:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
             os.close(handle)
+        child.communicate()
 
 
 def test_workers_end_with_a_parent_that_is_killed(mixed_corpus, tmp_path, start_python, default_dataset):
