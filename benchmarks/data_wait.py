@@ -2,12 +2,15 @@
 
 Training steps of one model, in turns with batches read ahead by a thread and with batches read when they are asked for.
 The wait is the time until the batch is on the device. Exit 1 where reading ahead leaves it above 1 % of the step.
+--read-ms makes every batch take that much longer to read, as from a disk that is far away.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,7 +19,19 @@ ALLOWED_SHARE = 0.01
 STEPS_A_TURN = 11
 
 
-def measure(config: Any, steps: int, depths: tuple[int, ...]) -> dict[int, list[tuple[float, float]]]:
+@dataclass(frozen=True)
+class SlowSource:
+    """The batches of `source`, each after a wait, which leaves the processor to others as waiting for a disk does."""
+
+    source: Any
+    seconds: float
+
+    def batch(self, first_sample_index: int, micro_batch_size: int) -> Any:
+        time.sleep(self.seconds)
+        return self.source.batch(first_sample_index, micro_batch_size)
+
+
+def measure(config: Any, steps: int, depths: tuple[int, ...], read_ms: float) -> dict[int, list[tuple[float, float]]]:
     """Depth of reading ahead -> (milliseconds of waiting, milliseconds of the step) of each of `steps` steps."""
     from megaselect.build import build_model
     from megaselect.data.prefetch import Prefetcher
@@ -28,7 +43,8 @@ def measure(config: Any, steps: int, depths: tuple[int, ...]) -> dict[int, list[
 
     model = build_model(config)
     device = next(model.parameters()).device
-    optimizer, source = MixedPrecisionAdamW(model, config.training), open_datasets(config).train
+    optimizer = MixedPrecisionAdamW(model, config.training)
+    source = SlowSource(open_datasets(config).train, read_ms / 1e3)
     phases, state = PhaseTimes(device), RunState(0, 0)
     times: dict[int, list[tuple[float, float]]] = {depth: [] for depth in depths}
     turns = -(-steps // (STEPS_A_TURN - 1))
@@ -57,11 +73,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Share of a training step that waits for data.")
     parser.add_argument("--config", default="tiny", help="name in configs/ or a YAML file (default tiny)")
     parser.add_argument("--steps", type=int, default=100, help="measured steps of each kind (default 100)")
+    parser.add_argument("--read-ms", type=float, default=0.0, help="added to the reading of each batch (default 0)")
     arguments = parser.parse_args()
     try:
         config = Config.from_yaml(find_config(arguments.config))
         ahead = config.data.prefetch
-        times = measure(config, arguments.steps, tuple(dict.fromkeys((0, ahead))))
+        times = measure(config, arguments.steps, tuple(dict.fromkeys((0, ahead))), arguments.read_ms)
     except MegaselectError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -54,6 +54,11 @@ def test_missing_files(write_index, tmp_path):
             "belong together or the .bin was cut short: write both again",
         ),
         (
+            {"tokens": b""},
+            "PREFIX.bin has 0 bytes, but PREFIX.idx puts sequence 0 at byte 0 with 3 tokens of 1 bytes; the two do not "
+            "belong together or the .bin was cut short: write both again",
+        ),
+        (
             {"offsets": (0, 2**63 - 1, 4)},
             "PREFIX.bin has 6 bytes, but PREFIX.idx puts sequence 1 at byte 9223372036854775807 with 1 tokens of "
             "1 bytes; the two do not belong together or the .bin was cut short: write both again",
@@ -89,7 +94,14 @@ def test_damaged_files(write_index, changes, expected):
 
 @pytest.mark.parametrize(
     ("bounds", "shown"),
-    [((), "none"), ((1, 3), "from 1 to 3"), ((0, 2), "from 0 to 2"), ((0, 4, 3), "from 0 to 3"), ((0,), "from 0 to 0")],
+    [
+        ((), "none"),
+        ((1, 3), "from 1 to 3"),
+        ((0, 2), "from 0 to 2"),
+        ((0, 4, 3), "from 0 to 3"),
+        ((0,), "from 0 to 0"),
+        ((0, 2**63 - 1, -2, 3), "from 0 to 3"),
+    ],
 )
 def test_document_bounds_that_make_no_sense(write_index, bounds, shown):
     assert message_of(write_index(bounds=bounds)) == (
