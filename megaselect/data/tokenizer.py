@@ -39,13 +39,13 @@ _TRAINER_SETTINGS = {
 class Tokenizer:
     """A sentencepiece model file. Models of other makers work too; what they normalise does not round-trip.
 
-    sha256: of the file.
+    model_file: its content. sha256: of that.
     """
 
     def __init__(self, path: str | Path) -> None:
-        content = _read(path)
-        self.sha256 = hashlib.sha256(content).hexdigest()
-        self._processor = _load(path, content)
+        self.model_file = _read(path)
+        self.sha256 = hashlib.sha256(self.model_file).hexdigest()
+        self._processor = _load(path, self.model_file)
         self.vocab_size: int = self._processor.vocab_size()
         self.end_of_document_id: int = self._processor.eos_id()
         if self.end_of_document_id < 0:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from megaselect.config import Config
 from megaselect.data.files import write_atomically
+from megaselect.data.tokenizer import Tokenizer
 from megaselect.errors import RunDirectoryError
 from megaselect.training.metrics_tail import METRICS_NAME
 from megaselect.training.run_lock import RunLock
 from megaselect.training.run_record import RECORD_NAME, RunRecord, Segment
 
-CONFIG_NAME = "config.yaml"
+CONFIG_NAME, TOKENIZER_NAME = "config.yaml", "tokenizer.model"
 # By any of these a directory is known to be a run's.
 _MARKS = (RECORD_NAME, METRICS_NAME, "checkpoints")
 
@@ -43,9 +44,15 @@ class RunDir:
                 write_atomically(self.path / CONFIG_NAME, config.to_yaml().encode())
             yield record
 
+    def keep_tokenizer(self, tokenizer: Tokenizer | None) -> None:
+        """A copy of its model file: what the ids of the run's model mean hangs on no file elsewhere."""
+        if tokenizer:
+            with _explained(self.path):
+                write_atomically(self.path / TOKENIZER_NAME, tokenizer.model_file)
+
     def _remove_leftovers(self) -> None:
         """What a run that was killed in this place left half written."""
-        for name in (RECORD_NAME, CONFIG_NAME):
+        for name in (RECORD_NAME, CONFIG_NAME, TOKENIZER_NAME):
             for partial in self.path.glob(f".{name}.*.partial"):
                 partial.unlink()
 

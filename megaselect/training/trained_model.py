@@ -15,6 +15,7 @@ from megaselect.model.gpt import GPT
 from megaselect.training.checkpoint import DTYPE_NAMES, load_weights, newest_checkpoint
 from megaselect.training.checkpoint_files import BEST, MODEL, Checkpoint, list_checkpoints, open_checkpoint, step_of
 from megaselect.training.datasets import open_tokenizer
+from megaselect.training.run_dir import TOKENIZER_NAME
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ def load_trained_model(place: Path, which: str | None, device: str, tokenizer: P
     """The model in a run directory or a checkpoint.
 
     which: of a run's checkpoints `best`, `step-N` or N; None: the newest whole one. device: auto, cpu or cuda; on a CPU
-    the model computes in fp32, whatever it was trained in. tokenizer: None takes the one that the run had.
+    the model computes in fp32, whatever it was trained in. tokenizer: None takes the one that the run kept.
     Raises CheckpointError, DataError, ConfigError or DeviceError.
     """
     where = resolve_device(device)
     checkpoint, notes = _open(place, which)
-    config = Config.from_dict(checkpoint.saved.config, str(checkpoint.path / "state.json"), _overrides(tokenizer))
+    kept = checkpoint.path.parent.parent / TOKENIZER_NAME
+    overrides = _overrides(tokenizer or (kept if kept.is_file() else None))
+    config = Config.from_dict(checkpoint.saved.config, str(checkpoint.path / "state.json"), overrides)
     words = open_tokenizer(config)
     if words is None:
         data = config.data.prefix or " ".join(config.data.blend)

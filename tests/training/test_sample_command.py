@@ -165,6 +165,18 @@ def test_a_mistake_is_one_line(run_dir, sample, case):
     assert message in errors[0]
 
 
+def test_the_run_keeps_its_tokenizer(run_dir, corpus, sample, tmp_path):
+    """The data may go, or be prepared anew with another one."""
+    flags = ("--run", run_dir, "--prompt", "line", "--tokens", 10)
+    expected, kept = sample(*flags), run_dir / "tokenizer.model"
+    assert kept.read_bytes() == corpus.with_suffix(".model").read_bytes()
+    corpus.with_suffix(".model").rename(tmp_path / "away.model")
+    try:
+        assert sample(*flags)[:2] == expected[:2]
+    finally:
+        (tmp_path / "away.model").rename(corpus.with_suffix(".model"))
+
+
 def test_data_without_a_tokenizer(run_main, dataset, sample, tmp_path):
     flags = ("--data.prefix", dataset, "--model.vocab-size", 256, "--max-steps", 1, "--training.eval-interval", 0)
     assert run_main(*flags, "--run-dir", tmp_path / "run").returncode == 0
