@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 import megaselect
 from megaselect.config import Config, iter_settings
 from megaselect.config.messages import nearest_setting
+from megaselect.config.shown import one_line_errors
 from megaselect.errors import ConfigError
 
 DEFAULT_CONFIG = "tiny"
@@ -97,6 +98,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=26, width=min(shutil.get_terminal_size().columns, 100) - 2)
 
 
+@one_line_errors()
 def parse_run_args(argv: Sequence[str], command: CommandFlags) -> RunCommand:
     """Flags to a validated config. Raises ConfigError; --help and --version print and raise SystemExit(0)."""
     parser = _run_parser(command)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Dropout sites number the heads of a layer from 0 and the layer's other sites from 4000 (docs/dropout-mask.md).
 MAX_HEADS = 4000
+# Plans list the layers one by one. The deepest models have hundreds.
+MAX_LAYERS = 100_000
 
 # The default of data.valid_fraction. Another one is the user's wish, and is not to be ignored without a word.
 VALID_FRACTION = 0.05
@@ -40,7 +42,7 @@ def check_model(model: ModelConfig) -> None:
     """Heads divide the hidden size; each dropout probability is one that the masks can have."""
     heads, hidden = model.num_attention_heads, model.hidden_size
     if hidden % heads:
-        divisors = [n for n in range(1, hidden + 1) if hidden % n == 0]
+        divisors = [n for n in range(1, min(hidden, MAX_HEADS) + 1) if hidden % n == 0]
         nearest = min(divisors, key=lambda n: abs(n - heads))
         raise SettingError(
             f"model.num_attention_heads ({heads}) must divide model.hidden_size ({hidden}); "

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from megaselect.config.origins import Origins
+from megaselect.config.shown import LONGEST_VALUE, shown
 from megaselect.errors import ConfigError
 
 _KINDS = {
@@ -24,6 +25,7 @@ _PLAIN = {
     "greater_than": "must be more than {gt}",
     "less_than_equal": "must be at most {le}",
     "less_than": "must be less than {lt}",
+    "too_large": "is larger than any number that makes sense here: it must be less than 2^64",
     "switch_word": "is no value of this setting; YAML reads on and yes as True, off and no as False: quote such words",
 }
 
@@ -61,7 +63,8 @@ def nearest_setting(name: str, names: Sequence[str]) -> list[str]:
 
 def nearest_choice(value: Any, choices: Sequence[str]) -> str:
     """`; did you mean full?`, or nothing where no choice is near."""
-    close = get_close_matches(str(value).lower(), choices, n=1)
+    word = value.lower() if isinstance(value, str) and len(value) <= LONGEST_VALUE else shown(value)
+    close = get_close_matches(word, choices, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -83,8 +86,10 @@ def _explain_value(problem: Any, origins: Origins) -> str:
     name, value = ".".join(map(str, problem["loc"][:2])), problem["input"]
     if value is None:
         return f"{origins.source}: {name} is empty; give it a value, or remove it"
-    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
-    subject = f"{origins.flags[name]} {value}" if name in origins.flags else f"{origins.source}: {name} = {shown}"
+    if name in origins.flags:
+        subject = f"{origins.flags[name]} {value if isinstance(value, str) else shown(value)}"
+    else:
+        subject = f"{origins.source}: {name} = {shown(value)}"
     return f"{subject}: {_demand(problem, name)}"
 
 

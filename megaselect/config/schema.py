@@ -14,9 +14,11 @@ from megaselect.config.blend import BlendWords
 from megaselect.config.layers import parse_layers
 from megaselect.config.messages import explain
 from megaselect.config.origins import Origins, merge
+from megaselect.config.shown import one_line_errors
 from megaselect.config.yaml_file import read_yaml
 
 VOCABULARY_MULTIPLE = 128
+NUMBER_BITS = 64
 MODULES = ("softmax", "dropout", "core_attn", "layernorm", "gelu")
 
 
@@ -36,11 +38,19 @@ class Section(BaseModel):
             raise PydanticCustomError("switch_word", "switch word")
         return value
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _refuse_huge_numbers(cls, value: Any) -> Any:
+        """Python has no largest number, and others do not write or divide one of thousands of digits in no time."""
+        if type(value) is int and value.bit_length() > NUMBER_BITS:
+            raise PydanticCustomError("too_large", "too large")
+        return value
+
 
 class ModelConfig(Section):
     """Shape of the GPT model."""
 
-    num_layers: int = Field(ge=1, description="transformer layers")
+    num_layers: int = Field(ge=1, le=checks.MAX_LAYERS, description="transformer layers")
     hidden_size: int = Field(ge=1, description="width of the residual stream")
     num_attention_heads: int = Field(ge=1, le=checks.MAX_HEADS, description="heads; must divide the hidden size")
     ffn_hidden_size: int | None = Field(None, ge=1, description="width inside the MLP; none: 4 x hidden size")
@@ -264,6 +274,7 @@ class Config(BaseModel):
         return self
 
     @classmethod
+    @one_line_errors()
     def from_yaml(
         cls, path: str | Path, overrides: Mapping[str, Any] | None = None, flags: Mapping[str, str] | None = None
     ) -> Self:
@@ -274,6 +285,7 @@ class Config(BaseModel):
         return cls.from_dict(read_yaml(path), str(path), overrides, flags)
 
     @classmethod
+    @one_line_errors()
     def from_dict(
         cls,
         mapping: Mapping[str, Any],

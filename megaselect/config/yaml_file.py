@@ -7,6 +7,10 @@ import yaml
 
 from megaselect.errors import ConfigError
 
+_CONVERSION_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
+_MOST_KEYS = 10_000
+_LARGEST_FILE_BYTES = 2**18
+
 
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader lets the last of two equal keys win and reads `on:` as True; both are mistakes here."""
@@ -26,6 +30,12 @@ class _StrictLoader(yaml.SafeLoader):
             first_line[key] = line
         return super().construct_mapping(node, deep)
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge keys (<<) of merge keys may double their number with every line."""
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_KEYS:
+            raise ConfigError(f"line {node.start_mark.line + 1}: merges more than {_MOST_KEYS:,} keys")
+
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError where there is no file, or it is not text, YAML or a mapping."""
@@ -37,11 +47,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         mark, problem = error.problem_mark or error.context_mark, error.problem or error.context
         line = f"line {mark.line + 1}: " if mark else ""
         raise ConfigError(f"{path}: {line}not valid YAML: {problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # Such as a control character, a date in month 13, or thousands of brackets.
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    except (yaml.YAMLError, *_CONVERSION_ERRORS) as error:
+        # Such as a control character, a date in month 13, thousands of brackets, or a tag on what is no such value.
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
         raise ConfigError(f"{path}: the file is empty; it needs at least the section model")
     if not isinstance(content, dict):
@@ -52,7 +62,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE_BYTES + 1)
+        if len(content) > _LARGEST_FILE_BYTES:
+            raise ConfigError(f"{path}: larger than {_LARGEST_FILE_BYTES // 1024} KiB, which no config is")
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except IsADirectoryError:
