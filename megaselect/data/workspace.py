@@ -65,9 +65,19 @@ class Workspace:
                 path.unlink()
         write_atomically(self.path / _REQUEST, json.dumps(request).encode())
 
+    def refuse_foreign(self) -> None:
+        """Raise DataError for a directory that some other program filled."""
+        own = (self.path / _REQUEST).exists()
+        if not own and any(path.name != _LOCK and not path.name.startswith(".") for path in self.path.iterdir()):
+            raise DataError(
+                f"{self.path} is where a preparation keeps its work, but its files are not a preparation's; "
+                "move them away, or choose another output prefix"
+            )
+
     def remove(self) -> None:
-        """Remove the directory, the record last: a call that finds it knows that nothing is left to be done."""
-        for path in sorted(self.path.iterdir(), key=lambda path: path.name == RECORD):
+        """Remove the directory, the record late: a call that finds it knows that nothing is left to be done."""
+        last = (RECORD, _REQUEST, _LOCK)
+        for path in sorted(self.path.iterdir(), key=lambda path: path.name in last and 1 + last.index(path.name)):
             path.unlink()
         self.path.rmdir()
 
@@ -82,6 +92,7 @@ def open_workspace(prefix: Path, request: dict[str, Any], watcher: Watcher) -> I
     """
     workspace = Workspace(Path(f"{prefix}.partial"))
     workspace.path.mkdir(parents=True, exist_ok=True)
+    workspace.refuse_foreign()
     with _locked(workspace.path):
         try:
             workspace.begin(request, watcher)

@@ -71,6 +71,19 @@ def test_two_at_a_time_in_one_place(mixed_corpus, tmp_path, default_dataset):
     )
 
 
+def test_a_directory_of_somebody_elses(mixed_corpus, tmp_path, default_dataset):
+    (tmp_path / "text.partial").mkdir()
+    (tmp_path / "text.partial" / "thesis.txt").write_text("chapter 1")
+    with pytest.raises(DataError) as caught:
+        prepare([mixed_corpus], tmp_path / "text", tokenizer=default_dataset.tokenizer_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/text.partial is where a preparation keeps its work, but its files are not a preparation's; "
+        "move them away, or choose another output prefix"
+    )
+    (kept_file,) = (tmp_path / "text.partial").iterdir()
+    assert kept_file.read_text() == "chapter 1"
+
+
 PREPARE_WITH_WORKERS = """
 import multiprocessing, sys
 from pathlib import Path
