@@ -5,46 +5,20 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
 from megaselect.config import checks
 from megaselect.config.blend import BlendWords
 from megaselect.config.layers import parse_layers
 from megaselect.config.messages import explain
 from megaselect.config.origins import Origins, merge
+from megaselect.config.section import Section
 from megaselect.config.shown import one_line_errors
 from megaselect.config.yaml_file import read_yaml
 
 VOCABULARY_MULTIPLE = 128
-NUMBER_BITS = 64
 MODULES = ("softmax", "dropout", "core_attn", "layernorm", "gelu")
-
-
-class Section(BaseModel):
-    """Base of the sections: frozen, unknown keys refused, and no number read from a YAML switch word."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _read_switch_words(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads off, no, on and yes as bool, which pydantic would go on to read as the numbers 0 and 1."""
-        field = cls.model_fields[info.field_name or ""]
-        if (value is False or value == "off") and isinstance(field.json_schema_extra, dict):
-            return field.json_schema_extra["off"]
-        if isinstance(value, bool) and field.annotation is not bool:
-            raise PydanticCustomError("switch_word", "switch word")
-        return value
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _refuse_huge_numbers(cls, value: Any) -> Any:
-        """Python has no largest number, and others do not write or divide one of thousands of digits in no time."""
-        if type(value) is int and value.bit_length() > NUMBER_BITS:
-            raise PydanticCustomError("too_large", "too large")
-        return value
 
 
 class ModelConfig(Section):
