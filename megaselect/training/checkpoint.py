@@ -12,6 +12,7 @@ from torch import nn
 
 from megaselect.errors import CheckpointError
 from megaselect.training.checkpoint_files import (
+    MANIFEST,
     MODEL,
     OPTIMIZER,
     Checkpoint,
@@ -52,7 +53,7 @@ def find_checkpoint(resume: str, run_dir: Path) -> Found:
         )
     if resume == "none":
         return Found(None, [])
-    if step_of(path.resolve()) is not None and path.is_dir():
+    if _is_checkpoint(path.resolve()):
         return Found(open_checkpoint(path.resolve()), [])
     found = newest_checkpoint(path)
     if found.checkpoint is None:
@@ -91,7 +92,12 @@ def _notes_on(damaged: list[tuple[Path, Damage]], used: Path) -> list[str]:
 def is_same_run(path: Path, run_dir: Path) -> bool:
     """Whether a run directory or a checkpoint belongs to the run in run_dir."""
     home = path.resolve()
-    return run_dir.resolve() == (home if step_of(home) is None else home.parent.parent)
+    return run_dir.resolve() == (home.parent.parent if _is_checkpoint(home) else home)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """By its name, or by its manifest where somebody gave it another name."""
+    return path.is_dir() and (step_of(path) is not None or (path / MANIFEST).exists())
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: MixedPrecisionAdamW) -> RunState:

@@ -213,6 +213,15 @@ def test_another_runs_checkpoint_does_not_overwrite_a_run(tmp_path):
     assert find_checkpoint(str(tmp_path / "one"), tmp_path / "new").checkpoint is not None
 
 
+def test_a_checkpoint_under_another_name_can_be_given(home, tmp_path):
+    kept = tmp_path / "kept"
+    shutil.copytree(home, kept)
+    assert find_checkpoint(str(kept), tmp_path / "new").checkpoint.saved.state == STATE_OF_ALL
+    (kept / MODEL).unlink()
+    with pytest.raises(CheckpointError, match=r"kept is damaged \(model\.safetensors is missing\)"):
+        find_checkpoint(str(kept), tmp_path / "new")
+
+
 def test_what_a_kill_left_is_removed_at_the_start(tmp_path):
     home = Tiny().write(tmp_path, RunState(4, 16))
     for name in (".step-00000008.partial", ".step-00000002.removed"):
