@@ -218,6 +218,12 @@ def test_documents_that_were_once_more_than_a_line(content, part, tmp_path):
     assert part in message
 
 
+@pytest.mark.parametrize("name", ["9" * 5000, "a\0b", "a\nb", "", "\ud800"])
+def test_names_that_no_file_has_are_refused_in_a_line(name):
+    assert accepted(lambda: parse_train_args(["--config", name]).config) is None
+    assert accepted(lambda: Config.from_yaml(name)) is None
+
+
 def test_a_file_without_an_end_is_refused():
     with pytest.raises(ConfigError, match=r"^/dev/zero: larger than 256 KiB"):
         Config.from_yaml("/dev/zero")

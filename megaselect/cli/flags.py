@@ -4,6 +4,7 @@ Every command that takes a config has them: train, and those that tell about the
 """
 
 import argparse
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -121,9 +122,10 @@ def parse_run_args(argv: Sequence[str], command: CommandFlags) -> RunCommand:
 def find_config(name: str) -> Path:
     """The file at a path, or the config that ships under a bare name. Raises ConfigError where there is neither."""
     path, shipped = Path(name), _shipped_configs()
-    if name in shipped and not path.is_file():
+    # os.path says no to what cannot be a path, such as a name of thousands of characters, where pathlib raises.
+    if name in shipped and not os.path.isfile(name):
         return _relative_to_here(shipped[name])
-    if not path.exists():
+    if not os.path.exists(name):
         raise ConfigError(f"--config {name}: no such file; the shipped configs are {', '.join(sorted(shipped))}")
     return path
 

@@ -75,3 +75,5 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}: not a text file (byte {error.start} is not UTF-8); save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
