@@ -22,7 +22,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def add_data_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `data` and its commands. The parsed arguments carry `run`, to be called with them."""
-    data = subparsers.add_parser("data", help="prepare text of your own for training")
+    data = subparsers.add_parser("data", help="prepare datasets and look at them")
     commands = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add_command in _COMMANDS:
         add_command(commands)

@@ -22,7 +22,7 @@ _COMMANDS = {
     "runs": "list run directories with state, loss and speed",
     "sample": "let a trained model write text",
     "dashboard": "save a dashboard of W&B runs",
-    "data": "prepare a dataset",
+    "data": "prepare datasets and look at them",
 }
 
 # Package -> the extra that brings it, for those that `pip install .` leaves out.
