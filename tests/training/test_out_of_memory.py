@@ -5,7 +5,6 @@ import random
 import re
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 from short_of_memory import STEADY_ALLOCATOR
 from shortage import Shortage
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from megaselect.config import TrainingConfig
 from megaselect.host_memory import available_bytes
@@ -148,11 +148,13 @@ def test_nothing_of_the_failed_step_is_alive_when_the_next_one_is_prepared(run_s
 
     def watched_forward(trainer, batch):
         for layer in trainer.model.layers:
-            layer.register_forward_pre_hook(lambda _, arguments: inputs.append(weakref.ref(arguments[0])))
+            layer.register_forward_pre_hook(
+                lambda _, arguments: inputs.append(StorageWeakRef(arguments[0].untyped_storage()))
+            )
         return forward(trainer, batch)
 
     def watched_step_up(*arguments):
-        alive.append([reference() is not None for reference in inputs])
+        alive.append([not reference.expired() for reference in inputs])
         return step_up(*arguments)
 
     monkeypatch.setattr(loop.Trainer, "_forward", watched_forward)
