@@ -32,13 +32,8 @@ def run_folders(tmp_path):
     return sorted((tmp_path / "runs/tiny/wandb").glob("*run-*-*"))
 
 
-def test_auto_without_a_key_records_offline_and_a_resumed_run_goes_on(run_python, tmp_path):
-    first = run_python(START + "play(WandbSink('auto', 'project-x', 'group-y', 'runs/tiny', print), [1, 2])")
-    assert (first.returncode, first.stderr) == (0, "")
-    assert first.stdout == OFFLINE_NOTE.format(" (no API key)")  # one line, of 80 columns at most
-    assert len(first.stdout) <= 80 + len("\n")
-    (folder,) = run_folders(tmp_path)
-    records = inspect(run_python, folder)
+def assert_all_is_recorded(records):
+    """Of a whole run of two steps: what it is called, its configuration, history, summary and end. Returns the first."""
     (run,) = of_kind(records, "run")
     assert run["project"] == "project-x"
     assert run["run_group"] == "group-y"
@@ -71,7 +66,17 @@ def test_auto_without_a_key_records_offline_and_a_resumed_run_goes_on(run_python
     assert result["sample"] == "First Citizen:\nSpeak."
     assert "perf/median_mfu" not in result
     assert of_kind(records, "exit")[0]["exit_code"] == 0
+    return run
 
+
+def test_auto_without_a_key_records_offline_and_a_resumed_run_goes_on(run_python, tmp_path):
+    first = run_python(START + "play(WandbSink('auto', 'project-x', 'group-y', 'runs/tiny', print), [1, 2])")
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout == OFFLINE_NOTE.format(" (no API key)")  # one line, of 80 columns at most
+    assert len(first.stdout) <= 80 + len("\n")
+    (folder,) = run_folders(tmp_path)
+    records = inspect(run_python, folder)
+    run = assert_all_is_recorded(records)
     former = {"wandb_id": identifier(folder)}
     resumed = (
         "play(WandbSink('offline', 'project-x', None, 'runs/tiny', print), [3, 4], True, "

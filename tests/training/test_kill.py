@@ -108,7 +108,7 @@ def test_killed_at_many_random_moments(nursery, arguments, whole, tmp_path):
     assert met["saving"] > 0
 
 
-def kill_before_change(nursery, arguments, whole, run_dir, number):
+def check_kill_before_change(nursery, arguments, whole, run_dir, number):
     """The run that is killed before its change of that number, and is started again, is the same run."""
     assert nursery.run(arguments(run_dir), run_dir, kill_at=number) < 0
     assert nursery.run(arguments(run_dir), run_dir) == 0
@@ -120,10 +120,10 @@ def test_killed_before_any_of_its_changes(nursery, arguments, whole, tmp_path):
     seed = random.randrange(2**32)
     print(f"changes drawn with seed {seed}")
     for number in random.Random(seed).sample(range(whole.changes), 12):
-        kill_before_change(nursery, arguments, whole, tmp_path / f"run{number}", number)
+        check_kill_before_change(nursery, arguments, whole, tmp_path / f"run{number}", number)
 
 
 @pytest.mark.soak
 def test_killed_before_each_of_its_changes(nursery, arguments, whole, tmp_path):
     for number in range(whole.changes):
-        kill_before_change(nursery, arguments, whole, tmp_path / f"run{number}", number)
+        check_kill_before_change(nursery, arguments, whole, tmp_path / f"run{number}", number)
