@@ -108,7 +108,8 @@ print("changes", change - 1)
 
 def outcome(child):
     out, err = child.communicate()
-    assert (child.returncode, err) == (0, ""), out
+    # Standard error is not empty: multiprocessing notices that a killed process left its semaphores.
+    assert child.returncode == 0, out + err
     return out.splitlines()
 
 
