@@ -33,7 +33,7 @@ def run_folders(tmp_path):
 
 
 def assert_all_is_recorded(records):
-    """Of a whole run of two steps: what it is called, its configuration, history, summary and end. Returns the first."""
+    """Of a run of two steps: what it is called, its configuration, history, summary and end. Returns the run."""
     (run,) = of_kind(records, "run")
     assert run["project"] == "project-x"
     assert run["run_group"] == "group-y"
