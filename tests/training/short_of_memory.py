@@ -14,7 +14,11 @@ import torch
 from megaselect.cli.main import main
 
 MIB_BYTES = 2**20
-STEADY_ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
+STEADY_ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(128 * 1024),
+    "PYTHONFAULTHANDLER": "1",
+}
 HOLES, HOLE_BYTES, FENCE_BYTES = 640, 100 * 1024, 1024
 
 
