@@ -36,8 +36,16 @@ _IGNORED = frozenset(
         "training.eval_interval",
         "training.eval_batches",
         "training.save_interval",
+        "training.keep_checkpoints",
+        "training.keep_best",
+        "training.exit_after",
+        "training.on_nonfinite",
+        "training.on_oom",
         "training.sample_tokens",
         "logging.log_interval",
+        "logging.tensorboard",
+        "logging.profile",
+        "logging.memory_snapshot",
     }
 )
 

@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megaselect.config import Config
 from megaselect.data.files import write_atomically
-from megaselect.data.tokenizer import Tokenizer
 from megaselect.errors import RunDirectoryError
 from megaselect.training.metrics_tail import METRICS_NAME
 from megaselect.training.run_lock import RunLock
 from megaselect.training.run_record import RECORD_NAME, RunRecord, Segment
+
+if TYPE_CHECKING:
+    from megaselect.data.tokenizer import Tokenizer
 
 CONFIG_NAME, TOKENIZER_NAME = "config.yaml", "tokenizer.model"
 # By any of these a directory is known to be a run's.

@@ -147,6 +147,8 @@ def test_an_interrupted_wait_leaves_a_prefetcher_that_works(source):
             list(map(prefetcher.batch, (0, 2, 4), (2, 2, 2)))
         for first in (0, 2, 4):
             assert_same(prefetcher.batch(first, 2), source.batch(first, 2))
+    for thread in threads():  # one that was interrupted in its start is told to end, but `close` does not know of it
+        thread.join(PATIENCE_SECONDS)
     assert threads() == []
 
 
