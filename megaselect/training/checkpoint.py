@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from megaselect.devices import is_out_of_memory
 from megaselect.errors import CheckpointError
 from megaselect.training.checkpoint_files import (
     MANIFEST,
@@ -108,6 +109,8 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: MixedPr
         optimizer.load_tensors(_read_tensors(checkpoint, OPTIMIZER))
         optimizer.load_scalars(checkpoint.saved.loss_scale)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(
             f"checkpoint {checkpoint.path} lacks what the optimizer needs: {one_line(str(error))}"
         ) from error
