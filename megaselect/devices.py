@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from megaselect.errors import DeviceError
-from megaselect.gpus import GPU_SHARE, by_marketing_name
+from megaselect.gpus import _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED", "can't start new thread")
+GPU_SHARE, by_marketing_name
 from megaselect.host_memory import available_bytes
 from megaselect.kernels.attention import TRITON_MAX_HEAD_SIZE
 from megaselect.kernels.backend import resolve_backend
@@ -105,4 +106,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory is short, on a GPU (cuBLAS and Triton have words of their own) or a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return any(words in str(error) for words in ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED"))
+    return any(words in str(error) for words in _OUT_OF_MEMORY)

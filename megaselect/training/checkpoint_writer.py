@@ -92,6 +92,7 @@ class CheckpointSaver:
 
     def __enter__(self) -> Self:
         remove_leftovers(self._run_dir)
+        self._thread.submit(int).result()  # the thread is there before memory is short
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
