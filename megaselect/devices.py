@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from megaselect.errors import DeviceError
-from megaselect.gpus import _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED", "can't start new thread")
-GPU_SHARE, by_marketing_name
+from megaselect.gpus import GPU_SHARE, by_marketing_name
 from megaselect.host_memory import available_bytes
+
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED", "can't start new thread")
 from megaselect.kernels.attention import TRITON_MAX_HEAD_SIZE
 from megaselect.kernels.backend import resolve_backend
 
