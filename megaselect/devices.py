@@ -13,14 +13,13 @@ import torch
 from megaselect.errors import DeviceError
 from megaselect.gpus import GPU_SHARE, by_marketing_name
 from megaselect.host_memory import available_bytes
-
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED", "can't start new thread")
 from megaselect.kernels.attention import TRITON_MAX_HEAD_SIZE
 from megaselect.kernels.backend import resolve_backend
 
 if TYPE_CHECKING:
     from megaselect.config import ModelConfig
 
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED", "can't start new thread")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
