@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from megaselect.training.events import Sink
 
 # By what stopped the run: as shells report the signal, and the code by which sysexits.h asks to be run again later.
-EXIT_CODES = {None: 0, "SIGINT": 130, "SIGTERM": 143, "exit-after": 75}
+EXIT_CODES = {None: 0, "SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143, "exit-after": 75}
 
 _DESCRIPTION = """\
 Train a GPT model. What is kept for the backward pass is chosen by --recompute;

@@ -16,7 +16,7 @@ from megaselect.data.files import write_atomically
 from megaselect.errors import RunDirectoryError
 from megaselect.training.metrics_tail import METRICS_NAME
 from megaselect.training.run_lock import RunLock
-from megaselect.training.run_record import RECORD_NAME, RunRecord, Segment
+from megaselect.training.run_record import RECORD_NAME, RunRecord, Segment, set_damaged_aside
 
 if TYPE_CHECKING:
     from megaselect.data.tokenizer import Tokenizer
@@ -37,6 +37,8 @@ class RunDir:
     @contextmanager
     def recorded(self, config: Config, segment: Segment, note: Callable[[str], None]) -> Iterator[RunRecord]:
         """The run goes on here: write config.yaml, and keep run.json while inside. Raises RunDirectoryError."""
+        with _explained(self.path):
+            self.notes += set_damaged_aside(self.path)
         record = RunRecord(self.path, segment, note)
         with _explained(self.path):
             self._remove_leftovers()

@@ -71,8 +71,19 @@ def read_segments(run_dir: Path) -> list[Segment]:
         return []
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else "no run wrote it, or it is damaged"
-        raise RunDirectoryError(f"cannot read {path}: {why}; move the file away to go on without it") from error
+        raise RunDirectoryError(f"cannot read {path}: {why}") from error
     return segments
+
+
+def set_damaged_aside(run_dir: Path) -> list[str]:
+    """Rename a run.json that says nothing, which must not keep a run from going on; a note on it. Raises OSError."""
+    try:
+        read_segments(run_dir)
+    except RunDirectoryError:
+        aside = run_dir / f"{RECORD_NAME}.damaged"
+        (run_dir / RECORD_NAME).replace(aside)
+        return [f"note: {run_dir / RECORD_NAME} could not be read: it is {aside.name} now, and a new one begins"]
+    return []
 
 
 class RunRecord:

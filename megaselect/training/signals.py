@@ -8,13 +8,14 @@ import time
 from types import FrameType, TracebackType
 from typing import Literal, Self
 
-StopReason = Literal["SIGINT", "SIGTERM", "exit-after"]
+StopReason = Literal["SIGINT", "SIGTERM", "SIGHUP", "exit-after"]
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM asks the run to stop and SIGUSR1 asks it to save and go on.
+    """While entered, the first SIGINT, SIGTERM or SIGHUP asks the run to stop; SIGUSR1 asks it to save and go on.
 
-    A second SIGINT interrupts at once. seconds: after which the run is asked to stop too, from now on.
+    A second SIGINT interrupts at once. SIGHUP (the terminal is gone) stays ignored where it was, as by nohup. seconds:
+    after which the run is asked to stop too, from now on.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
@@ -37,11 +38,15 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # signal handlers can be set nowhere else
-            for number, handler in (
-                (signal.SIGINT, self._interrupt),
-                (signal.SIGTERM, self._terminate),
-                (signal.SIGUSR1, self._ask_to_save),
-            ):
+            handlers = {
+                signal.SIGINT: self._interrupt,
+                signal.SIGTERM: self._stop,
+                signal.SIGHUP: self._stop,
+                signal.SIGUSR1: self._ask_to_save,
+            }
+            if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+                del handlers[signal.SIGHUP]
+            for number, handler in handlers.items():
                 self._before[number] = signal.signal(number, handler)
         return self
 
@@ -54,8 +59,8 @@ class StopRequest:
             raise KeyboardInterrupt
         self._signal = "SIGINT"
 
-    def _terminate(self, number: int, frame: FrameType | None) -> None:
-        self._signal = self._signal or "SIGTERM"
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._signal = self._signal or ("SIGHUP" if number == signal.SIGHUP else "SIGTERM")
 
     def _ask_to_save(self, number: int, frame: FrameType | None) -> None:
         self._save = True

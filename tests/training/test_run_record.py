@@ -8,7 +8,7 @@ import pytest
 from megaselect.errors import DataError, RunDirectoryError
 from megaselect.training.metrics_tail import read_tail
 from megaselect.training.run_dir import claim_run_dir
-from megaselect.training.run_record import RECORD_NAME, RunRecord, Segment, read_segments
+from megaselect.training.run_record import RECORD_NAME, RunRecord, Segment, read_segments, set_damaged_aside
 
 FEW_STEPS = ("--max-steps", 2, "--training.sample-tokens", 0, "--training.eval-interval", 0)
 
@@ -96,12 +96,18 @@ def test_what_a_killed_start_left_half_written_goes(make_config, tmp_path):
     "content",
     ["", "null", "[]", "{}", '{"segments": [{}]}', '{"segments": "ab"}', "\udcff", "[" * 100_000],
 )
-def test_a_record_that_no_run_wrote_is_not_overwritten(tmp_path, content):
+def test_a_record_that_no_run_wrote_is_set_aside(tmp_path, content):
     path = tmp_path / RECORD_NAME
     path.write_text(content, errors="surrogateescape")
-    with pytest.raises(RunDirectoryError, match="no run wrote it, or it is damaged; move the file away") as raised:
+    written = path.read_bytes()
+    with pytest.raises(RunDirectoryError, match="no run wrote it, or it is damaged") as raised:
         read_segments(tmp_path)
     assert str(path) in str(raised.value)
+    assert set_damaged_aside(tmp_path) == [
+        f"note: {path} could not be read: it is run.json.damaged now, and a new one begins"
+    ]
+    assert (path.exists(), (tmp_path / "run.json.damaged").read_bytes()) == (False, written)
+    assert set_damaged_aside(tmp_path) == []
 
 
 def test_a_record_with_an_unknown_state_is_refused(record, tmp_path):

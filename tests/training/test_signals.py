@@ -21,7 +21,7 @@ PATIENCE_SECONDS, POLL_SECONDS = 60, 0.005
 @pytest.fixture(autouse=True)
 def same_handlers_afterwards():
     """A run gives back the handlers that it found."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     before = [signal.getsignal(number) for number in numbers]
     yield
     assert [signal.getsignal(number) for number in numbers] == before
@@ -78,7 +78,7 @@ def test_sigusr1_saves_and_goes_on(run_here, in_step, read_metrics, tmp_path):
     assert len(whole) == 5
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_run_after_its_step(run_here, in_step, read_metrics, capsys, tmp_path, number, code):
     in_step(3, send(number))
     assert run_here("--max-steps", 9, *NEVER_SAVED, "--run-dir", tmp_path) == code
@@ -144,3 +144,13 @@ def test_a_process_hears_signals_from_outside(child_command, child_environment, 
     assert "interrupted" in output
     first, last = saved_steps(tmp_path)
     assert first < last
+
+
+def test_a_run_that_ignores_its_terminal_goes_on_without_it(run_here, in_step, tmp_path):
+    """As nohup starts it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        in_step(2, send(signal.SIGHUP))
+        assert run_here("--max-steps", 3, *NEVER_SAVED, "--run-dir", tmp_path) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
