@@ -119,6 +119,23 @@ RULES = [
         "training.warmup_steps (20) and training.decay_steps (81) do not fit into training.max_steps (100) "
         "with schedule wsd, which decays at the end; lower them",
     ),
+    (
+        MODEL + "training: {exit_after: soon}",
+        "training.exit_after soon: must be a time such as 8h, 90m, 1h30m, 2d or 45s",
+    ),
+    (MODEL + "training: {exit_after: 0h}", "training.exit_after 0h: must be a time such as 8h, 90m, 1h30m, 2d or 45s"),
+    (
+        MODEL + "logging: {profile: 3-2}",
+        "logging.profile 3-2: must be a step, such as 10, or a range of steps, such as 10-12",
+    ),
+    (
+        MODEL + "logging: {profile: '0'}",
+        "logging.profile 0: must be a step, such as 10, or a range of steps, such as 10-12",
+    ),
+    (
+        MODEL + "training: {max_steps: 4}\nlogging: {profile: 5-9}",
+        "logging.profile (5-9) begins after training.max_steps (4); profile earlier steps, or train longer",
+    ),
 ]
 
 RECOMPUTE = [

@@ -235,5 +235,13 @@ def check_across_sections(config: Config) -> None:
             "recompute.num_layers",
             "model.num_layers",
         )
+    profile, last_step = config.logging.profile, config.training.max_steps
+    if profile is not None and parse_steps(profile, "logging.profile")[0] > last_step:
+        raise SettingError(
+            f"logging.profile ({profile}) begins after training.max_steps ({last_step}); profile earlier steps, or "
+            "train longer",
+            "logging.profile",
+            "training.max_steps",
+        )
     if recompute.layers is not None:
         _located(lambda: parse_layers(str(recompute.layers), layers), "recompute.layers", "model.num_layers")
