@@ -72,7 +72,7 @@ def _add_settings(prepare: argparse.ArgumentParser) -> None:
         type=float,
         default=0.05,
         metavar="F",
-        help="part of the text set apart for validation (default: %(default)s)",
+        help="part of the text set apart for validation (default: %(default)s; 0: none)",
     )
     prepare.add_argument(
         "--test-fraction",

@@ -15,6 +15,7 @@ from typing import Any
 from megaselect.data.documents import Document
 from megaselect.data.encoding import EncodedChunk, Encoder
 from megaselect.data.files import publish, write_atomically
+from megaselect.data.fill_splits import fill_splits
 from megaselect.data.indexed_dataset import token_dtype
 from megaselect.data.json_lines import LineOptions
 from megaselect.data.output import Output
@@ -56,7 +57,7 @@ class DatasetPaths:
 
     @property
     def test_prefix(self) -> Path:
-        """Of the test split, which is there if one was asked for."""
+        """Of the test split. It and the validation split are there if they were asked for."""
         return Path(f"{self.train_prefix}_test")
 
     @property
@@ -79,7 +80,8 @@ class BuildOptions:
 
     @property
     def splits(self) -> list[str]:
-        return ["train", "valid", "test"] if self.lines.test_fraction else ["train", "valid"]
+        fractions = {"valid": self.lines.valid_fraction, "test": self.lines.test_fraction}
+        return ["train", *(split for split, fraction in fractions.items() if fraction)]
 
     def request(self) -> dict[str, Any]:
         """What the files depend on, beside the input."""
@@ -94,26 +96,18 @@ def build(
     """Make the files of `paths`, going on from what is in the workspace. Raises DataError and OSError."""
     if workspace.read(RECORD) is None:
         division = divide(documents, options.lines.valid_fraction, options.lines.test_fraction)
-        if not division.lines:
-            _refuse_empty_splits(paths, {split: len(division.texts[split]) for split in options.splits}, options)
+        division = fill_splits(division, options.splits, options.lines, paths.description)
         watcher.stage("tokenizer", 0)
         workspace.remember(_MODEL, lambda: _tokenizer_model(division, options))
         tokenizer = Tokenizer(workspace.path / _MODEL)
         with Output(workspace, options.splits, token_dtype(tokenizer.vocab_size)) as output:
             _encode(workspace.path / _MODEL, division, output, options, watcher)
-            totals = {split: output.totals(split) for split in options.splits}
-            _refuse_empty_splits(paths, {split: total.documents for split, total in totals.items()}, options)
+            if not all(output.totals(split).documents for split in options.splits):
+                raise DataError(f"{paths.description}: the input changed while it was read; run the command again")
             output.write_indexes()
             record = _record(paths, documents, options, tokenizer, output)
         write_atomically(workspace.path / RECORD, (json.dumps(record, indent=2) + "\n").encode())
     _publish(workspace, paths, options.splits)
-
-
-def _refuse_empty_splits(paths: DatasetPaths, num_documents: dict[str, int], options: BuildOptions) -> None:
-    if not all(num_documents.values()):
-        fractions = {"validation": options.lines.valid_fraction, "testing": options.lines.test_fraction}
-        asked = " and ".join(f"{fraction:.1%} apart for {use}" for use, fraction in fractions.items() if fraction)
-        raise DataError(f"{paths.description}: too little text to set {asked}; add text or change the fraction")
 
 
 def _tokenizer_model(division: Division, options: BuildOptions) -> bytes:
@@ -178,8 +172,8 @@ def _publish(workspace: Workspace, paths: DatasetPaths, splits: list[str]) -> No
     A reader must never pair an index with tokens of another dataset: while tokens are replaced there is no index.
     """
     prefixes = {"train": paths.train_prefix, "valid": paths.valid_prefix, "test": paths.test_prefix}
-    if "test" not in splits and _has_test_split(paths):
-        _unlink(prefixes["test"], ".idx", ".bin")
+    for split in _earlier_splits(paths) - set(splits):
+        _unlink(prefixes[split], ".idx", ".bin")
     waiting = [split for split in splits if (workspace.path / f"{split}.bin").exists()]
     for split in waiting:
         _unlink(prefixes[split], ".idx")
@@ -194,12 +188,12 @@ def _publish(workspace: Workspace, paths: DatasetPaths, splits: list[str]) -> No
     publish(copy, paths.record_path)
 
 
-def _has_test_split(paths: DatasetPaths) -> bool:
-    """Whether an earlier dataset in this place has one, which would be taken for the new one's."""
+def _earlier_splits(paths: DatasetPaths) -> set[str]:
+    """The splits beside an earlier dataset's training tokens in this place: they would be taken for the new one's."""
     try:
-        return "test" in json.loads(paths.record_path.read_bytes())
+        return {"valid", "test"} & set(json.loads(paths.record_path.read_bytes()))
     except (FileNotFoundError, ValueError):
-        return False
+        return set()
 
 
 def _unlink(prefix: Path, *suffixes: str) -> None:

@@ -150,7 +150,8 @@ def split_three(
 ) -> tuple[list[Document], list[Document], list[Document]]:
     """Training, validation and test documents: `split_documents` for the test split, then for validation."""
     rest, test = split_documents(documents, test_fraction) if test_fraction else (documents, [])
-    return *split_documents(rest, valid_fraction / (1 - test_fraction)), test
+    train, valid = split_documents(rest, valid_fraction / (1 - test_fraction)) if valid_fraction else (rest, [])
+    return train, valid, test
 
 
 def _cut(document: Document, tail_bytes: int) -> tuple[Document, Document]:

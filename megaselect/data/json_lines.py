@@ -34,19 +34,24 @@ class LineOptions:
 
 
 class Lines(NamedTuple):
-    """Whole lines of a file, about BLOCK_BYTES of them or one that is longer. path: as messages show it."""
+    """Whole lines of a file, about BLOCK_BYTES of them or one that is longer. path: as messages show it.
+
+    moved: lines of the file that are in another split than the drawn one (see data.fill_splits), each with its split.
+    """
 
     raw: bytes
     path: str
     kind: str
     seed: int
     first_line: int
+    moved: tuple[tuple[int, str], ...] = ()
 
 
 class LineText(NamedTuple):
-    """One document. raw: its text as UTF-8. Counts are of what was no text and became U+FFFD."""
+    """One document. raw: its text as UTF-8. line: from 1. Counts are of what was no text and became U+FFFD."""
 
     split: str
+    line: int
     raw: bytes
     replaced_bytes: int
     replaced_surrogates: int
@@ -56,8 +61,11 @@ class LineText(NamedTuple):
         return cut_blocks(io.BytesIO(self.raw), len(self.raw))
 
 
-def cut_lines(document: Document) -> Iterator[Lines]:
-    """A .jsonl file, group of lines after group. Raises DataError for a line longer than MAX_LINE_BYTES."""
+def cut_lines(document: Document, moved: tuple[tuple[int, str], ...] = ()) -> Iterator[Lines]:
+    """A .jsonl file, group of lines after group. Raises DataError for a line longer than MAX_LINE_BYTES.
+
+    moved: see Lines.
+    """
     seed = int.from_bytes(document.name_digest[:8], "little")
     line = 1
     with open_text(document.path) as file:
@@ -69,12 +77,13 @@ def cut_lines(document: Document) -> Iterator[Lines]:
                     f"{document.path}, line {last_line}: the line is longer than {MAX_LINE_BYTES:,} "
                     "bytes; split its text into several lines, or write it to a text file of its own"
                 )
-            yield Lines(raw, str(document.path), document.kind, seed, line)
+            yield Lines(raw, str(document.path), document.kind, seed, line, moved)
             line = last_line + 1
 
 
 def parse_lines(lines: Lines, options: LineOptions) -> Iterator[LineText]:
     """The document of each line that is not blank. Raises DataError, with the line's number, where there is none."""
+    moved = dict(lines.moved)
     for number, line in enumerate(lines.raw.split(b"\n"), lines.first_line):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors put at the beginning of UTF-8
@@ -83,7 +92,8 @@ def parse_lines(lines: Lines, options: LineOptions) -> Iterator[LineText]:
         text, replaced_bytes = decode(line)
         text = _field(text, options.field, f"{lines.path}, line {number}")
         raw, replaced_surrogates = _encode(text)
-        yield LineText(split_of_line(lines.seed, number, options), raw, replaced_bytes, replaced_surrogates)
+        split = moved.get(number) or split_of_line(lines.seed, number, options)
+        yield LineText(split, number, raw, replaced_bytes, replaced_surrogates)
 
 
 def split_of_line(seed: int, line: int, options: LineOptions) -> str:

@@ -1,6 +1,7 @@
 """A corpus cut into what is encoded in one go. The cuts follow from its bytes alone, never from who encodes them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from megaselect.data.documents import BLOCK_BYTES, Document, decode, read_raw_blocks, split_three
@@ -26,10 +27,14 @@ Piece = Block | Lines
 
 
 class Division(NamedTuple):
-    """texts: split -> its text documents. lines: the .jsonl files, whose lines are split one by one."""
+    """texts: split -> its text documents. lines: the .jsonl files, whose lines are split one by one.
+
+    moved: lines of these that are in another split than the drawn one, see json_lines.Lines.
+    """
 
     texts: dict[str, list[Document]]
     lines: list[Document]
+    moved: Mapping[Document, tuple[tuple[int, str], ...]] = MappingProxyType({})
 
     @property
     def num_bytes(self) -> int:
@@ -94,4 +99,4 @@ def _pieces(division: Division, splits: Iterable[str]) -> Iterator[Piece]:
                 for raw, ends_document in read_raw_blocks(document):
                     yield Block(raw, document.kind, split, ends_document)
         for document in division.lines:
-            yield from cut_lines(document)
+            yield from cut_lines(document, division.moved.get(document, ()))

@@ -51,7 +51,8 @@ def prepare(
     leaves PREFIX.partial, and the same call goes on from there.
 
     vocab_size: of the tokenizer that is trained on the text (4096); with `tokenizer`, that model's own.
-    valid_fraction, test_fraction: of the bytes of text files (see split_documents), and of the lines of .jsonl files.
+    valid_fraction, test_fraction: of the bytes of text files (see split_documents), and of the lines of .jsonl files;
+    at least one document (see fill_splits). Without one of them there are no files of that split.
     json_field: of each line's object, the one that holds the text.
     workers: processes. Where there are several, each imports the calling script: it must guard its work by
     `if __name__ == "__main__"`.
@@ -111,8 +112,8 @@ def default_cache_dir() -> Path:
 
 def _check(options: BuildOptions) -> None:
     valid, test = options.lines.valid_fraction, options.lines.test_fraction
-    if not 0 < valid < 1:
-        raise DataError(f"the validation fraction is {valid}; it must lie between 0 and 1, such as 0.05")
+    if not 0 <= valid < 1:
+        raise DataError(f"the validation fraction is {valid}; it must be 0 or more and less than 1")
     if not 0 <= test < 1 - valid:
         raise DataError(
             f"the test fraction is {test}; it must not be negative, and leave text for training beside the validation "

@@ -83,13 +83,14 @@ def contents_of(name):
         ),
         (
             "blank.jsonl",
-            "ROOT/blank.jsonl (jsonl files: 1, bytes: 4): too little text to set 5.0% apart for validation and 1.0% "
-            "apart for testing; add text or change the fraction",
+            "ROOT/blank.jsonl (jsonl files: 1, bytes: 4): there is no document with text in it; "
+            "name input that has one",
         ),
         (
             "two.jsonl",
-            "ROOT/two.jsonl (jsonl files: 1, bytes: 32): too little text to set 5.0% apart for validation and 1.0% "
-            "apart for testing; add text or change the fraction",
+            "ROOT/two.jsonl (jsonl files: 1, bytes: 32): --valid-fraction 0.05 and --test-fraction 0.01 would need "
+            "3 documents, one for each split, but there are 2 (a document is never split, unless it is a text file of "
+            "more than a few bytes); add documents, or set --test-fraction 0",
         ),
     ],
 )

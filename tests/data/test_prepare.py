@@ -2,6 +2,7 @@ import gzip
 import json
 import platform
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import zstandard
 from megaselect.data import workers as workers_module
 from megaselect.data.indexed_dataset import IndexedDataset
 from megaselect.data.prepare import prepare
+from megaselect.data.splits import SplitRules, open_splits
 from megaselect.data.tokenizer import Tokenizer
 from megaselect.errors import DataError
 
@@ -100,19 +102,22 @@ def test_text_too_short_for_the_vocabulary(texts, tmp_path):
     assert Tokenizer(prepare([texts], tmp_path / "text", fitting).tokenizer_path).vocab_size == fitting
 
 
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan")])
+@pytest.mark.parametrize("fraction", [1, -0.1, float("nan")])
 def test_fraction_out_of_range(texts, tmp_path, fraction):
-    message = f"^the validation fraction is {fraction}; it must lie between 0 and 1, such as 0.05$"
+    message = f"^the validation fraction is {fraction}; it must be 0 or more and less than 1$"
     with pytest.raises(DataError, match=message):
         prepare([texts], tmp_path / "text", VOCAB_SIZE, valid_fraction=fraction)
 
 
 def test_too_little_text_for_a_split(tmp_path, default_dataset):
     (tmp_path / "tiny.txt").write_text("tiny")
-    with pytest.raises(
-        DataError, match=r"tiny\.txt \(text files: 1, bytes: 4\): too little text to set 5\.0% apart for validation;"
-    ):
+    with pytest.raises(DataError) as caught:
         prepare([tmp_path / "tiny.txt"], tmp_path / "out", tokenizer=default_dataset.tokenizer_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/tiny.txt (text files: 1, bytes: 4): --valid-fraction 0.05 would need 2 documents, one for each "
+        "split, but there is 1 (a document is never split, unless it is a text file of more than a few bytes); add "
+        "documents, or set --valid-fraction 0"
+    )
 
 
 def test_output_that_cannot_be_written(texts, tmp_path):
@@ -211,11 +216,17 @@ def test_what_is_replaced_in_lines_is_counted(tmp_path, default_dataset):
         assert counts["bytes"] == counts["documents"] * len("caf\ufffd \ufffd".encode())
 
 
-def test_a_test_split_of_an_earlier_dataset_is_not_left_behind(texts, tmp_path):
+def test_splits_of_an_earlier_dataset_are_not_left_behind(texts, tmp_path):
     prepare([texts], tmp_path / "text", VOCAB_SIZE, test_fraction=0.2)
     assert IndexedDataset(tmp_path / "text_test").num_documents > 3
-    prepare([texts], tmp_path / "text", VOCAB_SIZE)
-    assert not list(tmp_path.glob("text_test*"))
+    prepare([texts], tmp_path / "text", VOCAB_SIZE, valid_fraction=0)
+    assert not list(tmp_path.glob("text_*"))
+    record = json.loads((tmp_path / "text.json").read_text())
+    assert record["options"]["valid_fraction"] == 0
+    assert "valid" not in record
+    assert record["train"]["documents"] == IndexedDataset(tmp_path / "text").num_documents == len(FILES)
+    splits = open_splits([(Fraction(1), tmp_path / "text")], SplitRules(8, 0, valid_fraction=0.25))
+    assert splits.valid.num_tokens == -(-record["train"]["tokens"] // 4)  # the tail, where training on the prefix
 
 
 def test_a_test_split_that_no_dataset_here_speaks_of_is_not_touched(texts, tmp_path):
