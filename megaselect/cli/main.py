@@ -1,17 +1,24 @@
 """Entry point of `megaselect` and train.py: dispatches, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a check failed (verify), 2 an error that the user can mend, 130 interrupted. Those of
-megaselect train when it was stopped are in megaselect.cli.train.
+Exit codes: 0 done, 1 a check failed (verify), 2 an error that the user can mend, 130 interrupted, 141 the reader of the
+output left (as shells report SIGPIPE). Those of megaselect train when it was stopped are in megaselect.cli.train; it
+goes on without a reader.
 """
 
+import errno
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 
 from megaselect import __version__
 from megaselect.errors import ConfigError, MegaselectError
+from megaselect.report.output import drop_unwritten
+
+READER_LEFT = 141
 
 # Command -> what it is for. Each is a module of this package, imported when it is asked for, with main(argv, prog).
 _COMMANDS = {
@@ -48,10 +55,42 @@ def main(argv: Sequence[str] | None = None, train_prog: str = "megaselect train"
     """Run one command and return its exit code. `argv` is without the program's name; None: the process's own."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    _open_closed_streams()
     try:
-        return _dispatch([word for word in arguments if word != "--debug"], debug, train_prog)
+        code = _run([word for word in arguments if word != "--debug"], debug, train_prog)
+        sys.stdout.flush()  # here, where its failure can be told
+        return code
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            return READER_LEFT
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        return _fail(f"cannot write the output: {error.strerror}", debug)
+    finally:
+        _settle()
+
+
+def _open_closed_streams() -> None:
+    """Python has None for those that the process started without."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+
+
+def _settle() -> None:
+    """Nothing is left for Python to write at exit that cannot be written."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            drop_unwritten(stream, for_good=True)
+
+
+def _run(arguments: list[str], debug: bool, train_prog: str) -> int:
+    try:
+        return _dispatch(arguments, debug, train_prog)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         return 130
     except MegaselectError as error:
         return _fail(str(error), debug)
@@ -85,5 +124,10 @@ def _dispatch(arguments: list[str], debug: bool, train_prog: str) -> int:
 def _fail(message: str, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+    _tell(f"error: {message}")
     return 2
+
+
+def _tell(line: str) -> None:
+    with suppress(OSError):  # the exit code tells it too
+        print(line, file=sys.stderr)

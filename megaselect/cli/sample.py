@@ -63,10 +63,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     trained = load_trained_model(options.run, options.checkpoint, options.device, options.tokenizer)
     for note in trained.notes:
         _say(note)
-    try:
-        _print_samples(trained, prompt, settings, options)
-    except BrokenPipeError:  # who reads has seen enough; what is still to be flushed goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _print_samples(trained, prompt, settings, options)
     return 0
 
 

@@ -9,6 +9,7 @@ import textwrap
 import time
 import unicodedata
 from collections.abc import Mapping
+from typing import IO, cast
 
 from rich.console import Console
 from rich.panel import Panel
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megaselect.report import text
+from megaselect.report.output import LossyOutput
 from megaselect.training.events import Metrics, RunHeader, RunSummary, StoredReport
 
 PLAIN_COLUMNS = 80
@@ -28,17 +30,30 @@ DATA_WAIT_SHARE = 0.05  # of a step's time, from which a note is made of it
 STYLES = {"": "", "good": "green", "bad": "bold white on red"}
 
 
-def stdout_console() -> Console:
-    """Standard output as it is now. isatty alone decides: FORCE_COLOR must not send a progress bar into a log file."""
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would exit with code 1, which is that of a check that failed."""
+        raise
+
+
+def stdout_console(file: LossyOutput | None = None) -> Console:
+    """Standard output as it is now. isatty alone decides: FORCE_COLOR must not send a progress bar into a log file.
+
+    file: what stands before it. None: printing raises OSError where it cannot be written.
+    """
     terminal = sys.stdout.isatty()
-    return Console(force_terminal=terminal, width=None if terminal else PLAIN_COLUMNS)
+    width = None if terminal else PLAIN_COLUMNS
+    return _Console(file=cast(IO[str] | None, file), force_terminal=terminal, width=width)
 
 
 class ConsoleSink:
-    """Prints a run. log_interval: steps between lines where the output is no terminal that can redraw."""
+    """Prints a run. log_interval: steps between lines where the output is no terminal that can redraw.
+
+    Where standard output fails the run goes on without it.
+    """
 
     def __init__(self, log_interval: int, console: Console | None = None) -> None:
-        self._console = console or stdout_console()
+        self._console = console or stdout_console(LossyOutput(sys.stdout, sys.stderr))
         self._log_interval = log_interval
         self._max_steps = 0
         self._steps_timed = 0

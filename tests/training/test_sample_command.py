@@ -193,7 +193,7 @@ def test_a_reader_may_leave(run_dir, monkeypatch, capsys):
     os.close(reader)
     with os.fdopen(writer, "w") as output:
         monkeypatch.setattr("sys.stdout", output)
-        assert main(["sample", "--run", str(run_dir), "--prompt", "line", "--tokens", "3"]) == 0
+        assert main(["sample", "--run", str(run_dir), "--prompt", "line", "--tokens", "3"]) == 141
     assert capsys.readouterr().err == ""
 
 
