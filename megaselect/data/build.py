@@ -20,6 +20,7 @@ from megaselect.data.indexed_dataset import token_dtype
 from megaselect.data.json_lines import LineOptions
 from megaselect.data.output import Output
 from megaselect.data.pieces import CHUNK_BYTES, Division, Piece, cut_chunks, divide, sample_text
+from megaselect.data.record import read_record
 from megaselect.data.tokenizer import Tokenizer, train_tokenizer
 from megaselect.data.watcher import Watcher
 from megaselect.data.workers import encode_in_order
@@ -190,10 +191,8 @@ def _publish(workspace: Workspace, paths: DatasetPaths, splits: list[str]) -> No
 
 def _earlier_splits(paths: DatasetPaths) -> set[str]:
     """The splits beside an earlier dataset's training tokens in this place: they would be taken for the new one's."""
-    try:
-        return {"valid", "test"} & set(json.loads(paths.record_path.read_bytes()))
-    except (FileNotFoundError, ValueError):
-        return set()
+    record = read_record(paths.train_prefix)
+    return {"valid", "test"} & record.splits if record else set()
 
 
 def _unlink(prefix: Path, *suffixes: str) -> None:

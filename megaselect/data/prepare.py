@@ -24,8 +24,9 @@ from megaselect.data.corpus import default_corpus
 from megaselect.data.documents import Document, sha256_of_manifest
 from megaselect.data.files import explain_os_errors
 from megaselect.data.json_lines import LineOptions
+from megaselect.data.record import describe_replaced
 from megaselect.data.survey import Survey, survey
-from megaselect.data.tokenizer import Tokenizer
+from megaselect.data.tokenizer import MAX_VOCAB_SIZE, MIN_VOCAB_SIZE, Tokenizer
 from megaselect.data.user_text import TextFile, find_files
 from megaselect.data.watcher import Unwatched, Watcher
 from megaselect.data.workspace import PreparationStopped, Workspace, open_workspace
@@ -73,6 +74,8 @@ def prepare(
             ]
             sha256 = sha256_of_manifest((found.sha256, file.name) for file, found in zip(files, surveys, strict=True))
             paths = DatasetPaths.at(output_prefix, sha256, _description(inputs, documents, num_binary))
+            if replaced := describe_replaced(output_prefix, sha256, options.request()):
+                watcher.note(replaced)
             build(workspace, paths, documents, options, watcher)
     return paths
 
@@ -118,6 +121,11 @@ def _check(options: BuildOptions) -> None:
         raise DataError(
             f"the test fraction is {test}; it must not be negative, and leave text for training beside the validation "
             f"fraction of {valid}"
+        )
+    if options.vocab_size is not None and not MIN_VOCAB_SIZE <= options.vocab_size <= MAX_VOCAB_SIZE:
+        raise DataError(
+            f"--vocab-size {options.vocab_size}: must be {MIN_VOCAB_SIZE} (the 256 bytes and two pieces of their own) "
+            f"or more, at most {MAX_VOCAB_SIZE}"
         )
     if options.num_workers < 1:
         raise DataError(f"the number of workers is {options.num_workers}; it must be 1 or more")

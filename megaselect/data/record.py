@@ -3,9 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megaselect.data.tokenizer import Tokenizer
 from megaselect.errors import DataError
+
+_SPLITS = ("train", "valid", "test")
 
 # Records are a few kilobytes. A larger PREFIX.json is somebody's text, from which the dataset was made.
 _MAX_RECORD_BYTES = 2**20
@@ -16,21 +19,41 @@ class DatasetRecord:
     path: Path
     vocab_size: int
     tokenizer_sha256: str | None
+    splits: frozenset[str]
 
 
 def read_record(prefix: str | Path) -> DatasetRecord | None:
     """The record beside the dataset; None where there is none, or PREFIX.json is something else."""
-    path = Path(f"{prefix}.json")
+    content = _read(path := Path(f"{prefix}.json"))
+    if content is None:
+        return None
+    sha256 = content.get("tokenizer_sha256")
+    splits = frozenset(split for split in _SPLITS if split in content)
+    return DatasetRecord(path, content["vocab_size"], sha256 if isinstance(sha256, str) else None, splits)
+
+
+def describe_replaced(prefix: Path, sha256: str, options: dict[str, Any]) -> str | None:
+    """A note of what the dataset at `prefix` is; None where there is none, or it has this content and these options."""
+    content = _read(Path(f"{prefix}.json"))
+    if content is None or (content.get("sha256"), content.get("options")) == (sha256, options):
+        return None
+    counts = [content[split] for split in _SPLITS if isinstance(content.get(split), dict)]
+    documents, tokens = (sum(count.get(name, 0) for count in counts) for name in ("documents", "tokens"))
+    return (
+        f"note: the dataset {prefix}, of other text or made with other options, is replaced: documents: "
+        f"{documents:,}, tokens: {tokens:,}, pieces of its tokenizer: {content['vocab_size']:,}."
+    )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The record in a file, None where there is none, or it is something else."""
     if not path.is_file() or path.stat().st_size > _MAX_RECORD_BYTES:
         return None
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         return None
-    if not isinstance(content, dict) or type(content.get("vocab_size")) is not int:
-        return None
-    sha256 = content.get("tokenizer_sha256")
-    return DatasetRecord(path, content["vocab_size"], sha256 if isinstance(sha256, str) else None)
+    return content if isinstance(content, dict) and type(content.get("vocab_size")) is int else None
 
 
 def check_record(prefix: str | Path, tokenizer_path: Path | None, tokenizer: Tokenizer | None, vocab_size: int) -> None:

@@ -36,6 +36,10 @@ _TRAINER_SETTINGS = {
 }
 
 
+# A piece for each byte, the unknown one and the end of a document; and what sentencepiece can count.
+MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 258, 2**31 - 1
+
+
 class Tokenizer:
     """A sentencepiece model file. Models of other makers work too; what they normalise does not round-trip.
 

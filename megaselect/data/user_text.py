@@ -1,5 +1,6 @@
 """A user's own text files, found and checked before anything is written."""
 
+import codecs
 import os
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -7,6 +8,14 @@ from typing import NamedTuple, NoReturn
 from megaselect.data.compressed import SUFFIXES, open_text
 from megaselect.data.files import explain_os_errors
 from megaselect.errors import DataError
+
+# How files in other encodings of Unicode begin; UTF-16's mark is the beginning of UTF-32's.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 # Text has no NUL bytes, and a binary file seldom lacks one so early; git looks there, too.
 _BINARY_CHECK_BYTES = 8192
@@ -23,8 +32,9 @@ class TextFile(NamedTuple):
 def find_files(inputs: list[Path]) -> tuple[list[TextFile], int]:
     """Text files, sorted by name, and the number of binary files that were passed over.
 
-    In directories, hidden, empty and binary files are passed over; named outright, the latter two raise DataError, as
-    do compressed files that are damaged. A file that several inputs reach counts once.
+    In directories, hidden, empty and binary files are passed over, and those in UTF-16 and UTF-32, which count as
+    binary. All but hidden ones raise DataError where they are named outright, as do compressed files that are damaged.
+    A file that several inputs reach counts once.
     """
     files: dict[Path, TextFile] = {}
     num_binary = 0
@@ -36,12 +46,18 @@ def find_files(inputs: list[Path]) -> tuple[list[TextFile], int]:
                     name = path.relative_to(root).as_posix() if path != root else path.name
                     files[path.resolve()] = TextFile(name, path, _kind(path))
                 elif path == root:
-                    raise DataError(f"the input {path} is {content}; name text files in UTF-8, or a directory of them")
-                num_binary += content == "binary"
+                    raise DataError(f"the input {path} is {content}; {_remedy(content)}")
+                num_binary += content not in ("text", "empty")
     if not files:
         shown = ", ".join(map(str, inputs))
         raise DataError(f"the input {shown} holds no text; name text files in UTF-8, or a directory of them")
     return sorted(files.values(), key=lambda file: file.name), num_binary
+
+
+def _remedy(content: str) -> str:
+    if content in _MARKS.values():
+        return f"convert it to UTF-8 (iconv -f {content} -t UTF-8)"
+    return "name text files in UTF-8, or a directory of them"
 
 
 def _kind(path: Path) -> str:
@@ -69,4 +85,5 @@ def _content(path: Path) -> str:
         head = file.read(_BINARY_CHECK_BYTES)
     if not head:
         return "empty"
-    return "binary" if b"\0" in head else "text"
+    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+    return encoding or ("binary" if b"\0" in head else "text")

@@ -114,6 +114,14 @@ def test_input_that_is_refused(tmp_path, capsys, default_dataset, name, message)
             "the test fraction is 0.96; it must not be negative, and leave text for training beside the validation "
             "fraction of 0.05",
         ),
+        *(
+            (
+                ["--vocab-size", size, "--input", "ROOT/absent.txt"],
+                f"--vocab-size {size}: must be 258 (the 256 bytes and two pieces of their own) or more, at most "
+                "2147483647",
+            )
+            for size in ("-1", "0", "257", "2147483648")
+        ),
         (["--workers", "0"], "the number of workers is 0; it must be 1 or more"),
         (
             ["--tokenizer", "ROOT/absent.model"],

@@ -13,6 +13,7 @@ from megaselect.data.indexed_dataset import IndexedDataset
 from megaselect.data.prepare import prepare
 from megaselect.data.splits import SplitRules, open_splits
 from megaselect.data.tokenizer import Tokenizer
+from megaselect.data.watcher import Unwatched
 from megaselect.errors import DataError
 
 VOCAB_SIZE = 300
@@ -136,6 +137,7 @@ PREPARE_WITHOUT_ROOM = """
 import resource, sys
 from pathlib import Path
 from megaselect.data.prepare import prepare
+from megaselect.data.watcher import Unwatched
 from megaselect.errors import DataError
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
@@ -233,3 +235,36 @@ def test_a_test_split_that_no_dataset_here_speaks_of_is_not_touched(texts, tmp_p
     (tmp_path / "text_test.bin").write_bytes(b"somebody's")
     prepare([texts], tmp_path / "text", VOCAB_SIZE)
     assert (tmp_path / "text_test.bin").read_bytes() == b"somebody's"
+
+
+class Notes(Unwatched):
+    def __init__(self):
+        self.texts = []
+
+    def note(self, text):
+        self.texts.append(text)
+
+    def stage(self, name, total_bytes, done_bytes=0):
+        self.texts.append(name)
+
+
+def test_a_dataset_that_is_replaced_is_named_before_the_work_begins(texts, tmp_path):
+    prefix = tmp_path / "text"
+
+    def told(**options):
+        notes = Notes()
+        prepare([texts], prefix, VOCAB_SIZE, watcher=notes, **options)
+        return notes.texts
+
+    record = json.loads(prepare([texts], prefix, VOCAB_SIZE).record_path.read_text())
+    tokens = record["train"]["tokens"] + record["valid"]["tokens"]
+    note = (
+        f"note: the dataset {prefix}, of other text or made with other options, is replaced: documents: 40, "
+        f"tokens: {tokens:,}, pieces of its tokenizer: {VOCAB_SIZE}."
+    )
+    assert told() == ["reading", "tokenizer", "tokens"]
+    assert told(valid_fraction=0.1) == ["reading", note, "tokenizer", "tokens"]
+    (texts / "00.txt").write_text("other text")
+    assert len(told(valid_fraction=0.1)) == 4
+    (tmp_path / "text.json").write_text("[]")
+    assert told() == ["reading", "tokenizer", "tokens"]
