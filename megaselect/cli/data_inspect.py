@@ -30,7 +30,9 @@ def add_inspect_parser(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    inspect.add_argument("prefix", metavar="PREFIX", help="the common prefix of a .bin and an .idx file")
+    inspect.add_argument(
+        "prefix", metavar="PREFIX", help="the common prefix of a .bin and an .idx file, or one of them"
+    )
     inspect.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="sentencepiece .model file (default: PREFIX.model, if there)"
     )
@@ -45,9 +47,10 @@ def run(args: argparse.Namespace) -> None:
     """Print the inspection. Raises DataError."""
     if args.samples < 0:
         raise ConfigError(f"--samples {args.samples}: must be 0 or more")
+    from megaselect.data.indexed_dataset import dataset_prefix
     from megaselect.data.inspection import inspect_dataset
 
-    inspection = inspect_dataset(args.prefix, args.samples, args.tokenizer)
+    inspection = inspect_dataset(dataset_prefix(args.prefix), args.samples, args.tokenizer)
     if args.json:
         print(json.dumps(asdict(inspection), indent=2))
     else:
@@ -68,11 +71,11 @@ def inspection_lines(inspection: "Inspection") -> Iterator[str]:
         "tokens each": f"at least {lengths.min:,}, median {lengths.median:,.0f}, at most {lengths.max:,}",
     }
     yield inspection.prefix
+    if inspection.problem:
+        yield f"warning: {inspection.problem}"
     for label, value in rows.items():
         yield f"  {label:<15}  {value}"
     yield from _histogram(inspection)
-    if inspection.tokenizer_vocab_size is not None and inspection.highest_id >= inspection.tokenizer_vocab_size:
-        yield "note: the data has ids that the tokenizer has not; another one wrote it"
     for facts in inspection.files:
         yield f"{facts.path}: {facts.bytes:,} bytes, sha256"
         yield f"  {facts.sha256}"

@@ -11,11 +11,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from importlib import import_module
 
 from megaselect import __version__
-from megaselect.errors import ConfigError, MegaselectError
+from megaselect.cli.words import unknown_command
+from megaselect.errors import MegaselectError
 from megaselect.report.output import drop_unwritten
 
 READER_LEFT = 141
@@ -116,9 +116,7 @@ def _dispatch(arguments: list[str], debug: bool, train_prog: str) -> int:
     if command == "--version":
         print(f"megaselect {__version__}")
         return 0
-    near = get_close_matches(command, _COMMANDS, n=1)
-    known = ", ".join(list(_COMMANDS)[:-1]) + f" or {list(_COMMANDS)[-1]}"
-    raise ConfigError(f"unknown command {command}; " + (f"did you mean {near[0]}?" if near else f"use {known}"))
+    raise unknown_command(command, _COMMANDS)
 
 
 def _fail(message: str, debug: bool) -> int:

@@ -32,10 +32,7 @@ class IndexedDataset:
         self.bin_path, self.idx_path = _bin_path(prefix), _idx_path(prefix)
         for path in (self.idx_path, self.bin_path):
             if not path.is_file():
-                raise DataError(
-                    f"{path} does not exist; name the common prefix of a .bin and an .idx file, "
-                    "such as `megaselect data prepare` or Megatron-LM's preprocess_data.py writes"
-                )
+                raise DataError(f"{path} does not exist; {_remedy(str(prefix))}")
         index = read_index(self.idx_path, self.bin_path)
         self.dtype = index.dtype
         self.sequence_lengths = index.lengths
@@ -172,6 +169,23 @@ class IndexedDatasetWriter:
 def token_dtype(vocab_size: int) -> np.dtype:
     """How token ids of a vocabulary are stored: u16 below 65,500 pieces, else i32."""
     return np.dtype("<u2" if vocab_size < _UINT16_VOCAB_LIMIT else "<i4")
+
+
+def dataset_prefix(name: str) -> str:
+    """The prefix, where `name` is that of one of a dataset's files; else the name itself."""
+    stem, dot, suffix = name.rpartition(".")
+    is_file = dot and suffix in ("bin", "idx", "json", "model") and not _idx_path(name).is_file()
+    return stem if is_file and _idx_path(stem).is_file() else name
+
+
+def _remedy(name: str) -> str:
+    prefix = dataset_prefix(name)
+    if prefix != name:
+        return f"give the prefix without {name.removeprefix(prefix)}: {prefix}"
+    return (
+        "name the common prefix of a .bin and an .idx file, such as `megaselect data prepare` or Megatron-LM's "
+        "preprocess_data.py writes"
+    )
 
 
 def _bin_path(prefix: str | Path) -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 
 from megaselect.data.check import token_chunks
 from megaselect.data.indexed_dataset import IndexedDataset
+from megaselect.data.record import read_record
 from megaselect.data.tokenizer import Tokenizer
 
 _HISTOGRAM_ROWS = 8
@@ -60,6 +61,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
+    """problem: what is said of ids that the tokenizer has not, or PREFIX.json does not know of; None without them."""
+
     prefix: str
     documents: int
     sequences: int
@@ -73,6 +76,7 @@ class Inspection:
     tokenizer_vocab_size: int | None
     files: list[FileFacts]
     samples: list[Sample]
+    problem: str | None
 
 
 def inspect_dataset(prefix: str, num_samples: int, tokenizer_path: Path | None = None) -> Inspection:
@@ -102,15 +106,36 @@ def inspect_dataset(prefix: str, num_samples: int, tokenizer_path: Path | None =
         tokenizer_vocab_size=tokenizer.vocab_size if tokenizer else None,
         files=[_facts(path) for path in (dataset.bin_path, dataset.idx_path)],
         samples=[_sample(dataset, starts, document, tokenizer) for document in _spread(starts, num_samples)],
+        problem=_problem(lowest, highest, _vocabularies(prefix, tokenizer_path, tokenizer)),
     )
 
 
 def _tokenizer_beside(prefix: str) -> Path | None:
-    """PREFIX.model; PREFIX_valid and PREFIX_test were written with the same."""
-    for name in (prefix, prefix.removesuffix("_valid"), prefix.removesuffix("_test")):
-        path = Path(f"{name}.model")
-        if path.is_file():
-            return path
+    paths = (Path(f"{name}.model") for name in _prefixes(prefix))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _prefixes(prefix: str) -> tuple[str, ...]:
+    """Where tokenizer and record may be: PREFIX_valid and PREFIX_test share those of PREFIX."""
+    return prefix, prefix.removesuffix("_valid"), prefix.removesuffix("_test")
+
+
+def _vocabularies(prefix: str, path: Path | None, tokenizer: Tokenizer | None) -> list[tuple[int, str]]:
+    """Sizes that the tokenizer and the record tell, each with how it is called."""
+    found = [(tokenizer.vocab_size, f"tokenizer {path}")] if tokenizer else []
+    record = next(filter(None, map(read_record, _prefixes(prefix))), None)
+    return [*found, (record.vocab_size, f"tokenizer that {record.path} names")] if record else found
+
+
+def _problem(lowest: int, highest: int, vocabularies: list[tuple[int, str]]) -> str | None:
+    if lowest < 0:
+        return f"there are ids below 0, from {lowest:,}: the data is damaged"
+    for size, owner in vocabularies:
+        if highest >= size:
+            return (
+                f"there are ids up to {highest:,}, beyond the {size:,} pieces of the {owner}: the data is damaged, or "
+                "another one wrote it"
+            )
     return None
 
 

@@ -2,6 +2,7 @@ import hashlib
 
 import pytest
 
+from megaselect.cli.main import main
 from megaselect.data.indexed_dataset import IndexedDataset
 
 COMMAND = """
@@ -73,3 +74,12 @@ def test_data_alone_asks_for_a_command(megaselect_command):
     status, _, err = megaselect_command("data")
     assert status == 2
     assert "the following arguments are required: COMMAND" in err
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("prepre", "unknown command prepre; did you mean prepare?"), ("x", "unknown command x; use prepare or inspect")],
+)
+def test_an_unknown_command(capsys, word, message):
+    assert main(["data", word, "--output", "x"]) == 2
+    assert capsys.readouterr() == ("", f"error: {message}\n")

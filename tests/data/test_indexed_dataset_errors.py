@@ -24,6 +24,10 @@ def test_missing_files(write_index, tmp_path):
     )
     assert message_of(tmp_path / "absent") == expected
     prefix = write_index()
+    for suffix in (".bin", ".idx"):
+        assert (
+            message_of(f"{prefix}{suffix}") == f"PREFIX.idx does not exist; give the prefix without {suffix}: {prefix}"
+        )
     Path(f"{prefix}.bin").unlink()
     assert message_of(prefix) == expected.replace(".idx does", ".bin does")
 

@@ -116,8 +116,39 @@ def test_a_tokenizer_that_lacks_some_ids_decodes_only_what_it_knows(inspect, wri
     foreign = write_index(struct.pack("<6H", 2, 3, 1, 280, 5, 1), (3, 3), (0, 6), (0, 1, 2), code=8)
     code, out, _ = inspect(foreign, "--tokenizer", f"{prefix}.model")
     assert code == 0
-    assert "note: the data has ids that the tokenizer has not; another one wrote it\n" in out
+    assert out.splitlines()[1] == (
+        f"warning: there are ids up to 280, beyond the 280 pieces of the tokenizer {prefix}.model: the data is "
+        "damaged, or another one wrote it"
+    )
     assert out.endswith("document 1, its first 3 tokens:\n  280 5 1\n")
+
+
+@pytest.mark.parametrize("suffix", ["", "_valid"])
+def test_ids_that_the_record_does_not_know_of(inspect, tmp_path, suffix):
+    with IndexedDatasetWriter(tmp_path / f"text{suffix}", 300) as writer:
+        writer.add_document([1, 279])
+    record = tmp_path / "text.json"
+    for vocab_size in (280, 279):
+        record.write_text(json.dumps({"vocab_size": vocab_size}))
+        code, out, err = inspect(tmp_path / f"text{suffix}", "--json")
+        problem = json.loads(out)["problem"]
+        assert (code, err) == (0, "")
+        assert (problem is None) == (vocab_size == 280)
+    assert problem == (
+        f"there are ids up to 279, beyond the 279 pieces of the tokenizer that {record} names: the data is damaged, "
+        "or another one wrote it"
+    )
+
+
+def test_ids_below_0(inspect, write_index):
+    foreign = write_index(bytes([255, 1, 2, 3, 4, 5]), code=2)
+    out = inspect(foreign)[1]
+    assert out.splitlines()[1] == "warning: there are ids below 0, from -1: the data is damaged"
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx", ".json", ".model"])
+def test_the_name_of_a_file_of_the_dataset_will_do(inspect, prefix, suffix):
+    assert inspect(prefix + suffix, "--json") == inspect(prefix, "--json")
 
 
 def test_long_documents_and_many_have_a_short_histogram(write_tokens, tmp_path):
