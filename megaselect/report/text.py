@@ -120,14 +120,15 @@ def _difference_lines(report: StoredReport) -> list[Line]:
 
 
 def step_fields(metrics: Metrics, seconds_left: float) -> list[str]:
-    """Loss, tokens/s, time left, MFU and gradient norm, in order of importance; what is not known is left out.
+    """Loss, tokens/s, time left, skipped steps, MFU and gradient norm, in order of importance.
 
-    Padded, so that the lines of a run form columns.
+    What is not known is left out, but for a loss that is not finite. Padded, so that the lines of a run form columns.
     """
     fields = [
-        _field("loss {:.4f}", metrics["loss"], 12),
+        _field("loss {:.4f}", metrics["loss"], 12) or "loss -".ljust(12),
         _field("{:,.0f} tokens/s", metrics["tokens_per_s"], 14),
         f"ETA {duration(seconds_left)}".ljust(11),
+        _field("skipped {:,}", metrics.get("skipped_steps") or None, 11),
         _field("mfu {:.1%}", metrics["mfu"], 9),
         _field("grad norm {:.3g}", metrics["grad_norm"], 0),
     ]

@@ -104,8 +104,11 @@ class Trainer:
                     metrics = {**metrics, "valid_loss": finite(self._evaluate())}
                 # Before a checkpoint of the step: a resumed run does not take the step again.
                 self._metrics_file.write(metrics)
-                if self._save_is_due(stop.take_save()):
+                asked = stop.take_save()
+                if self._save_is_due(asked):
                     self._save()
+                if asked:
+                    self.sink.note(f"saving {checkpoint_path(self.run_dir, self.state.step).name}, as SIGUSR1 asked")
             if training.eval_interval and not self._progress.step_seconds and not stop.reason:
                 self._evaluate()  # a run that was complete already says again how good it is
             if training.save_interval or stop.reason:
@@ -229,10 +232,15 @@ class Trainer:
         return evaluate(self.model, test, test.num_windows, batch_size) if test else None
 
     def _save_is_due(self, asked: bool) -> bool:
-        """By the interval, at the end of the run, for the best validation loss so far, or because it was asked for."""
+        """By the interval, for the best validation loss so far, or because it was asked for.
+
+        Not by the interval while steps are left out as not finite: checkpoints of weights that may be useless would
+        take the place of good ones.
+        """
         training, state = self.config.training, self.state
+        by_interval = _due(state.step, training.save_interval, training.max_steps) and not self._nonfinite.in_streak
         best = training.keep_best and training.save_interval > 0 and state.best_step == state.step
-        return asked or best or _due(state.step, training.save_interval, training.max_steps)
+        return asked or best or by_interval
 
     def _save(self) -> None:
         """Hand the state to the saver, once a step."""

@@ -40,6 +40,7 @@ from megaselect.training.state import RunState
 from megaselect.training.step import StepOutcome, Stepper
 
 MOST_IN_A_ROW = 20  # a bad stretch of the corpus is over by then: what goes on lies in the weights
+STEPS_PER_NOTE = 10  # of those left out, while one comes within as many steps of the one before
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,13 @@ class NonFiniteSteps:
     ) -> None:
         self._training, self._model, self._optimizer = config.training, model, optimizer
         self._run_dir, self._note = run_dir, note
-        self._in_a_row = 0
-        self._is_first = True
+        self._in_a_row = self._left_out = 0
+        self._last_left_out = self._good_step = -1
+
+    @property
+    def in_streak(self) -> bool:
+        """Whether the last step was not finite: the weights are those of a step before, and may be useless."""
+        return self._in_a_row > 0
 
     def after_step(
         self, outcome: StepOutcome, before: RunState, stepper: Stepper, save: Callable[[RunState], None]
@@ -80,22 +86,35 @@ class NonFiniteSteps:
         self._in_a_row = self._in_a_row + 1 if outcome.nonfinite else 0
         if not outcome.nonfinite:
             return
+        if self._in_a_row == 1:
+            self._good_step = before.step
         weight = nonfinite_weight(self._model)
         stops = self._training.on_nonfinite == "stop" or weight is not None or self._in_a_row == MOST_IN_A_ROW
         if weight:
             case = _Case(outcome, before, weight)
-        elif stops or self._is_first:  # a diagnosis costs as much as a step
+        elif stops or not self._left_out:  # a diagnosis costs as much as a step
             case = self._diagnose(outcome, before, stepper)
         else:
             case = _Case(outcome, before, None)
-        self._is_first = False
         if not stops:
-            self._note(f"{case}; the step is left out, the weights stay as they were")
+            self._leave_out(case)
             return
         remedy = self._remedy(case)
-        if not weight:  # nobody should continue from such weights
+        if not self._weights_are_useless(case):  # else nobody should continue from them
             save(before)
         raise NonFiniteError(f"{case}. {self._write_files(case, stepper)}; {remedy}")
+
+    def _leave_out(self, case: _Case) -> None:
+        """Tell of it, unless it only repeats what was told."""
+        self._left_out += 1
+        is_news = self._left_out == 1 or case.before.step - self._last_left_out > STEPS_PER_NOTE
+        self._last_left_out = case.before.step
+        if is_news or self._left_out % STEPS_PER_NOTE == 0:
+            so_far = f" ({self._left_out} such steps so far)" if self._left_out > 1 else ""
+            self._note(f"{case}; the step is left out, the weights stay as they were{so_far}")
+
+    def _weights_are_useless(self, case: _Case) -> bool:
+        return _is_weight(case) or self._in_a_row == MOST_IN_A_ROW
 
     def _diagnose(self, outcome: StepOutcome, before: RunState, stepper: Stepper) -> _Case:
         try:
@@ -113,12 +132,13 @@ class NonFiniteSteps:
         """What to do, before anything is saved: that may remove an older checkpoint."""
         in_vain = f"{MOST_IN_A_ROW} such steps in a row: " if self._in_a_row == MOST_IN_A_ROW else ""
         slower = f"a lower --training.lr{' or --dtype bf16' if self._optimizer.scalars() else ''}"
-        older = [path for path in list_checkpoints(self._run_dir) if (step_of(path) or 0) < case.before.step]
-        if older and (_is_weight(case) or self._training.keep_checkpoints > 1):
+        # Those since the last good step have its weights, with which every step fails.
+        older = [path for path in list_checkpoints(self._run_dir) if (step_of(path) or 0) < self._good_step]
+        if older and (self._weights_are_useless(case) or self._training.keep_checkpoints > 1):
             back = f"go back with --resume {older[-1]} and a lower --training.lr"
         else:
             back = f"begin again in another --run-dir with {slower}"
-        if _is_weight(case) or in_vain:
+        if self._weights_are_useless(case):
             return f"{in_vain}{back}"
         return f"repeat the command with --on-nonfinite skip to go on without such steps, or {back}"
 
@@ -133,10 +153,11 @@ class NonFiniteSteps:
             (home / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
         except (OSError, SafetensorError) as error:
             return f"Batch and report could not be saved in {home}: {' '.join(str(error).split())}"
-        saved = "" if _is_weight(case) else f", the state before the step is in {report['checkpoint']}"
+        saved = f", the state before the step is in {report['checkpoint']}" if report["checkpoint"] else ""
         return f"Batch and report are in {home}{saved}"
 
     def _report(self, case: _Case, samples: list[int]) -> dict[str, Any]:
+        saved = None if self._weights_are_useless(case) else checkpoint_path(self._run_dir, case.before.step)
         return {
             "step": case.before.step + 1,
             "loss": _as_json(case.outcome.loss),
@@ -147,7 +168,7 @@ class NonFiniteSteps:
             "found": asdict(case.finding) if case.finding else None,
             "samples": samples,
             "config": str(self._run_dir / "config.yaml"),
-            "checkpoint": None if _is_weight(case) else str(checkpoint_path(self._run_dir, case.before.step)),
+            "checkpoint": str(saved) if saved else None,
         }
 
 

@@ -94,6 +94,11 @@ def test_the_least_important_fields_give_way(metrics):
     assert text.fitting(fields, 5) == "step 1/2"
 
 
+def test_a_step_that_was_left_out_keeps_its_columns(metrics):
+    fields = ["step 1/2", *text.step_fields(metrics(1, loss=None, grad_norm=None, skipped_steps=12), 5)]
+    assert text.fitting(fields, 80) == "step 1/2  loss -        2,048 tokens/s  ETA 0:05     skipped 12"
+
+
 def test_what_a_summary_does_not_know_is_left_out(summary):
     nothing = summary(
         final_loss=None,

@@ -1,6 +1,7 @@
 """A step that is not finite is left out, its tensor is named, and what is needed to see it again is saved."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -90,8 +91,21 @@ def test_a_step_that_is_left_out_is_told_with_its_place_the_first_time(run_here,
     place = f"first not finite: gradient of the output of {FC1}, 1 of 4096 values, in micro-batch 0"
     left_out = "the step is left out, the weights stay as they were"
     assert f"step 2: the gradient norm is nan; {place}; {left_out}" in output
-    assert output.count("; first not finite: ") == 1
-    assert output.count(f"the gradient norm is nan; {left_out}") == 2
+    assert output.count("; first not finite: ") == output.count(left_out) == 1  # steps 3 and 5 only repeat it
+
+
+def test_steps_that_are_left_out_are_told_now_and_then(run_here, capsys, monkeypatch, tmp_path):
+    """Every tenth of those that repeat, and one that comes after a long while."""
+    bad = [*range(3, 14), 24]
+    for step in bad:
+        poison.in_runs(monkeypatch, "", 4 * (step - 1), lambda loss: loss * float("inf"))
+    flags = ("--max-steps", 25, "--training.save-interval", 0, "--on-nonfinite", "skip", *ALONE)
+    assert run_here(*flags, "--logging.log-interval", 5, "--run-dir", tmp_path / "run") == 0
+    lines = capsys.readouterr().out
+    told = re.findall(r"step (\d+): the loss is .*? stay as they were(?: \((.*?)\))?", " ".join(lines.split()))
+    assert told == [("3", ""), ("12", "10 such steps so far"), ("24", "12 such steps so far")]
+    steps = re.findall(r"^step +(\d+)/25  loss (-|\d).*?(?:skipped (\d+).*)?$", lines, re.MULTILINE)
+    assert steps[1:3] == [("10", "-", "8"), ("15", "5", "11")]
 
 
 def test_many_in_a_row_stop_a_run_that_leaves_them_out(refused, read_strictly, tmp_path):
@@ -102,6 +116,23 @@ def test_many_in_a_row_stop_a_run_that_leaves_them_out(refused, read_strictly, t
     lines = read_strictly(tmp_path)
     assert len(lines) == MOST_IN_A_ROW
     assert [line["skipped_steps"] for line in lines] == list(range(MOST_IN_A_ROW))
+    assert list(tmp_path.glob("checkpoints/step-*")) == []  # nobody should continue from such weights
+    report = json.loads((tmp_path / "nonfinite" / f"step-{MOST_IN_A_ROW + 1}" / "report.json").read_text())
+    assert report["checkpoint"] is None
+
+
+@pytest.mark.parametrize(("interval", "saved"), [(3, [2, 4]), (5, [4, 5])])
+def test_a_streak_keeps_the_checkpoints_before_it_and_names_the_last_good_one(
+    refused, run_here, tmp_path, interval, saved
+):
+    """Step 5 makes the weights useless; a checkpoint of that step is none to go back to."""
+    flags = ("--training.warmup-steps", 0, "--on-nonfinite", "skip", *ALONE, "--run-dir", tmp_path)
+    assert run_here("--max-steps", 4, "--training.save-interval", 2, *flags) == 0
+    error = refused("--max-steps", 40, "--training.lr", 1e30, "--training.save-interval", interval, *flags)
+    good = tmp_path / "checkpoints" / "step-00000004"
+    assert "step 25: the loss is nan" in error
+    assert error.endswith(f"in a row: go back with --resume {good} and a lower --training.lr\n")
+    assert sorted(int(path.name[5:]) for path in good.parent.glob("step-*")) == saved
 
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])

@@ -65,13 +65,14 @@ def results(metrics):
     return [(line["step"], line["loss"], line["grad_norm"]) for line in metrics]
 
 
-def test_sigusr1_saves_and_goes_on(run_here, in_step, read_metrics, tmp_path):
+def test_sigusr1_saves_and_goes_on(run_here, in_step, read_metrics, capsys, tmp_path):
     """Also where the run would never save; the run that goes on from there has the same bits."""
     saved = tmp_path / "checkpoints" / "step-00000002"
     in_step(2, send(signal.SIGUSR1))
     in_step(4, lambda: wait_for(saved.exists))
     assert run_here("--max-steps", 5, *NEVER_SAVED, "--run-dir", tmp_path) == 0
     assert saved_steps(tmp_path) == [2]
+    assert capsys.readouterr().out.count("saving step-00000002, as SIGUSR1 asked\n") == 1
     whole = results(read_metrics(tmp_path))
     assert run_here("--max-steps", 5, *NEVER_SAVED, "--run-dir", tmp_path) == 0
     assert results(read_metrics(tmp_path)) == whole
