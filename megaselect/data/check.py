@@ -32,6 +32,15 @@ class Vocabulary(NamedTuple):
         return cls(size, f"the {size} pieces of the tokenizer {path}", remedy)
 
 
+class Checked(NamedTuple):
+    """What was read, and the lowest and the highest id in it."""
+
+    tokens: int
+    documents: int
+    lowest: int
+    highest: int
+
+
 def token_chunks(dataset: IndexedDataset) -> Iterator[tuple[int, np.ndarray]]:
     """The token stream in parts of a bounded size, each with where it starts; only one is in memory at a time."""
     tokens = dataset.tokens
@@ -40,17 +49,22 @@ def token_chunks(dataset: IndexedDataset) -> Iterator[tuple[int, np.ndarray]]:
         dataset.release()
 
 
-def check_sources(sources: Iterable[DataSource], vocabulary: Vocabulary) -> None:
-    """check_tokens for every dataset that the sources read parts of, once each."""
+def check_sources(sources: Iterable[DataSource], vocabulary: Vocabulary) -> Checked:
+    """check_tokens for every dataset that the sources read parts of, once each: what was read altogether."""
     parts = [source.sources if isinstance(source, BlendedSource) else [source] for source in sources]
-    for prefix in dict.fromkeys(source.prefix for source in chain.from_iterable(parts)):
-        check_tokens(IndexedDataset(prefix), vocabulary)
+    prefixes = dict.fromkeys(source.prefix for source in chain.from_iterable(parts))
+    checked = [check_tokens(IndexedDataset(prefix), vocabulary) for prefix in prefixes]
+    tokens, documents, lows, highs = zip(*checked, strict=True)
+    return Checked(sum(tokens), sum(documents), min(lows), max(highs))
 
 
-def check_tokens(dataset: IndexedDataset, vocabulary: Vocabulary) -> None:
+def check_tokens(dataset: IndexedDataset, vocabulary: Vocabulary) -> Checked:
     """Read all tokens; raise DataError with the place of the first that is outside the vocabulary."""
+    lowest, highest = vocabulary.size, -1
     for start, chunk in token_chunks(dataset):
-        if chunk.min() >= 0 and chunk.max() < vocabulary.size:
+        least, most = int(chunk.min()), int(chunk.max())
+        lowest, highest = min(lowest, least), max(highest, most)
+        if least >= 0 and most < vocabulary.size:
             continue
         first = int(np.argmax((chunk < 0) | (chunk >= vocabulary.size)))
         document, place = _locate(dataset, start + first)
@@ -58,6 +72,7 @@ def check_tokens(dataset: IndexedDataset, vocabulary: Vocabulary) -> None:
             f"{dataset.bin_path} holds token id {chunk[first]} in document {document} at token {place} (both counted "
             f"from 0), outside {vocabulary.owner}; {vocabulary.remedy}"
         )
+    return Checked(len(dataset.tokens), dataset.num_documents, lowest, highest)
 
 
 def _locate(dataset: IndexedDataset, position: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from megaselect.data.check import Vocabulary, check_sources
 from megaselect.data.fingerprint import fingerprint
 from megaselect.data.prepare import prepare_default_corpus
 from megaselect.data.record import check_record
-from megaselect.data.splits import SplitRules, open_splits
+from megaselect.data.splits import SplitRules, Splits, open_splits
 from megaselect.data.tokenizer import Tokenizer
 from megaselect.errors import DataError
 
@@ -23,6 +23,7 @@ class Datasets:
     """tokenizer: None where a user's indexed dataset comes without one; then no sample text is written.
 
     test: None where no test split was asked for. fingerprint: of the training split, see data.fingerprint.
+    notes: for the beginning of the run's log.
     """
 
     train: DataSource
@@ -31,6 +32,7 @@ class Datasets:
     tokenizer: Tokenizer | None
     description: str
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,22 @@ def open_datasets(config: Config) -> Datasets:
         data.test_fraction,
     )
     splits = open_splits(chosen.datasets, rules)
-    if data.check:
-        vocabulary = Vocabulary.of_model(model.vocab_size)
-        if tokenizer and chosen.tokenizer:  # no larger than the model's
-            vocabulary = Vocabulary.of_tokenizer(tokenizer.vocab_size, chosen.tokenizer)
-        check_sources(filter(None, (splits.train, splits.valid, splits.test)), vocabulary)
+    notes = (_check(splits, chosen, tokenizer, model.vocab_size),) if data.check else ()
     description = f"{chosen.description}; {splits.train.num_tokens:,} tokens"
-    return Datasets(splits.train, splits.valid, splits.test, tokenizer, description, fingerprint(splits.train))
+    return Datasets(splits.train, splits.valid, splits.test, tokenizer, description, fingerprint(splits.train), notes)
+
+
+def _check(splits: Splits, chosen: _Chosen, tokenizer: Tokenizer | None, vocab_size: int) -> str:
+    """Read every token; a note of what was found. Raises DataError."""
+    vocabulary = Vocabulary.of_model(vocab_size)
+    if tokenizer and chosen.tokenizer:  # no larger than the model's
+        vocabulary = Vocabulary.of_tokenizer(tokenizer.vocab_size, chosen.tokenizer)
+    checked = check_sources(filter(None, (splits.train, splits.valid, splits.test)), vocabulary)
+    documents = "1 document" if checked.documents == 1 else f"{checked.documents:,} documents"
+    return (
+        f"note: --data.check read {checked.tokens:,} tokens in {documents}: ids {checked.lowest:,} to "
+        f"{checked.highest:,}, all in the vocabulary of {vocabulary.size:,}"
+    )
 
 
 def open_tokenizer(config: Config) -> Tokenizer | None:

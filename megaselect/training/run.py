@@ -63,7 +63,7 @@ def _train(
     segment = Segment.begin(state.step, device_name(resolve_device(config.training.device)), torch.__version__)
     with home.recorded(config, segment, sink.note) as record:
         home.keep_tokenizer(datasets.tokenizer)
-        own_notes = [*home.notes, *resume_notes, *_own_notes(config, state)]
+        own_notes = [*home.notes, *resume_notes, *datasets.notes, *_own_notes(config, state)]
         if automatic:
             save_plan(run_dir, automatic)
             own_notes.append(plan_note(automatic))

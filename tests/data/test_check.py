@@ -28,8 +28,8 @@ def message_of(call, *args):
 
 
 def test_ids_in_range(write_index):
-    check_tokens(IndexedDataset(write_index(tokens=bytes([0, 99, 1, 2, 3, 4]))), TOKENIZER)
-    check_tokens(IndexedDataset(write_index(tokens=bytes([0, 199, 1, 2, 3, 4]))), MODEL)
+    assert check_tokens(IndexedDataset(write_index(tokens=bytes([0, 99, 1, 2, 3, 4]))), TOKENIZER) == (6, 2, 0, 99)
+    assert check_tokens(IndexedDataset(write_index(tokens=bytes([5, 199, 2, 2, 3, 4]))), MODEL) == (6, 2, 2, 199)
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 2, 3, 100])
@@ -69,8 +69,14 @@ def test_every_dataset_of_every_split_is_read_once(write_tokens, monkeypatch):
     valid = write_tokens("b_valid", [3] * 100)
     splits = open_splits([(Fraction(1), a), (Fraction(1), b)], SplitRules(8, 0, valid_fraction=0.2))
     read = []
-    monkeypatch.setattr(check, "check_tokens", lambda dataset, _: read.append(str(dataset.bin_path)))
-    check_sources([splits.train, splits.valid], MODEL)
+    reading = check.check_tokens
+
+    def noted(dataset, vocabulary):
+        read.append(str(dataset.bin_path))
+        return reading(dataset, vocabulary)
+
+    monkeypatch.setattr(check, "check_tokens", noted)
+    assert check_sources([splits.train, splits.valid], MODEL) == (300, 3, 1, 3)
     assert read == [f"{prefix}.bin" for prefix in (a, b, valid)]
 
 

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from megaselect.config import Config
+from megaselect.data.indexed_dataset import IndexedDataset
 from megaselect.data.tokenizer import train_tokenizer
 from megaselect.errors import ConfigError, DataError
 from megaselect.training.datasets import open_datasets
@@ -62,6 +63,11 @@ def test_check_reads_all_tokens_before_training(tmp_path, write_dataset):
     write_dataset(tmp_path / "a", 1601)
     datasets = open_datasets(config_of(prefix=str(tmp_path / "a"), check=True))
     assert datasets.train.num_tokens == 1520
+    tokens = IndexedDataset(tmp_path / "a").tokens
+    assert datasets.notes == (
+        f"note: --data.check read 1,601 tokens in 1 document: ids {tokens.min()} to {tokens.max()}, all in "
+        "the vocabulary of 280",
+    )
     content = bytearray((tmp_path / "a.bin").read_bytes())
     content[2 * 1600] = 0xFF
     content[2 * 1600 + 1] = 0xFF
@@ -142,3 +148,9 @@ def test_a_saved_config_is_a_config():
     for data in ({}, {"blend": [0.7, "a", 0.3, "b"]}, {"prefix": "a", "test_prefix": "c", "valid_prefix": "b"}):
         config = config_of(**data)
         assert Config.from_dict(config.to_dict()) == config
+
+
+def test_a_run_says_that_its_data_was_checked(two, tmp_path, run_main):
+    flags = ("--max-steps", 1, "--device", "cpu", "--run-dir", tmp_path / "run")
+    run = run_main("--data.prefix", two[0], "--data.check", *flags)
+    assert "note: --data.check read 1,601 tokens in 1 document: ids " in " ".join(run.stdout.split()), run.stderr
