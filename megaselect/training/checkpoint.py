@@ -31,7 +31,7 @@ DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16
 
 @dataclass(frozen=True)
 class Found:
-    """checkpoint: None where a run starts anew. notes: which ones were passed over, and why."""
+    """checkpoint: None where there is none. notes: which damaged ones were passed over, and why."""
 
     checkpoint: Checkpoint | None
     notes: list[str]
@@ -44,7 +44,7 @@ def find_checkpoint(resume: str, run_dir: Path) -> Found:
     all are damaged, and where `none` or another run's PATH would train into a directory that holds some.
     """
     if resume == "auto":
-        return newest_checkpoint(run_dir)
+        return newest_checkpoint(run_dir, "choose another --run-dir, or move them away to start anew")
     own = list_checkpoints(run_dir)
     path = Path(resume)
     if own and (resume == "none" or not is_same_run(path, run_dir)):
@@ -64,8 +64,8 @@ def find_checkpoint(resume: str, run_dir: Path) -> Found:
     return found
 
 
-def newest_checkpoint(run_dir: Path) -> Found:
-    """The newest whole checkpoint of a run. Raises CheckpointError where it has some and all are damaged."""
+def newest_checkpoint(run_dir: Path, remedy: str = "name another run") -> Found:
+    """The newest whole checkpoint of a run. Raises CheckpointError, with the remedy, where it has damaged ones alone."""
     damaged: list[tuple[Path, Damage]] = []
     for path in reversed(list_checkpoints(run_dir)):
         try:
@@ -75,17 +75,14 @@ def newest_checkpoint(run_dir: Path) -> Found:
                 damaged.append((path, damage))
     if damaged:
         listed = "; ".join(f"{path.name}: {damage}" for path, damage in damaged)
-        raise CheckpointError(
-            f"every checkpoint in {run_dir / 'checkpoints'} is damaged ({listed}): choose another --run-dir, or move "
-            "them away to start anew"
-        )
+        raise CheckpointError(f"every checkpoint in {run_dir / 'checkpoints'} is damaged ({listed}): {remedy}")
     return Found(None, [])
 
 
 def _notes_on(damaged: list[tuple[Path, Damage]], used: Path) -> list[str]:
     return [
-        f"note: checkpoint {path} is damaged ({damage}): continuing from {used.name}; it stays until the run saves "
-        "that step again"
+        f"note: checkpoint {path} is damaged ({damage}): {used.name} is taken; the damaged one stays until training "
+        "saves that step again"
         for path, damage in damaged
     ]
 
@@ -137,8 +134,8 @@ def _compare(checkpoint: Checkpoint, name: str, tensors: Mapping[str, torch.Tens
         if there != wanted:
             raise CheckpointError(
                 f"checkpoint {checkpoint.path} is another model's: {name} has {one_line(tensor)} as "
-                f"{_describe(there)}, this run needs {_describe(wanted)}: continue with the same model settings and "
-                "--dtype"
+                f"{_describe(there)}, needed is {_describe(wanted)}: use the model settings and the --dtype that it "
+                "was saved with"
             )
 
 

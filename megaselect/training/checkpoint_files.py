@@ -77,9 +77,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         return inspect(path)
     except Damage as damage:
-        raise CheckpointError(
-            f"checkpoint {path} is damaged ({damage}): continue from another one, or choose another --run-dir"
-        ) from damage
+        raise CheckpointError(f"checkpoint {path} is damaged ({damage}): name another one") from damage
 
 
 def inspect(path: Path) -> Checkpoint:

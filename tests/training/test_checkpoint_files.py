@@ -181,9 +181,11 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path):
     assert found.checkpoint.path == paths[1]
     assert found.checkpoint.saved.state == RunState(8, 32)
     assert len(found.notes) == 2
-    assert "optimizer.safetensors: its bytes have changed, by their SHA-256): continuing from" in found.notes[0]
+    assert (
+        "optimizer.safetensors: its bytes have changed, by their SHA-256): step-00000008 is taken; " in found.notes[0]
+    )
     assert "step-100000000 is damaged" in found.notes[0]
-    assert "step-99999999 is damaged (state.json is missing): continuing from step-00000008" in found.notes[1]
+    assert "step-99999999 is damaged (state.json is missing): step-00000008 is taken; " in found.notes[1]
     assert find_checkpoint(str(tmp_path), tmp_path).checkpoint.path == paths[1]
     assert all(path.exists() for path in paths)
 

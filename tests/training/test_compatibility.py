@@ -135,7 +135,7 @@ def test_another_models_tensors_are_refused_before_any_is_read(saved, tmp_path):
     """Where the config says nothing of it."""
     smaller = Tiny()
     smaller.model.bias = None
-    with pytest.raises(CheckpointError, match=r"model\.safetensors has bias as F32 \[2\], this run needs nothing"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has bias as F32 \[2\], needed is nothing"):
         smaller.load(saved.path)
-    with pytest.raises(CheckpointError, match=r"has bias as F32 \[2\], this run needs BF16 \[2\]"):
+    with pytest.raises(CheckpointError, match=r"has bias as F32 \[2\], needed is BF16 \[2\]"):
         Tiny(dtype=torch.bfloat16).load(saved.path)

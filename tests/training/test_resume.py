@@ -228,9 +228,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(run_here, whole_run, as
     capsys.readouterr()
     assert run_here(*EIGHT, "--run-dir", damaged) == 0
     output = "".join(capsys.readouterr().out.split())
-    said = (
-        f"note: checkpoint {last} is damaged (model.safetensors: its bytes have changed, by their SHA-256): continuing"
-    )
+    said = f"note: checkpoint {last} is damaged (model.safetensors: its bytes have changed, by their SHA-256): step"
     assert "".join(said.split()) in output
     assert_same_run(damaged, whole)
     open_checkpoint(last)
@@ -243,6 +241,7 @@ def test_a_run_whose_only_checkpoint_is_damaged_is_left_as_it_was(four_steps, as
     before = (parts / "metrics.jsonl").read_text()
     refusal = f"every checkpoint in {parts / 'checkpoints'} is damaged (step-00000004: optimizer.safetensors: its bytes"
     assert_refused(refusal, *EIGHT, "--run-dir", parts)
+    assert_refused("choose another --run-dir, or move them away to start anew", *EIGHT, "--run-dir", parts)
     assert_refused(f"checkpoint {last} is damaged", *EIGHT, "--run-dir", parts, "--resume", last)
     assert (parts / "metrics.jsonl").read_text() == before
 

@@ -97,11 +97,17 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(run_dir, sample, tm
     (copy / "checkpoints" / "step-00000006" / "model.safetensors").write_bytes(b"cut")
     code, _, errors = sample("--run", copy, "--tokens", 2)
     assert code == 0
-    assert "step-00000006" in errors[0]
+    assert "step-00000006 is damaged (model.safetensors has 3 bytes, " in errors[0]
+    assert "): step-00000003 is taken; " in errors[0]
     assert errors[-1].startswith(f"{copy / 'checkpoints' / 'step-00000003'}: 2 tokens")
     code, text, errors = sample("--run", copy, "--checkpoint", 6)
     assert (code, text, len(errors)) == (2, "", 1)
     assert "step-00000006 is damaged (model.safetensors" in errors[0]
+    assert errors[0].endswith("): name another one")
+    (copy / "checkpoints" / "step-00000003" / "manifest.json").unlink()
+    code, text, errors = sample("--run", copy)
+    assert (code, text, len(errors)) == (2, "", 1)
+    assert errors[0].endswith("step-00000003: manifest.json is missing): name another run")
 
 
 def test_samples_have_seeds_in_a_row(run_dir, sample):
