@@ -65,7 +65,7 @@ def find_checkpoint(resume: str, run_dir: Path) -> Found:
 
 
 def newest_checkpoint(run_dir: Path, remedy: str = "name another run") -> Found:
-    """The newest whole checkpoint of a run. Raises CheckpointError, with the remedy, where it has damaged ones alone."""
+    """The newest whole checkpoint of a run. Raises CheckpointError, with the remedy, where all of them are damaged."""
     damaged: list[tuple[Path, Damage]] = []
     for path in reversed(list_checkpoints(run_dir)):
         try:
