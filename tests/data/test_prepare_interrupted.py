@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from megaselect.data import build
+from megaselect.data import build, workers
 from megaselect.data.prepare import prepare
 from megaselect.data.watcher import Unwatched
 from megaselect.data.workspace import open_workspace
@@ -87,7 +87,7 @@ def test_a_directory_of_somebody_elses(mixed_corpus, tmp_path, default_dataset):
 PREPARE_WITH_WORKERS = """
 import multiprocessing, sys
 from pathlib import Path
-from megaselect.data import build
+from megaselect.data import build, workers
 from megaselect.data.prepare import prepare
 from megaselect.data.watcher import Unwatched
 from megaselect.errors import DataError
@@ -103,6 +103,7 @@ class Processes(Unwatched):
         print(text)
 
 build._SAVE_SECONDS = 0
+workers._CHUNKS_PER_WORKER = 1  # chunks are left when a worker is killed, however late
 source, prefix, model = map(Path, sys.argv[1:])
 try:
     prepare([source], prefix, tokenizer=model, workers=2, watcher=Processes())
