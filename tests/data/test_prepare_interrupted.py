@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from megaselect.data import build, workers
+from megaselect.data import build
 from megaselect.data.prepare import prepare
 from megaselect.data.watcher import Unwatched
 from megaselect.data.workspace import open_workspace
