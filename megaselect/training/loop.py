@@ -25,8 +25,8 @@ from megaselect.training.datasets import Datasets
 from megaselect.training.evaluate import evaluate
 from megaselect.training.events import Metrics, RunSummary, Sink, finite
 from megaselect.training.instruments import Instruments
-from megaselect.training.memory import bytes_in_use
-from megaselect.training.metrics import peak_bytes, reset_peak_bytes
+from megaselect.training.memory import memory_metrics
+from megaselect.training.metrics import reset_peak_bytes
 from megaselect.training.metrics_file import MetricsFile
 from megaselect.training.metrics_tail import METRICS_NAME
 from megaselect.training.nonfinite import NonFiniteSteps
@@ -204,8 +204,7 @@ class Trainer:
             "mfu": self._utilisation(self.flops.model, seconds),
             "hfu": self._utilisation(self.flops.hardware, seconds),
             "stored_bytes": self._progress.stored_bytes,
-            "peak_bytes": peak_bytes(self.device),
-            **bytes_in_use(self.device),
+            **memory_metrics(self.device),
             "skipped_steps": self.state.skipped_steps,
             **({} if scale is None else {"loss_scale": scale}),
             **{f"samples/{name}": count for name, count in self.datasets.train.counts(samples).items()},
