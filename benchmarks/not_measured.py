@@ -24,6 +24,14 @@ COMPARISON = (
     "| every setting beside the others: time, memory, bits | - | not measured | "
     "`megaselect compare --config gpt2-124m --largest-micro-batch --memory-snapshot` |"
 )
+TRAINING = (
+    "| training: a step whose values are not finite changes nothing, pinned batches, snapshots of the allocator | pass | "
+    "not measured | `pytest -m cuda tests/training tests/data` |"
+)
+WAITS = (
+    "| a step waits for its data; a save holds it up | <= 1 % | not measured | `python benchmarks/data_wait.py`, "
+    "`python benchmarks/checkpoint_stall.py` |"
+)
 
 
 def page() -> list[str]:
@@ -38,7 +46,7 @@ def page() -> list[str]:
     lines += ["| goal | wanted | measured | command |", "|---|---|---|---|"]
     for goal in goals.judge([], on_gpu=True):
         lines.append(f"| {goal['goal']} | {goal['wanted']} | not measured | `{goals.COMMAND}` |")
-    lines += [PEAK, COMPARISON]
+    lines += [PEAK, COMPARISON, TRAINING, WAITS]
     lines.append("| kernels: error to twice torch's, bits, masks, odd sizes | pass | not measured | `pytest -m cuda` |")
     for part, what in PARTS.items():
         arguments = parse([part])
