@@ -25,7 +25,7 @@ COMPARISON = (
     "`megaselect compare --config gpt2-124m --largest-micro-batch --memory-snapshot` |"
 )
 TRAINING = (
-    "| training: a step whose values are not finite changes nothing, pinned batches, snapshots of the allocator | pass | "
+    "| training: a step whose values are not finite changes nothing, pinned batches, memory snapshots | pass | "
     "not measured | `pytest -m cuda tests/training tests/data` |"
 )
 WAITS = (
