@@ -232,9 +232,8 @@ def test_without_step_up_a_line_says_what_each_mode_keeps_and_what_fits(limited,
     _, child = limited
     assert child.stdout.count("exit code 2\n") == 1
     (message,) = child.stderr.splitlines()
-    assert re.match(
-        r"error: step 1 ran out of memory \([\d.]+ MiB more was asked for\) with recompute none\. ", message
-    )
+    # Which allocation is the one too many depends on the threads' timing, and Python's own say no number.
+    assert re.match(r"error: step 1 ran out of memory \([^()]+\) with recompute none\. ", message)
     overrides = {f"model__{name}": value for name, value in LONG_MODEL.items()}
     shape = Shape.of(make_config(**overrides), FP32_BYTES)
     kept = {name: stored_bytes(shape, make_plan(settings, 12)) for name, settings in NAMED.items()}
