@@ -95,7 +95,8 @@ def _in_short(problem: str) -> str:
     match = _ASKED.search(problem)
     if match is None:
         return shorten(problem or "no reason given", LONGEST_PROBLEM, placeholder=" ...")
-    count = f"{match[1]} {match[2]}" if match[2] != "bytes" else size(int(match[1]))
+    number, unit = match[1].rstrip("."), match[2]  # numpy writes 128. KiB
+    count = size(int(number)) if unit == "bytes" else f"{number} {unit}"
     return f"{count} more was asked for"
 
 

@@ -19,15 +19,16 @@ STEADY_ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(128 * 1024),
     "PYTHONFAULTHANDLER": "1",
 }
-HOLES, HOLE_BYTES, FENCE_BYTES = 640, 100 * 1024, 1024
+HOLES, HOLE_BYTES = 640, 100 * 1024
 
 
 def holes_for_what_is_small():
     """Room on the heap below the limit, in which no large tensor fits; it lasts as long as the fences returned.
 
-    Without it NumPy may crash: where an iterator gets no buffers it raises MemoryError without holding the GIL.
+    Without it NumPy may crash: where an iterator gets no buffers it raises MemoryError without holding the GIL. Fences
+    are as large as holes: smaller ones found room elsewhere at times, and the holes between them became a single one.
     """
-    blocks = [bytearray(size) for _ in range(HOLES) for size in (HOLE_BYTES, FENCE_BYTES)]
+    blocks = [bytearray(HOLE_BYTES) for _ in range(2 * HOLES)]
     return blocks[1::2]
 
 
