@@ -6,7 +6,6 @@ import re
 import socket
 
 import pytest
-from conftest import HEADER
 from wandb_records import inspect, logged, of_kind, summary
 from wandb_server import KEY, stand_in_server
 
@@ -69,7 +68,7 @@ def assert_all_is_recorded(records):
     return run
 
 
-def test_auto_without_a_key_records_offline_and_a_resumed_run_goes_on(run_python, tmp_path):
+def test_auto_without_a_key_records_offline_and_a_resumed_run_goes_on(run_python, header, tmp_path):
     first = run_python(START + "play(WandbSink('auto', 'project-x', 'group-y', 'runs/tiny', print), [1, 2])")
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout == OFFLINE_NOTE.format(" (no API key)")  # one line, of 80 columns at most
@@ -94,7 +93,7 @@ def test_auto_without_a_key_records_offline_and_a_resumed_run_goes_on(run_python
 
     assert resumed_run["config"]["update"]["series"] == {"id": run["run_id"], "first_step": 3}
 
-    elsewhere = {**HEADER.config, "training": {"resume": "runs/other/checkpoints/step-00000002"}}
+    elsewhere = {**header().config, "training": {"resume": "runs/other/checkpoints/step-00000002"}}
     branch = (
         "play(WandbSink('offline', 'project-x', None, 'runs/tiny', print), [3], "
         f"first_step=2, identity={former}, config={elsewhere})"
