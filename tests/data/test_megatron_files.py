@@ -97,14 +97,14 @@ EXTREMES = [
 ]
 
 
-@given(corpora(), st.booleans())
-@settings(max_examples=60, deadline=None)
-@example(EXTREMES[0], False)
-@example(EXTREMES[1], True)
-@example(EXTREMES[2], False)
-@example(EXTREMES[3], True)
-@example(EXTREMES[4], False)
-@example(EXTREMES[5], True)
+def for_any_corpus(test):
+    """Random ones, with modes and without, and the extremes of each dtype."""
+    for number, corpus in enumerate(EXTREMES):
+        test = example(corpus, number % 2 == 1)(test)
+    return given(corpora(), st.booleans())(settings(max_examples=60, deadline=None)(test))
+
+
+@for_any_corpus
 def test_what_megatron_writes_is_read(megatron, prefix, corpus, multimodal):
     dtype, documents = corpus
     sequences, bounds = sequences_and_bounds(documents)
@@ -119,14 +119,7 @@ def test_what_megatron_writes_is_read(megatron, prefix, corpus, multimodal):
     assert dataset.num_documents == len(documents)
 
 
-@given(corpora(), st.booleans())
-@settings(max_examples=60, deadline=None)
-@example(EXTREMES[0], False)
-@example(EXTREMES[1], True)
-@example(EXTREMES[2], False)
-@example(EXTREMES[3], True)
-@example(EXTREMES[4], False)
-@example(EXTREMES[5], True)
+@for_any_corpus
 def test_megatron_reads_our_index_of_any_dtype(megatron, prefix, corpus, multimodal):
     """Documents of at least one sequence, of which the later ones continue the first; modes as multimodal data has."""
     dtype, documents = corpus

@@ -99,7 +99,7 @@ def test_an_error_is_raised_at_its_batch_and_not_earlier(source):
 def test_an_error_ahead_of_the_last_batch_is_nobodys(source):
     watched = Watched(source, refuse_from(2))
     with Prefetcher(watched, 2) as prefetcher:
-        prefetcher.batch(0, 2)
+        assert_same(prefetcher.batch(0, 2), source.batch(0, 2))
         watched.wait_for([(0, 2), (2, 2), (4, 2)])
 
 
