@@ -1,24 +1,40 @@
-# make train ARGS="--max-steps 100"    make test    make lint    make soak    make clean
-# `make test PY=python3` uses that Python and what is installed for it; without PY a virtual environment is made.
+# make train ARGS="--max-steps 100"    make test    make test TORCH=2.11.0    make lint    make soak    make clean
+# `make test PY=python3` uses that Python and what is installed for it; without PY a virtual environment is made, and
+# with TORCH another one, with that torch and what goes with it (a line of torch-versions.txt).
 
 PY :=
+TORCH :=
 ARGS :=
 
+VENV := .venv$(if $(TORCH),-torch-$(TORCH))
 ifeq ($(PY),)
-PYTHON := .venv/bin/python
-TRAIN_STAMP := .venv/.train-installed
-TEST_STAMP := .venv/.test-installed
+PYTHON := $(VENV)/bin/python
+TRAIN_STAMP := $(VENV)/.train-installed
+TEST_STAMP := $(VENV)/.test-installed
 else
 PYTHON := $(PY)
+endif
+
+ifeq ($(TORCH),)
+CONSTRAINTS := constraints.txt
+PYTHON_NAMES := python3 python3.11 python3.12 python3.13 python3.14
+else
+CONSTRAINTS := $(VENV)/constraints.txt
+# The fields of this version's line: torch, Python, triton, transformers.
+ROW := $(shell awk '$$1 == "$(TORCH)"' torch-versions.txt)
+ifeq ($(ROW),)
+$(error no line of torch-versions.txt is for torch $(TORCH); it has $(shell awk '!/^#/ { print $$1 }' torch-versions.txt))
+endif
+PYTHON_NAMES := python$(word 2,$(ROW)) $(wildcard $(HOME)/.pyenv/versions/$(word 2,$(ROW)).*/bin/python)
 endif
 
 # A process for each core, four at most, where pytest-xdist is installed. A file's tests share fixtures and so a process.
 WORKERS = $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses auto --maxprocesses 4 --dist loadfile)
 
-INPUTS := setup.py pyproject.toml constraints.txt
+INPUTS := setup.py pyproject.toml $(CONSTRAINTS)
 # pip passes -c to no build environment. It used to pass PIP_CONSTRAINT; newer versions read PIP_BUILD_CONSTRAINT there.
-PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
-	.venv/bin/python -m pip install --disable-pip-version-check --quiet
+PIP_INSTALL := PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS) \
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
 
 .PHONY: help train test lint soak clean
 .DELETE_ON_ERROR:
@@ -26,6 +42,7 @@ PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.t
 help:
 	@echo 'make train   train a small GPT model; ARGS="--recompute full" passes flags'
 	@echo 'make test    lint and test; PY=python3 uses the Python and packages that you have'
+	@echo 'make test TORCH=2.11.0   the same with another torch, in an environment of its own'
 	@echo 'make lint    ruff only'
 	@echo 'make soak    the tests that take minutes'
 	@echo 'make clean   delete .venv, caches and build products; runs/ stays'
@@ -44,13 +61,13 @@ soak: $(TEST_STAMP)
 	$(PYTHON) -m pytest -m soak $(ARGS)
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-torch-* build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps, because .venv itself exists too where its making has failed half-way.
-.venv/.python:
+$(VENV)/.python:
 	@python=; broken=; \
-	for name in python3 python3.11 python3.12 python3.13 python3.14; do \
+	for name in $(PYTHON_NAMES); do \
 		$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
 		if $$name -c 'import ensurepip' >/dev/null 2>&1; then python=$$name; break; fi; \
 		broken=$${broken:-$$name}; \
@@ -60,17 +77,21 @@ clean:
 		echo "error: $$broken cannot make virtual environments; on Debian and Ubuntu: apt-get install $$package" >&2; exit 1; \
 	fi; \
 	if [ -z "$$python" ]; then \
-		echo "error: Megaselect needs Python 3.11 or newer, and no python3 here is; install one, or name it with PY=" >&2; exit 1; \
+		echo "error: none of $(PYTHON_NAMES) is a Python of version 3.11 or newer here; install one, or name it with PY=" >&2; exit 1; \
 	fi; \
-	$$python -m venv --clear .venv
+	$$python -m venv --clear $(VENV)
 	@touch $@
 
-.venv/.train-installed: .venv/.python $(INPUTS)
-	@echo 'Installing Megaselect and what it needs into .venv: about a minute, once.'
+$(VENV)/constraints.txt: constraints.txt torch-versions.txt $(VENV)/.python
+	@sed -e 's/^torch==.*/torch==$(word 1,$(ROW))/' -e 's/^triton==.*/triton==$(word 3,$(ROW))/' \
+		-e 's/^transformers==.*/transformers==$(word 4,$(ROW))/' constraints.txt > $@
+
+$(VENV)/.train-installed: $(VENV)/.python $(INPUTS)
+	@echo 'Installing Megaselect and what it needs into $(VENV): about a minute, once.'
 	@$(PIP_INSTALL) --editable '.[report]'
 	@touch $@
 
-.venv/.test-installed: .venv/.train-installed
-	@echo 'Installing what the tests need into .venv.'
+$(VENV)/.test-installed: $(VENV)/.train-installed
+	@echo 'Installing what the tests need into $(VENV).'
 	@$(PIP_INSTALL) --editable '.[test]'
 	@touch $@
