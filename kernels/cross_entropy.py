@@ -26,6 +26,11 @@ def cross_entropy(logits: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
     return torch.ops.megaselect.cross_entropy(logits.contiguous(), targets, vocab_size)[0]
 
 
+def token_losses(logits: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """[n]: what cross_entropy takes the mean of. Without a graph."""
+    return row_log_sum_exp(logits, vocab_size) - picked_logits(logits, targets)
+
+
 @torch.library.custom_op("megaselect::cross_entropy", mutates_args=())
 def _forward(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     """(loss, log-sum-exp [n])."""

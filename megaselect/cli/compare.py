@@ -34,7 +34,7 @@ _IGNORED = frozenset(
         "training.run_dir",
         "training.resume",
         "training.eval_interval",
-        "training.eval_batches",
+        "training.eval_samples",
         "training.save_interval",
         "training.keep_checkpoints",
         "training.keep_best",

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from megaselect.config.origins import Origins
+from megaselect.config.replaced import REPLACED, explain_replaced
 from megaselect.config.shown import LONGEST_VALUE, shown
 from megaselect.errors import ConfigError
 
@@ -49,6 +50,9 @@ def explain(error: ValidationError, names: Sequence[str], origins: Origins) -> C
 def nearest_setting(name: str, names: Sequence[str]) -> list[str]:
     """The settings that a wrong dotted or bare name most likely meant: same last part, same beginning, or closest."""
     section, _, leaf = name.rpartition(".")
+    if name.replace("-", "_") in REPLACED:
+        replacement = REPLACED[name.replace("-", "_")]
+        return [known for known in names if known.replace("-", "_") == replacement]
     same_leaf = [known for known in names if known.rpartition(".")[2] == leaf]
     same_start = [known for known in names if known.startswith(name)]
     if same_leaf or 0 < len(same_start) <= 3:
@@ -74,6 +78,8 @@ def _explain_unknown(name: str, names: Sequence[str], origins: Origins) -> str:
     sections = list(dict.fromkeys(known.partition(".")[0] for known in names))
     if section not in sections and (close := get_close_matches(section, sections, n=1)):
         return f"{where}: unknown section {section}; did you mean {close[0]}?"
+    if replacement := explain_replaced(name):
+        return f"{where}: unknown key {name}; {replacement}"
     if meant := nearest_setting(name, names):
         return f"{where}: unknown key {name}; did you mean {' or '.join(meant)}?"
     if section not in sections:

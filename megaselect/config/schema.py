@@ -19,6 +19,8 @@ from megaselect.config.yaml_file import read_yaml
 
 VOCABULARY_MULTIPLE = 128
 MODULES = ("softmax", "dropout", "core_attn", "layernorm", "gelu")
+# Settings of the model that follow others, or the data, where they are left out.
+FOLLOWING = ("ffn_hidden_size", "vocab_size", "attention_dropout_p", "hidden_dropout_p")
 
 
 class ModelConfig(Section):
@@ -29,7 +31,7 @@ class ModelConfig(Section):
     num_attention_heads: int = Field(ge=1, le=checks.MAX_HEADS, description="heads; must divide the hidden size")
     ffn_hidden_size: int | None = Field(None, ge=1, description="width inside the MLP; none: 4 x hidden size")
     seq_length: int = Field(ge=1, description="tokens per training sample")
-    vocab_size: int = Field(ge=1, description="rows of the embedding table")
+    vocab_size: int | None = Field(None, ge=1, description="rows of the embedding table; none: as the data's tokenizer")
     dropout_p: float = Field(0.1, description="dropout probability, in steps of 1/256")
     attention_dropout_p: float | None = Field(None, description="dropout after softmax; none: the same as dropout-p")
     hidden_dropout_p: float | None = Field(None, description="dropout elsewhere; none: the same as dropout-p")
@@ -59,11 +61,16 @@ class ModelConfig(Section):
         }
         for name, value in filled.items():
             if getattr(self, name) is None:
-                # Filled in but not counted as set: to_dict gives None again, so a later override of hidden_size or
-                # dropout_p still reaches the fields that follow them.
-                self.__dict__[name] = value
-                self.model_fields_set.discard(name)
+                self.fill(name, value)
         return self
+
+    def fill(self, name: str, value: float) -> None:
+        """Set a field that was left out, without counting it as set.
+
+        to_dict gives None again, so that a later override of what it follows, such as hidden_size, still reaches it.
+        """
+        self.__dict__[name] = value
+        self.model_fields_set.discard(name)
 
 
 class DataConfig(Section):
@@ -122,7 +129,7 @@ class TrainingConfig(Section):
     )
     deterministic: bool = Field(False, description="refuse operations whose bits vary from run to run")
     eval_interval: int = Field(100, ge=0, description="steps between evaluations; 0: never")
-    eval_batches: int = Field(8, ge=1, description="micro batches per evaluation")
+    eval_samples: int = Field(64, ge=1, description="samples per evaluation, whatever the micro batch")
     save_interval: int = Field(100, ge=0, description="steps between checkpoints; 0: never")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
     keep_best: bool = Field(True, description="save and keep the step with the lowest validation loss too")
@@ -243,7 +250,9 @@ class Config(BaseModel):
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _fill_and_check(self) -> Self:
+        if self.model.vocab_size is None:  # until the data is known: as that of the default corpus
+            self.model.fill("vocab_size", self.data.vocab_size)
         checks.check_across_sections(self)
         return self
 
@@ -284,7 +293,7 @@ class Config(BaseModel):
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested values from which from_dict builds an equal config. Filled-in values are None again."""
         sections = self.model_dump(mode="json")
-        for name in ("ffn_hidden_size", "attention_dropout_p", "hidden_dropout_p"):
+        for name in FOLLOWING:
             if name not in self.model.model_fields_set:
                 sections["model"][name] = None
         recompute = sections["recompute"]

@@ -3,13 +3,14 @@ v vocabulary, V vocabulary padded to a multiple of 128, which matrix products wa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from megaselect.errors import ConfigError, SampleIndexError
-from megaselect.kernels.cross_entropy import cross_entropy
+from megaselect.kernels.cross_entropy import cross_entropy, token_losses
 from megaselect.kernels.dropout_mask import EMBEDDING_SITE
 from megaselect.kernels.linear_cross_entropy import linear_cross_entropy
 from megaselect.model.block import Block
@@ -39,9 +40,16 @@ class GPT(nn.Module):
         self.final_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, config.kernel_backend)
         self.policy = StackPolicy()
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, sample_index: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        sample_index: Tensor | None = None,
+        reduction: Literal["mean", "none"] = "mean",
+    ) -> Tensor:
         """Mean loss (fp32 scalar) where targets [b, s] are given, else logits [b, s, v]; tokens are int64 [b, s].
 
+        reduction: "none" gives the loss of each token, fp32 [b, s], without a graph: for evaluation.
         sample_index: int64 [b], each sample's position in the run's data order; the dropout masks are a function of it.
         Raises SampleIndexError in training with dropout without it, ConfigError for more tokens than positions.
         """
@@ -50,7 +58,8 @@ class GPT(nn.Module):
         if targets is None:
             logits = functional.linear(hidden, self.token_embedding.weight[: self.config.vocab_size])
             return logits.transpose(0, 1)
-        return self._loss(hidden.flatten(0, 1), targets.t().reshape(-1))
+        flat = hidden.flatten(0, 1), targets.t().reshape(-1)
+        return self._loss(*flat) if reduction == "mean" else self._token_losses(*flat).view_as(targets.t()).t()
 
     def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy from hidden [n, h] and targets [n]."""
@@ -58,6 +67,15 @@ class GPT(nn.Module):
         if self.loss_chunk_tokens is not None:
             return linear_cross_entropy(hidden, head, targets, vocabulary, self.loss_chunk_tokens)
         return cross_entropy(functional.linear(hidden, head), targets, vocabulary)
+
+    @torch.no_grad()
+    def _token_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The cross-entropy of each token [n], the same numbers that _loss takes the mean of."""
+        head, chunk = self.token_embedding.weight, self.loss_chunk_tokens or len(targets)
+        chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        return torch.cat(
+            [token_losses(functional.linear(part, head), wanted, self.config.vocab_size) for part, wanted in chunks]
+        )
 
     def _embed(self, tokens: Tensor, sample_index: Tensor) -> Tensor:
         """Embeddings through the stack of layers: [s, b, h] from tokens [b, s]."""

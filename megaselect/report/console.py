@@ -25,6 +25,7 @@ PLAIN_COLUMNS = 80
 PANEL_COLUMNS = 100  # at most: lines across a very wide terminal are hard to read
 REFRESH_SECONDS = 0.1
 STEP_TIME_MEMORY = 0.9  # weight of the past in the step time that ETA is taken from
+EVALUATION_SECONDS = 10  # between lines on an evaluation, where nothing can be redrawn
 DATA_WAIT_STEPS = 20  # whose medians tell whether steps wait for data
 DATA_WAIT_SHARE = 0.05  # of a step's time, from which a note is made of it
 STYLES = {"": "", "good": "green", "bad": "bold white on red"}
@@ -61,6 +62,7 @@ class ConsoleSink:
         self._data_wait = _DataWait()
         self._progress: Progress | None = None
         self._drawn_at = 0.0
+        self._evaluation_line_at = self._evaluation_began = 0.0
 
     def start(self, header: RunHeader) -> None:
         """Print the header and, on a terminal, start the progress bar."""
@@ -94,6 +96,20 @@ class ConsoleSink:
         share = self._data_wait.hear(metrics)
         if share is not None:
             self.note(text.data_wait_note(share))
+
+    def evaluating(self, split: str, done: int, samples: int) -> None:
+        """Show how far the evaluation is: in the bar, or in a line now and then where it takes long."""
+        now = time.monotonic()
+        if not done:
+            self._evaluation_began = self._evaluation_line_at = now
+            self._drawn_at = 0.0  # at once: the next call may be long in coming
+        left = (now - self._evaluation_began) / done * (samples - done) if done else None
+        fields = text.evaluation_fields(split, done, samples, left)
+        if self._progress:
+            self._move_bar(self._progress, None, fields)
+        elif now - self._evaluation_line_at >= EVALUATION_SECONDS:
+            self._evaluation_line_at = now
+            self._print(text.fitting(fields, self._console.width))
 
     def evaluation(self, step: int, loss: float) -> None:
         """Print a line."""
@@ -178,7 +194,8 @@ class ConsoleSink:
         # A run that ends by an error never gets to finish; the terminal must have its cursor back all the same.
         atexit.register(self._progress.stop)
 
-    def _move_bar(self, bar: Progress, step: int, fields: list[str]) -> None:
+    def _move_bar(self, bar: Progress, step: int | None, fields: list[str]) -> None:
+        """step: None stays where the bar is."""
         bar_columns = max(self._console.width // 5, 10)
         place_columns = 2 * len(str(self._max_steps)) + 3
         status = text.fitting(fields, self._console.width - bar_columns - place_columns)

@@ -35,6 +35,11 @@ class Sinks:
         for sink in self._sinks:
             sink.step(metrics)
 
+    def evaluating(self, split: str, done: int, samples: int) -> None:
+        """See Sink.evaluating."""
+        for sink in self._sinks:
+            sink.evaluating(split, done, samples)
+
     def evaluation(self, step: int, loss: float) -> None:
         """See Sink.evaluation."""
         for sink in self._sinks:

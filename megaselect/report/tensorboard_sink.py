@@ -45,6 +45,9 @@ class TensorBoardSink:
         step = int(row.pop("step"))
         self._write(row, step)
 
+    def evaluating(self, split: str, done: int, samples: int) -> None:
+        """Progress is for the console."""
+
     def evaluation(self, step: int, loss: float) -> None:
         """Write the validation loss."""
         self._write({"eval/loss": loss}, step)

@@ -135,6 +135,12 @@ def step_fields(metrics: Metrics, seconds_left: float) -> list[str]:
     return [field for field in fields if field]
 
 
+def evaluation_fields(split: str, done: int, samples: int, seconds_left: float | None) -> list[str]:
+    """How far an evaluation is, and the time that it will take, where that is known."""
+    fields = [f"evaluating on the {split} split: {done:,} of {samples:,} samples"]
+    return fields if seconds_left is None else [*fields, f"ETA {duration(seconds_left)}"]
+
+
 def _field(template: str, value: float | None, width: int) -> str:
     return "" if value is None else template.format(value).ljust(width)
 

@@ -73,6 +73,9 @@ class WandbSink:
         self._tokens = None if tokens is None else int(tokens)
         self._log(columns(metrics))
 
+    def evaluating(self, split: str, done: int, samples: int) -> None:
+        """Progress is for the console."""
+
     def evaluation(self, step: int, loss: float) -> None:
         """Log the validation loss at the tokens seen so far."""
         tokens = {} if self._tokens is None else {"tokens": self._tokens}

@@ -6,8 +6,9 @@ import hashlib
 import json
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from megaselect.config.replaced import upgraded
 from megaselect.training.state import RunState
 
 FORMAT_VERSION = 2
@@ -66,12 +67,20 @@ class Manifest(_Record):
 
 
 class SavedState(_Record):
-    """state.json. config: as Config.to_dict gives it. data_fingerprint: of the training data, see data.fingerprint."""
+    """state.json. data_fingerprint: of the training data, see data.fingerprint.
+
+    config: as Config.to_dict gives it; that of an earlier version is read as this version's.
+    """
 
     state: RunState
     loss_scale: dict[str, int | float]
     config: dict[str, Any]
     data_fingerprint: str
+
+    @field_validator("config")
+    @classmethod
+    def _upgrade(cls, config: dict[str, Any]) -> dict[str, Any]:
+        return upgraded(config)
 
     @model_validator(mode="after")
     def _check_counts(self) -> Self:

@@ -32,7 +32,7 @@ _SILENT_SECTIONS = ("recompute", "logging")
 _SILENT_SETTINGS = (
     *("data.check", "data.prefetch", "data.cache_dir", "data.tokenizer", "data.test_prefix"),
     *("training.dtype", "training.device", "training.run_dir", "training.resume", "training.exit_after"),
-    *("training.eval_interval", "training.eval_batches", "training.save_interval", "training.sample_tokens"),
+    *("training.eval_interval", "training.save_interval", "training.sample_tokens"),
     *("training.keep_checkpoints", "training.keep_best", "training.on_nonfinite", "training.on_oom"),
 )
 _DATA_SETTINGS = (*PLACES, "data.valid_prefix")

@@ -1,9 +1,9 @@
-"""Validation loss: the model in eval mode, without gradients."""
+"""Loss on a split: the model in eval mode, without gradients and without dropout."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -23,14 +23,33 @@ def evaluating(model: GPT) -> Iterator[torch.device]:
         model.train()
 
 
-def evaluate(model: GPT, source: DataSource, batches: int, batch_size: int) -> float:
-    """Mean loss over the first `batches` micro-batches of the split, or over all that it has: the same every time."""
-    batch_size = min(batch_size, source.num_windows)
-    batches = min(batches, source.num_windows // batch_size)
+def _to_the_end(_: int) -> bool:
+    """Nobody stops it."""
+    return True
+
+
+def evaluate(
+    model: GPT,
+    source: DataSource,
+    samples: int,
+    micro_batch_size: int,
+    goes_on: Callable[[int], bool] = _to_the_end,
+) -> float | None:
+    """Mean loss, in nats a token, over the first `samples` windows of the split, or over all that it has.
+
+    The last micro-batch is smaller where they are no multiple. Each window's loss is summed in fp64 and kept by the
+    window's number, so the micro-batch changes no more than the last bits, by the matrix products of another shape.
+    goes_on: asked before each micro-batch, with the number of windows done; where it says no, the result is None.
+    """
+    windows = min(samples, source.num_windows)
     remedy = "it keeps nothing for backward; lower --training.micro-batch-size, or set --training.loss-chunk-tokens"
     with memory_errors_explained("evaluating", remedy), evaluating(model) as device:
-        losses = []
-        for number in range(batches):
-            batch = source.batch(number * batch_size, batch_size)
-            losses.append(model(batch.tokens.to(device), batch.targets.to(device)))
-        return torch.stack(losses).mean().item()
+        losses = torch.empty(windows, dtype=torch.float64, device=device)
+        for first in range(0, windows, micro_batch_size):
+            if not goes_on(first):
+                return None
+            stop = min(first + micro_batch_size, windows)
+            batch = source.batch(first, stop - first)
+            of_tokens = model(batch.tokens.to(device), batch.targets.to(device), reduction="none")  # [b, s]
+            losses[first:stop] = of_tokens.mean(1, dtype=torch.float64)
+        return losses.mean().item()

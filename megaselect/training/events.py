@@ -65,8 +65,8 @@ class RunSummary:
 
     peak_kind: what peak_bytes counts, ready to print after it. test_loss: on the test split, at the end of the run.
     skipped_steps: over the whole run. loss_spikes: in this process's steps. data_share: median share of a step's time
-    that was spent waiting for data. phase_ms: phase of a step -> its median milliseconds. stopped_by: SIGINT, SIGTERM
-    or exit-after; None where the run got to its last step.
+    that was spent waiting for data. phase_ms: phase of a step -> its median milliseconds. stopped_by: SIGINT, SIGTERM,
+    SIGHUP or exit-after; None where the run got to its last step and through the evaluations that follow it.
     """
 
     steps: int
@@ -99,7 +99,8 @@ class RunSummary:
 
 
 class Sink(Protocol):
-    """Receives a run's events, in this order: start, stored, then step, evaluation and note, then finish or fail.
+    """Receives a run's events, in this order: start, stored, then step, evaluating, evaluation and note, then finish or
+    fail.
 
     A sink that cannot record says so in a note and lets the run go on.
     """
@@ -115,6 +116,9 @@ class Sink(Protocol):
 
     def step(self, metrics: Metrics) -> None:
         """After every optimizer step."""
+
+    def evaluating(self, split: str, done: int, samples: int) -> None:
+        """Before each micro-batch of an evaluation on a split, valid or test: so many of its samples are done."""
 
     def evaluation(self, step: int, loss: float) -> None:
         """After an evaluation on the validation split."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from megaselect.config import Config
+from megaselect.data.blend import DataSource
 from megaselect.data.prefetch import Prefetcher
 from megaselect.devices import is_out_of_memory, peak_flops
 from megaselect.errors import OutOfMemoryError
@@ -49,6 +50,7 @@ class _Progress:
     phase_ms: dict[str, array[float]] = field(default_factory=lambda: {phase: array("d") for phase in PHASES})
     last: Metrics = field(default_factory=dict)
     valid_losses: list[float] = field(default_factory=list)
+    test_loss: float | None = None
     stored_bytes: int | None = None
     loss_spikes: int = 0
     saved_step: int = -1
@@ -91,7 +93,10 @@ class Trainer:
         self._progress.stored_bytes = None  # the next forward pass is measured
 
     def run(self, stop: StopRequest) -> RunSummary:
-        """Train; the last checkpoint comes also where `stop` ended the run, at the end of the step it met."""
+        """Train; the last checkpoint comes also where `stop` ended the run.
+
+        It does so at the end of the step that it met, or within an evaluation, which is then not recorded.
+        """
         training, started = self.config.training, time.perf_counter()
         instruments = Instruments(self.config, self._phases, self.run_dir, self.device, self.sink.note)
         with self._metrics_file, self._saver, self._batches, instruments:
@@ -101,7 +106,7 @@ class Trainer:
                 self.sink.step(metrics)
                 self._saver.report()
                 if _due(self.state.step, training.eval_interval, training.max_steps):
-                    metrics = {**metrics, "valid_loss": finite(self._evaluate())}
+                    metrics = {**metrics, **self._evaluate(stop)}
                 # Before a checkpoint of the step: a resumed run does not take the step again.
                 self._metrics_file.write(metrics)
                 asked = stop.take_save()
@@ -109,11 +114,14 @@ class Trainer:
                     self._save()
                 if asked:
                     self.sink.note(f"saving {checkpoint_path(self.run_dir, self.state.step).name}, as SIGUSR1 asked")
-            if training.eval_interval and not self._progress.step_seconds and not stop.reason:
-                self._evaluate()  # a run that was complete already says again how good it is
+            if training.eval_interval and not self._progress.step_seconds:
+                self._evaluate(stop)  # a run that was complete already says again how good it is
             if training.save_interval or stop.reason:
                 self._save()
-        return self._summary(time.perf_counter() - started, stop.reason)
+            seconds = time.perf_counter() - started
+            if self.datasets.test and not stop.reason:
+                self._test(self.datasets.test, stop)
+        return self._summary(seconds, stop.reason)
 
     def _step(self) -> Metrics:
         """One optimizer step over the global batch."""
@@ -214,21 +222,37 @@ class Trainer:
     def _utilisation(self, flops: int, seconds: float) -> float | None:
         return flops / seconds / self.peak_flops if self.peak_flops else None
 
-    def _evaluate(self) -> float:
-        """The validation loss; the state remembers the best."""
-        training = self.config.training
-        loss = evaluate(self.model, self.datasets.valid, training.eval_batches, training.micro_batch_size)
+    def _evaluate(self, stop: StopRequest) -> Metrics:
+        """What the metrics of the step say of the validation loss; the state remembers the best."""
+        loss = self._loss_on("valid", self.datasets.valid, self.config.training.eval_samples, stop)
+        if loss is None:
+            return {}
         self._progress.valid_losses.append(loss)
         self.sink.evaluation(self.state.step, loss)
         best = self.state.best_valid_loss
         if math.isfinite(loss) and (best is None or loss < best):
             self.state = replace(self.state, best_valid_loss=loss, best_step=self.state.step)
-        return loss
+        return {"valid_loss": finite(loss)}
 
-    def _test(self) -> float | None:
-        """Loss on the whole of the test split, if there is one: looked at once, when the run is done."""
-        test, batch_size = self.datasets.test, self.config.training.micro_batch_size
-        return evaluate(self.model, test, test.num_windows, batch_size) if test else None
+    def _test(self, test: DataSource, stop: StopRequest) -> None:
+        """Loss on the whole of the test split: looked at once, when the run is done."""
+        self._progress.test_loss = self._loss_on("test", test, test.num_windows, stop)
+        if stop.take_save() or stop.reason:
+            self._save()
+
+    def _loss_on(self, split: str, source: DataSource, samples: int, stop: StopRequest) -> float | None:
+        """None where the run is to stop, before the evaluation or within a micro-batch of it."""
+        samples = min(samples, source.num_windows)
+
+        def goes_on(done: int) -> bool:
+            if not stop.reason:
+                self.sink.evaluating(split, done, samples)
+            return not stop.reason
+
+        loss = evaluate(self.model, source, samples, self.config.training.micro_batch_size, goes_on)
+        if loss is None:
+            self.sink.note(f"step {self.state.step}: the evaluation on the {split} split was stopped and not recorded")
+        return loss
 
     def _save_is_due(self, asked: bool) -> bool:
         """By the interval, for the best validation loss so far, or because it was asked for.
@@ -272,7 +296,7 @@ class Trainer:
             sample=sample,
             run_dir=str(self.run_dir),
             stopped_by=stopped_by,
-            test_loss=None if stopped_by else self._test(),
+            test_loss=progress.test_loss,
             skipped_steps=self.state.skipped_steps,
             loss_spikes=progress.loss_spikes,
             data_share=statistics.median(progress.data_shares) if progress.data_shares else None,

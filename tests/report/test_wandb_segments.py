@@ -48,7 +48,7 @@ def run(mode, number=None, step=0):
     return main(["train", "--model.num-layers", "2", "--model.hidden-size", "16", "--model.num-attention-heads", "2",
         "--model.seq-length", "8", "--model.vocab-size", "{VOCABULARY}", "--data.prefix", "tokens", "--device", "cpu",
         "--training.micro-batch-size", "2", "--training.global-batch-size", "4", "--max-steps", "{LAST}",
-        "--training.save-interval", "{SAVED}", "--training.eval-interval", "{SAVED}", "--training.eval-batches", "1",
+        "--training.save-interval", "{SAVED}", "--training.eval-interval", "{SAVED}", "--training.eval-samples", "2",
         "--training.sample-tokens", "0", "--wandb", "offline", "--tensorboard", "--run-dir", "run",
         "--training.warmup-steps", "2", "--recompute", mode])
 """

@@ -23,7 +23,7 @@ VOCABULARY = 256
 SMALL_RUN = (
     *("--model.num-layers", "2", "--model.hidden-size", "32", "--model.num-attention-heads", "4"),
     *("--model.seq-length", "16", "--training.micro-batch-size", "2", "--training.global-batch-size", "4"),
-    *("--training.warmup-steps", "2", "--training.eval-interval", "3", "--training.eval-batches", "2"),
+    *("--training.warmup-steps", "2", "--training.eval-interval", "3", "--training.eval-samples", "4"),
 )
 
 

@@ -1,4 +1,4 @@
-"""FLOPs against torch's own counter, the texts of the header, evaluation and sample text."""
+"""FLOPs against torch's own counter, the texts of the header, and sample text."""
 
 import pytest
 import torch
@@ -11,7 +11,6 @@ from megaselect.data.tokenizer import Tokenizer, train_tokenizer
 from megaselect.recompute.ledger import record
 from megaselect.recompute.plan import make_plan
 from megaselect.training.accounting import describe_recompute, step_flops, stored_report
-from megaselect.training.evaluate import evaluate
 from megaselect.training.sampling import sample_text
 
 MODES = {
@@ -106,45 +105,6 @@ def test_alternatives_are_what_a_run_with_that_setting_keeps_in_a_layer(make_con
 )
 def test_describe_recompute(settings, text):
     assert describe_recompute(RecomputeConfig(**settings)) == text
-
-
-def test_evaluate_is_the_mean_of_its_batches_without_dropout(make_config, source):
-    model = build_model(make_config())
-    value = evaluate(model, source, 3, 2)
-    assert value == evaluate(model, source, 3, 2)
-    model.eval()
-    batches = [source.batch(first, 2) for first in (0, 2, 4)]
-    with torch.no_grad():
-        losses = [model(batch.tokens, batch.targets) for batch in batches]
-    assert value == torch.stack(losses).mean().item()
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_evaluate_is_the_same_in_every_mode(make_config, source, mode):
-    none = evaluate(build_model(make_config()), source, 2, 2)
-    assert evaluate(build_model(make_config(**MODES[mode])), source, 2, 2) == none
-
-
-def test_evaluate_stops_at_the_end_of_the_split(write_dataset, make_config, tmp_path):
-    """Five windows are two batches of two, and one batch of five where eight were asked for."""
-    short = TokenSource(write_dataset(tmp_path / "short", 5 * 16 + 1), 16, 1234, vocab_size=256)
-    model = build_model(make_config())
-    assert short.num_windows == 5
-    assert evaluate(model, short, 100, 2) == evaluate(model, short, 2, 2)
-    assert evaluate(model, short, 1, 8) == evaluate(model, short, 1, 5)
-
-
-def test_evaluate_leaves_the_model_in_train_mode_also_after_an_error(make_config, source, write_dataset, tmp_path):
-    from megaselect.errors import DataError
-
-    model = build_model(make_config())
-    evaluate(model, source, 1, 2)
-    assert all(module.training for module in model.modules())
-    large = TokenSource(write_dataset(tmp_path / "large", 400, vocabulary=60_000), 16, 1234, vocab_size=256)
-    with pytest.raises(DataError):
-        evaluate(model, large, 1, 2)
-    assert all(module.training for module in model.modules())
-    assert all(weight.grad is None for weight in model.parameters())
 
 
 def test_sample_text_is_a_function_of_the_seed(make_config, tokenizer):
