@@ -120,21 +120,23 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def training_blocks(source: Path, kind: str) -> list[str]:
+def training_blocks(source: Path, kind: str, model: Path) -> list[str]:
     """The texts that prepare encodes, cut as it cuts them."""
     from megaselect.data.documents import Document, decode
     from megaselect.data.json_lines import LineOptions, parse_lines
     from megaselect.data.pieces import Block, cut_chunks, divide
     from megaselect.data.survey import survey
+    from megaselect.data.tokenizer import Tokenizer
 
     document = Document(source.name, source, 0, survey(source, lambda _: None).num_bytes, kind)
-    blocks = []
-    for chunk in cut_chunks(divide([document], 0.05, 0.0)):
+    blocks, cut = [], Tokenizer(model).cut
+    for chunk in cut_chunks(divide([document], 0.05, 0.0), cut):
         for piece in chunk:
             if isinstance(piece, Block):
                 blocks.append(decode(piece.raw)[0])
             else:
-                blocks += [decode(raw)[0] for line in parse_lines(piece, LineOptions()) for raw, _ in line.blocks()]
+                lines = parse_lines(piece, LineOptions())
+                blocks += [decode(block.raw)[0] for line in lines for block in line.blocks(cut)]
     return blocks
 
 
@@ -145,7 +147,7 @@ def measure(arguments: argparse.Namespace, directory: Path) -> None:
     source = directory / f"corpus.{arguments.kind.replace('text', 'txt')}"
     write_corpus(source, arguments.kind, arguments.megabytes * 1_000_000)
     model = prepare_default_corpus().tokenizer_path
-    blocks = training_blocks(source, arguments.kind)
+    blocks = training_blocks(source, arguments.kind, model)
     num_megabytes = sum(len(block.encode()) for block in blocks) / 1e6
     shares = [blocks[first :: arguments.workers] for first in range(arguments.workers)]
     print(f"{num_megabytes:.0f} MB of text as {arguments.kind}, {arguments.workers} processes, load {os.getloadavg()}")

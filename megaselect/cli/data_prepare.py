@@ -130,6 +130,7 @@ def _report(paths: "DatasetPaths", record: dict[str, Any]) -> list[str]:
         ("replaced_bytes", "bytes that were not UTF-8, replaced by U+FFFD"),
         ("replaced_surrogates", "halves of surrogate pairs, replaced by U+FFFD"),
         ("empty_documents", "documents without text, passed over"),
+        ("seamless_cuts", "places in documents where tokens may be others, cut where nothing parts the text"),
     ):
         if total := sum(count[name] for count in counts.values()):
             lines.append(f"{what}: {total:,}")

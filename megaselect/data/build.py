@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from megaselect.data.documents import Document
+from megaselect.data.documents import Cutter, Document
 from megaselect.data.encoding import EncodedChunk, Encoder
 from megaselect.data.files import publish, write_atomically
 from megaselect.data.fill_splits import fill_splits
@@ -28,7 +28,7 @@ from megaselect.data.workspace import RECORD, Workspace
 from megaselect.errors import DataError
 
 # Part of the default cache's name: raise it when the same text would no longer give the same tokens.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 DEFAULT_VOCAB_SIZE = 4096
 DEFAULT_VALID_FRACTION = 0.05
@@ -101,8 +101,10 @@ def build(
         watcher.stage("tokenizer", 0)
         workspace.remember(_MODEL, lambda: _tokenizer_model(division, options))
         tokenizer = Tokenizer(workspace.path / _MODEL)
+        for document in (document for texts in division.texts.values() for document in texts):
+            tokenizer.check_length(document.path, document.num_bytes)
         with Output(workspace, options.splits, token_dtype(tokenizer.vocab_size)) as output:
-            _encode(workspace.path / _MODEL, division, output, options, watcher)
+            _encode(workspace.path / _MODEL, division, tokenizer.cut, output, options, watcher)
             if not all(output.totals(split).documents for split in options.splits):
                 raise DataError(f"{paths.description}: the input changed while it was read; run the command again")
             output.write_indexes()
@@ -119,11 +121,13 @@ def _tokenizer_model(division: Division, options: BuildOptions) -> bytes:
     return train_tokenizer(sample, options.vocab_size or DEFAULT_VOCAB_SIZE)
 
 
-def _encode(model: Path, division: Division, output: Output, options: BuildOptions, watcher: Watcher) -> None:
+def _encode(
+    model: Path, division: Division, cut: Cutter, output: Output, options: BuildOptions, watcher: Watcher
+) -> None:
     watcher.stage("tokens", division.num_bytes, output.num_bytes)
     if output.num_bytes:
         watcher.note(f"Going on after {output.num_bytes:,} of {division.num_bytes:,} bytes, done by an earlier call.")
-    chunks = islice(cut_chunks(division), output.num_chunks, None)
+    chunks = islice(cut_chunks(division, cut), output.num_chunks, None)
     saved_at = time.monotonic()
     # Closed at once where an output cannot be written: processes should not go on for nobody.
     with closing(_encoded_chunks(chunks, model, division, options)) as results:

@@ -3,7 +3,7 @@
 import codecs
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -50,8 +50,16 @@ class Document:
 
 
 class RawBlock(NamedTuple):
+    """seamless: it ends where the tokens of the whole may not; see data.seams."""
+
     raw: bytes
     ends_document: bool
+    starts_document: bool = True
+    seamless: bool = False
+
+
+# Cuts the next bytes of a file, as many as the number says, into blocks.
+Cutter = Callable[[BinaryIO, int], Iterator[RawBlock]]
 
 
 class TextBlock(NamedTuple):
@@ -65,19 +73,19 @@ def read_blocks(document: Document) -> Iterator[TextBlock]:
 
     The blocks concatenate to the document. Bytes that are not UTF-8 become U+FFFD, one for each, and are counted.
     """
-    for raw, ends_document in read_raw_blocks(document):
-        yield TextBlock(*decode(raw), ends_document)
+    for block in read_raw_blocks(document, cut_blocks):
+        yield TextBlock(*decode(block.raw), block.ends_document)
 
 
-def read_raw_blocks(document: Document) -> Iterator[RawBlock]:
-    """The blocks of `read_blocks` before they are decoded, which each can be alone."""
+def read_raw_blocks(document: Document, cut: Cutter) -> Iterator[RawBlock]:
+    """A document as `cut` cuts it, into blocks of which each can be decoded alone."""
     with open_text(document.path, document.start) as file:
-        yield from cut_blocks(file, document.num_bytes)
+        yield from cut(file, document.num_bytes)
 
 
 def cut_blocks(file: BinaryIO, num_bytes: int) -> Iterator[RawBlock]:
     """The next `num_bytes` of a file in blocks, see `read_blocks`; no UTF-8 character is torn."""
-    left, torn = num_bytes, b""
+    left, torn, starts = num_bytes, b"", True
     while left > 0:
         read = file.read(min(BLOCK_BYTES, left))
         read += file.readline(min(BLOCK_BYTES, left - len(read)))
@@ -86,7 +94,8 @@ def cut_blocks(file: BinaryIO, num_bytes: int) -> Iterator[RawBlock]:
         raw = torn + read
         whole = len(raw) - _torn_bytes(raw) if left else len(raw)
         raw, torn = raw[:whole], raw[whole:]
-        yield RawBlock(raw, ends_document=left == 0)
+        yield RawBlock(raw, left == 0, starts)
+        starts = False
 
 
 def decode(raw: bytes) -> tuple[str, int]:

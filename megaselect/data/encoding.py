@@ -13,7 +13,7 @@ from megaselect.data.documents import decode
 from megaselect.data.indexed_dataset import token_dtype
 from megaselect.data.json_lines import LineOptions, Lines, parse_lines
 from megaselect.data.pieces import Block, Piece
-from megaselect.data.tokenizer import Tokenizer
+from megaselect.data.tokenizer import TextPart, Tokenizer
 
 # Bounds what is held at a time of a long line's text.
 _BLOCKS_PER_CALL = 64
@@ -24,6 +24,7 @@ class Counts:
     """Of a split, or of one kind of file in it. bytes: of the text as UTF-8, wrong bytes of text files included.
 
     empty_documents: of .jsonl files, passed over and not among the documents.
+    seamless_cuts: places where a document was cut and the tokens may be others than those of the whole.
     """
 
     documents: int = 0
@@ -32,6 +33,7 @@ class Counts:
     replaced_bytes: int = 0
     replaced_surrogates: int = 0
     empty_documents: int = 0
+    seamless_cuts: int = 0
 
     def add(self, other: "Counts") -> None:
         """Add each number of the other's."""
@@ -62,10 +64,9 @@ class EncodedChunk:
 
 
 class _Text(NamedTuple):
-    text: str
+    part: TextPart
     split: str
     kind: str
-    ends_document: bool
 
 
 class Encoder:
@@ -81,7 +82,7 @@ class Encoder:
         encoded = EncodedChunk(sum(len(piece.raw) for piece in chunk))
         texts = chain.from_iterable(self._texts(piece, encoded.counts) for piece in chunk)
         while batch := list(islice(texts, _BLOCKS_PER_CALL)):
-            ids = self._tokenizer.encode_batch([text.text for text in batch], self._num_threads)
+            ids = self._tokenizer.encode_parts([text.part for text in batch], self._num_threads)
             for text, tokens in zip(batch, ids, strict=True):
                 self._add(encoded, text, tokens)
         return encoded
@@ -89,9 +90,11 @@ class Encoder:
     def _texts(self, piece: Piece, counts: dict[tuple[str, str], Counts]) -> Iterator[_Text]:
         if isinstance(piece, Block):
             text, replaced = decode(piece.raw)
-            count = Counts(int(piece.ends_document), len(piece.raw), replaced_bytes=replaced)
+            count = Counts(
+                int(piece.ends_document), len(piece.raw), replaced_bytes=replaced, seamless_cuts=int(piece.seamless)
+            )
             counts[piece.split, piece.kind].add(count)
-            yield _Text(text, piece.split, piece.kind, piece.ends_document)
+            yield _Text(TextPart(text, piece.starts_document, piece.ends_document), piece.split, piece.kind)
         else:
             yield from self._line_texts(piece, counts)
 
@@ -103,15 +106,16 @@ class Encoder:
             count.bytes += len(line.raw)
             count.replaced_bytes += line.replaced_bytes
             count.replaced_surrogates += line.replaced_surrogates
-            for raw, ends_document in line.blocks():
-                yield _Text(decode(raw)[0], line.split, lines.kind, ends_document)
+            for raw, ends, starts, seamless in line.blocks(self._tokenizer.cut):
+                count.seamless_cuts += seamless
+                yield _Text(TextPart(decode(raw)[0], starts, ends), line.split, lines.kind)
 
     def _add(self, encoded: EncodedChunk, text: _Text, tokens: np.ndarray) -> None:
         split = encoded.splits[text.split]
         split.tokens += tokens.astype(self._dtype).tobytes()
-        num_tokens = len(tokens) + text.ends_document
+        num_tokens = len(tokens) + text.part.ends_document
         split.open_tokens += num_tokens
-        if text.ends_document:
+        if text.part.ends_document:
             split.tokens += self._end
             split.closed.append(split.open_tokens)
             split.open_tokens = 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from megaselect.data.compressed import open_text
-from megaselect.data.documents import BLOCK_BYTES, Document, RawBlock, cut_blocks, decode
+from megaselect.data.documents import BLOCK_BYTES, Cutter, Document, RawBlock, decode
 from megaselect.errors import DataError
 
 # Line end included. A line is parsed as a whole, which takes several times its length in memory.
@@ -56,9 +56,9 @@ class LineText(NamedTuple):
     replaced_bytes: int
     replaced_surrogates: int
 
-    def blocks(self) -> Iterator[RawBlock]:
+    def blocks(self, cut: Cutter) -> Iterator[RawBlock]:
         """The text cut as that of a text file is; no block at all where it is empty."""
-        return cut_blocks(io.BytesIO(self.raw), len(self.raw))
+        return cut(io.BytesIO(self.raw), len(self.raw))
 
 
 def cut_lines(document: Document, moved: tuple[tuple[int, str], ...] = ()) -> Iterator[Lines]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from megaselect.data.documents import BLOCK_BYTES, Document, decode, read_raw_blocks, split_three
+from megaselect.data.documents import BLOCK_BYTES, Cutter, Document, cut_blocks, decode, read_raw_blocks, split_three
 from megaselect.data.files import explain_os_errors
 from megaselect.data.json_lines import LineOptions, Lines, cut_lines, parse_lines
 from megaselect.data.workspace import PreparationStopped
@@ -15,12 +15,14 @@ _CHUNK_PIECES = 512
 
 
 class Block(NamedTuple):
-    """A block of a text document, see documents.read_blocks. kind: the document's."""
+    """A block of a text document, see documents.RawBlock. kind: the document's."""
 
     raw: bytes
     kind: str
     split: str
     ends_document: bool
+    starts_document: bool
+    seamless: bool
 
 
 Piece = Block | Lines
@@ -50,11 +52,11 @@ def divide(documents: list[Document], valid_fraction: float, test_fraction: floa
     return Division({"train": train, "valid": valid, "test": test}, lines)
 
 
-def cut_chunks(division: Division) -> Iterator[list[Piece]]:
-    """The corpus, piece after piece, as many at a time as make about CHUNK_BYTES."""
+def cut_chunks(division: Division, cut: Cutter = cut_blocks) -> Iterator[list[Piece]]:
+    """The corpus, piece after piece, as many at a time as make about CHUNK_BYTES. cut: cuts the text documents."""
     chunk: list[Piece] = []
     num_bytes = 0
-    for piece in _pieces(division, tuple(division.texts)):
+    for piece in _pieces(division, tuple(division.texts), cut):
         chunk.append(piece)
         num_bytes += len(piece.raw)
         if num_bytes >= CHUNK_BYTES or len(chunk) >= _CHUNK_PIECES:
@@ -72,7 +74,7 @@ def sample_text(division: Division, options: LineOptions, num_bytes: int) -> Ite
     texts = division.texts["train"]
     stride = -(-sum(document.num_bytes for document in (*texts, *division.lines)) // num_bytes)
     position = 0
-    for piece in _pieces(division, ("train",)):
+    for piece in _pieces(division, ("train",), cut_blocks):
         length = 1 if isinstance(piece, Block) else max(len(piece.raw) // BLOCK_BYTES, 1)
         taken = {index for index in range(length) if (position + index) % stride == 0}
         position += length
@@ -86,17 +88,17 @@ def _sample_lines(lines: Lines, options: LineOptions, length: int, taken: set[in
     before = 0
     for text in parse_lines(lines, options):
         if text.split == "train":
-            for raw, _ in text.blocks():
+            for block in text.blocks(cut_blocks):
                 if min(before // BLOCK_BYTES, length - 1) in taken:
-                    yield decode(raw)[0]
-                before += len(raw)
+                    yield decode(block.raw)[0]
+                before += len(block.raw)
 
 
-def _pieces(division: Division, splits: Iterable[str]) -> Iterator[Piece]:
+def _pieces(division: Division, splits: Iterable[str], cut: Cutter) -> Iterator[Piece]:
     with explain_os_errors("read the input", "make it readable and run the same command again", PreparationStopped):
         for split in splits:
             for document in division.texts[split]:
-                for raw, ends_document in read_raw_blocks(document):
-                    yield Block(raw, document.kind, split, ends_document)
+                for raw, ends, starts, seamless in read_raw_blocks(document, cut):
+                    yield Block(raw, document.kind, split, ends, starts, seamless)
         for document in division.lines:
             yield from cut_lines(document, division.moved.get(document, ()))

@@ -25,7 +25,7 @@ def contents(directory):
 def test_default_dataset(default_dataset, tokenizer):
     corpus = default_corpus()
     assert default_dataset.sha256 == corpus.sha256
-    assert default_dataset.train_prefix.parent.name == f"stdlib-{corpus.sha256[:16]}-vocab4096-format2"
+    assert default_dataset.train_prefix.parent.name == f"stdlib-{corpus.sha256[:16]}-vocab4096-format3"
     record = json.loads(default_dataset.record_path.read_text())
     assert record["sha256"] == corpus.sha256
     train, valid = IndexedDataset(default_dataset.train_prefix), IndexedDataset(default_dataset.valid_prefix)
@@ -74,7 +74,7 @@ def test_a_cache_that_cannot_be_written(tmp_path):
 
 
 def test_a_cache_that_is_damaged(tmp_path):
-    home = tmp_path / f"stdlib-{default_corpus().sha256[:16]}-vocab400-format2"
+    home = tmp_path / f"stdlib-{default_corpus().sha256[:16]}-vocab400-format3"
     home.mkdir()
     (home / "corpus.bin").write_bytes(b"")
     with pytest.raises(DataError, match=rf"^cannot write the cache in {tmp_path}: Directory not empty \("):
