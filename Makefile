@@ -1,4 +1,4 @@
-# make train ARGS="--max-steps 100"    make test    make test TORCH=2.11.0    make lint    make soak    make clean
+# make train ARGS="--max-steps 100"    make test    make test TORCH=2.11.0    make lint    make soak    make gpu    make clean
 # `make test PY=python3` uses that Python and what is installed for it; without PY a virtual environment is made, and
 # with TORCH another one, with that torch and what goes with it (a line of torch-versions.txt).
 
@@ -20,7 +20,7 @@ CONSTRAINTS := constraints.txt
 PYTHON_NAMES := python3 python3.11 python3.12 python3.13 python3.14
 else
 CONSTRAINTS := $(VENV)/constraints.txt
-# The fields of this version's line: torch, Python, triton, transformers.
+# The fields of this version's line: torch, Python, packages.
 ROW := $(shell awk '$$1 == "$(TORCH)"' torch-versions.txt)
 ifeq ($(ROW),)
 $(error no line of torch-versions.txt is for torch $(TORCH); it has $(shell awk '!/^#/ { print $$1 }' torch-versions.txt))
@@ -36,7 +36,7 @@ INPUTS := setup.py pyproject.toml $(CONSTRAINTS)
 PIP_INSTALL := PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS) \
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help train test lint soak clean
+.PHONY: help train test lint soak gpu gpu-wheels clean
 .DELETE_ON_ERROR:
 
 help:
@@ -45,6 +45,7 @@ help:
 	@echo 'make test TORCH=2.11.0   the same with another torch, in an environment of its own'
 	@echo 'make lint    ruff only'
 	@echo 'make soak    the tests that take minutes'
+	@echo 'make gpu     bits, tests and benchmarks on a GPU in 9 minutes; DRY=1 rehearses it without one'
 	@echo 'make clean   delete .venv, caches and build products; runs/ stays'
 
 train: $(TRAIN_STAMP)
@@ -60,8 +61,37 @@ lint: $(TEST_STAMP)
 soak: $(TEST_STAMP)
 	$(PYTHON) -m pytest -m soak $(ARGS)
 
+# What a GPU image has (GPU_TORCH and what belongs to it, NumPy, pytest, transformers) and nothing else: there `make gpu`
+# takes its Python and what `make gpu-wheels` has made here. DRY=1 makes an environment like that, for a rehearsal.
+DRY :=
+GPU_TORCH := 2.11.0
+GPU_VENV := .venv-gpu
+GPU_PYTHON := $(or $(PY),$(if $(DRY),$(GPU_VENV)/bin/python,$(if $(wildcard .venv/.train-installed),.venv/bin/python,python3)))
+
+gpu: $(if $(DRY),gpu-wheels)
+	$(GPU_PYTHON) -m benchmarks.gpu $(if $(DRY),--dry) $(ARGS)
+
+gpu-wheels:
+	@$(MAKE) --no-print-directory TORCH=$(GPU_TORCH) VENV=$(GPU_VENV) $(GPU_VENV)/.image-installed build/gpu-wheels/.made
+	@$(GPU_VENV)/bin/python -m benchmarks.gpu.origin build/gpu-wheels/origin.json
+
+$(VENV)/.image-installed: $(VENV)/.python $(CONSTRAINTS)
+	@echo 'Installing what a GPU image has into $(VENV): some GB, once.'
+	@$(PIP_INSTALL) torch triton numpy pytest
+	@$(PIP_INSTALL) --no-deps transformers
+	@touch $@
+
+# For any image with glibc 2.28 and its Python; pip takes exactly the platforms that are named.
+build/gpu-wheels/.made: benchmarks/gpu/wheels.txt $(CONSTRAINTS)
+	@rm -rf $(@D)
+	@mkdir -p $(@D)
+	@PIP_CONSTRAINT=$(CONSTRAINTS) $(VENV)/bin/python -m pip download --disable-pip-version-check --quiet --no-deps \
+		--only-binary=:all: --implementation cp --python-version $(word 2,$(ROW)) --platform manylinux_2_28_x86_64 \
+		--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --dest $(@D) -r benchmarks/gpu/wheels.txt
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-torch-* build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-torch-* .venv-gpu build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps, because .venv itself exists too where its making has failed half-way.
@@ -82,9 +112,9 @@ $(VENV)/.python:
 	$$python -m venv --clear $(VENV)
 	@touch $@
 
+# The line's packages in place of those of constraints.txt; what pip reads later would conflict, not override.
 $(VENV)/constraints.txt: constraints.txt torch-versions.txt $(VENV)/.python
-	@sed -e 's/^torch==.*/torch==$(word 1,$(ROW))/' -e 's/^triton==.*/triton==$(word 3,$(ROW))/' \
-		-e 's/^transformers==.*/transformers==$(word 4,$(ROW))/' constraints.txt > $@
+	@{ printf '%s\n' torch==$(TORCH) $(wordlist 3,9,$(ROW)); cat constraints.txt; } | awk -F== '!seen[$$1]++' > $@
 
 $(VENV)/.train-installed: $(VENV)/.python $(INPUTS)
 	@echo 'Installing Megaselect and what it needs into $(VENV): about a minute, once.'

@@ -44,6 +44,10 @@ class VerificationError(MegaselectError):
     """A module and a batch give nothing that can be verified, such as no loss."""
 
 
+class UnsupportedTorchError(MegaselectError):
+    """This version of torch does otherwise what the ledger, verify and compare look at; training goes on."""
+
+
 class RunDirectoryError(MegaselectError):
     """A run directory cannot be written, is another run's for now, or holds what no run wrote."""
 

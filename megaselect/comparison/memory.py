@@ -11,6 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from megaselect.comparison.result import PeakBytes, TimelinePoint
+from megaselect.compatibility import MemoryHistory
 from megaselect.model.gpt import GPT
 from megaselect.recompute.weights import StaticBytes
 from megaselect.training.metrics import peak_resident_bytes
@@ -64,13 +65,13 @@ def follow_on_cpu(step: Callable[[], Any], held_before: int) -> list[tuple[float
 
 def follow_on_gpu(step: Callable[[], Any], held_before: int, snapshot_path: Path) -> list[tuple[float, int]]:
     """The same for a GPU, from a snapshot, which is written for torch's own viewer."""
-    torch.cuda.memory._record_memory_history()
+    MemoryHistory.start()
     try:
         step()
         torch.cuda.synchronize()
-        snapshot = torch.cuda.memory._snapshot()
+        snapshot = MemoryHistory.snapshot()
     finally:
-        torch.cuda.memory._record_memory_history(enabled=None)
+        MemoryHistory.stop()
     with snapshot_path.open("wb") as file:
         pickle.dump(snapshot, file)
     return course(snapshot_changes(snapshot["device_traces"]), held_before)

@@ -13,9 +13,11 @@ import traceback
 from pathlib import Path
 
 import torch
-import torch._dynamo  # torch.optim imports it on first use, which takes every process a second
 
 from megaselect.comparison import worker
+from megaselect.compatibility import load_compiler
+
+load_compiler()
 
 
 def main() -> None:

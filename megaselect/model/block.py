@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from megaselect.compatibility import has_hooks
 from megaselect.kernels.dropout_mask import ATTENTION_PROJECTION_SITE, MLP_SITE, SITES_PER_LAYER
 from megaselect.kernels.gelu import gelu
 from megaselect.model.attention import Attention
@@ -59,7 +60,7 @@ class Block(nn.Module):
         Not where somebody has replaced, sharded or hooked one of them: then the calls are theirs to see.
         """
         pair = ((self.attention_dropout, HiddenDropout), (self.ln2, LayerNorm))
-        return self.policy.fuse_layernorm and all(type(module) is own and not _hooked(module) for module, own in pair)
+        return self.policy.fuse_layernorm and all(type(module) is own and not has_hooks(module) for module, own in pair)
 
     def forward(self, x: Tensor, sample_index: Tensor) -> Tensor:
         """[s, b, h] to [s, b, h]; sample_index int64 [b]."""
@@ -71,8 +72,3 @@ class Block(nn.Module):
             x = self.attention_dropout(attended, x, sample_index, store_mask)
             normed = self.ln2(x)
         return self.mlp_dropout(self.mlp(normed, self.ln2, x), x, sample_index, store_mask)
-
-
-def _hooked(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)

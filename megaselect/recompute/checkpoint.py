@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils.checkpoint import checkpoint
 
+from megaselect.compatibility import real_tensors
 from megaselect.errors import RecomputeError
 from megaselect.recompute.ledger import scope
+
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def checkpointed(name: str, region: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -141,7 +143,7 @@ def _rng_states(device: torch.device) -> list[Tensor]:
 
 
 def _all_equal(before: list[Tensor], now: list[Tensor]) -> bool:
-    with unset_fake_temporarily():  # states are real tensors among fake ones too
+    with real_tensors():
         return all(map(torch.equal, before, now))
 
 
@@ -153,9 +155,7 @@ def _warn_of_random_numbers(name: str, region: Callable[..., Tensor]) -> None:
     """Once a region: which modules may be the ones that drew."""
     modules = getattr(region, "modules_inside", lambda: ())()
     drawing = [
-        path or type(module).__name__
-        for path, module in modules
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        path or type(module).__name__ for path, module in modules if isinstance(module, DROPOUTS) and module.p > 0
     ]
     suspects = f" ({', '.join(drawing)})" if drawing else ""
     warnings.warn(

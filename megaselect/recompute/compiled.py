@@ -11,7 +11,6 @@ context's op returns, its row statistics too (8asb more). Chunks of `full` stay 
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from megaselect.compatibility import quieten_region_warnings, share_compiled_graphs
 from megaselect.model.attention import UnfusedCoreAttention
 from megaselect.model.block import Block
 from megaselect.model.policy import LayerPolicy
@@ -34,8 +34,7 @@ GRAPHS_PER_FUNCTION = 64  # layers share graphs; other batch sizes, dtypes and p
 def compile_layer(block: Block, policy: LayerPolicy, modules: frozenset[str]) -> None:
     """Have the block run compiled where it trains. policy: its flags, without regions; modules: what it rebuilds."""
     # Layers differ in their dropout sites alone, integers on modules: as symbols they let all layers share a graph.
-    torch._dynamo.config.allow_unspec_int_on_nn_module = True
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS_PER_FUNCTION)
+    share_compiled_graphs(GRAPHS_PER_FUNCTION)
     block.set_policy(policy)
     rebuilt = frozenset(modules & REBUILT_OPS.keys())
     if not isinstance(block.attention.core, UnfusedCoreAttention):
@@ -70,8 +69,7 @@ def _compiled(modules: frozenset[str]) -> Callable[..., Tensor]:
     if not modules:
         return torch.compile(_forward, fullgraph=True)
     rebuilt = {REBUILT_OPS[name] for name in modules}
-    # It warns of ops that write in place inside such a region, whenever there is one; ours has none.
-    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
+    quieten_region_warnings()  # ours write nothing in place
 
     def policy(_: Any, op: Any, *__: Any, **___: Any) -> CheckpointPolicy:
         return CheckpointPolicy.MUST_RECOMPUTE if op in rebuilt else CheckpointPolicy.MUST_SAVE

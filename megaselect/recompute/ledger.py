@@ -16,13 +16,14 @@ import contextlib
 import functools
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 
+from megaselect.compatibility import Hooks
 from megaselect.model.block import Block
 from megaselect.recompute.compiled import is_compiled
 from megaselect.recompute.ledger_rows import Ledger, StoredRow
-from megaselect.recompute.recorder import Recorder, scope
+from megaselect.recompute.recorder import Recorder, scope, unpack
+from megaselect.recompute.self_check import check_observation
 from megaselect.recompute.torch_checkpoint import watched
 
 __all__ = ["Ledger", "StoredRow", "record", "scope"]
@@ -30,7 +31,12 @@ __all__ = ["Ledger", "StoredRow", "record", "scope"]
 
 @contextlib.contextmanager
 def record(model: nn.Module) -> Iterator[Ledger]:
-    """Record what forward passes inside keep for backward. Run backward outside, or rows of recomputation join in."""
+    """Record what forward passes inside keep for backward. Run backward outside, or rows of recomputation join in.
+
+    Raises UnsupportedTorchError where this torch cannot be observed, and RuntimeError in backward where autograd's own
+    check of tensors that were changed in place would.
+    """
+    check_observation()
     recorder = Recorder(model)
     handles = []
     unhooked = tuple(_changed_by_hooks(model))
@@ -40,7 +46,7 @@ def record(model: nn.Module) -> Iterator[Ledger]:
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(recorder.leave, always_call=True))
     try:
-        with watched(recorder), torch.autograd.graph.saved_tensors_hooks(recorder.pack, lambda tensor: tensor):
+        with watched(recorder), Hooks(recorder.pack, unpack):
             yield recorder.ledger
     finally:
         for handle in handles:

@@ -6,16 +6,17 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from megaselect.compatibility import version_of
 from megaselect.recompute import tensor_names
 from megaselect.recompute.layer_paths import layer_paths
 from megaselect.recompute.ledger_rows import Holder, Ledger, Status, StoredRow
 from megaselect.recompute.storages import StorageKeys, place_in_storage, plain_tensors
+from megaselect.trees import tensors_in
 
 _scopes: ContextVar[tuple[str, ...]] = ContextVar("ledger_scopes", default=())
 
@@ -37,6 +38,30 @@ class _Call:
     module: str = ""
     inputs: dict[int, str] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+
+
+class Kept(NamedTuple):
+    """What a saved-tensor hook keeps: the tensor, how often it had been changed in place, and who keeps it."""
+
+    tensor: Tensor
+    version: int
+    module: str
+
+
+def unpack(kept: Kept) -> Tensor:
+    """The saved-tensor hook of backward. Raises RuntimeError, as torch does, where the tensor was changed since.
+
+    torch looks at the version of what it keeps itself, and not of what hooks keep for it: an observer would hide the
+    error, and gradients would silently be wrong (seen with torch 2.11 to 2.15).
+    """
+    now = version_of(kept.tensor)
+    if now != kept.version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: a tensor "
+            f"of shape {list(kept.tensor.shape)} and {kept.tensor.dtype}, kept in {kept.module or 'the step'}, is at "
+            f"version {now}; expected version {kept.version} instead"
+        )
+    return kept.tensor
 
 
 class Recorder:
@@ -74,16 +99,17 @@ class Recorder:
         for part in _parts(output):
             self.makers.setdefault(self.key_of(part), path)
 
-    def pack(self, tensor: Tensor) -> Tensor:
+    def pack(self, tensor: Tensor) -> Kept:
         """The saved-tensor hook: what torch keeps of `tensor`.
 
         Without its history, which torch has by itself: a result and its graph would else hold each other for ever.
         """
+        module = self._module()
         for part in plain_tensors(tensor):
             is_new = self._add(part)
             if is_new and self.inputs_of_region is not None:
                 self.inputs_of_region.append(self.key_of(part))
-        return tensor.detach() if tensor.requires_grad else tensor
+        return Kept(tensor.detach() if tensor.requires_grad else tensor, version_of(tensor), module)
 
     def before_inputs(self, closed_over: list[Tensor]) -> None:
         """The layer of a region around whole layers is that of the first module that runs in it; ours have a scope."""
@@ -181,5 +207,5 @@ class Recorder:
 
 def _parts(tree: Any) -> Iterator[Tensor]:
     """The plain tensors in nested tuples, lists and dictionaries."""
-    for leaf in tree_leaves(tree):
+    for leaf in tensors_in(tree):
         yield from plain_tensors(leaf)

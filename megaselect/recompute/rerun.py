@@ -5,8 +5,8 @@ Python stack between the call and the autograd engine:
 
 - the second run of a region of torch's checkpoint, reentrant or not, selective or not (then the policy's cached
   results are no calls), and of everything that is built on it: ours is;
-- the backward of an autograd function in Python, where it runs a module, or any operator with gradients switched on:
-  checkpoints that people write themselves.
+- a module, or any operator with gradients switched on: checkpoints that people write themselves, as autograd functions
+  or with saved-tensor hooks.
 
 What such code's own nested backward does is backward. Views (detach is one) and allocations, which compute nothing, are
 left out. Not seen: what an operator makes again inside itself (our backward operators make softmax and masks so; their
@@ -16,6 +16,8 @@ function's backward would count: record a plain backward.
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,15 +27,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import _engine_run_backward
-from torch.utils import checkpoint
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-_MODULE_CALL = nn.Module._call_impl.__code__
-_ENGINE = _engine_run_backward.__code__
-_FUNCTION_BACKWARD = {BackwardCFunction.apply.__code__, BackwardCFunction.apply_boxed.__code__}
+from megaselect.compatibility import TorchDispatchMode, is_in_backward
+
+MODULE_CALL = nn.Module.__call__.__code__
+_ENGINE = {torch.autograd.backward.__code__, torch.autograd.grad.__code__}
 
 
 @dataclass
@@ -89,15 +89,15 @@ def operator_name(op: Any) -> str:
 
 def runs_forward_code(frame: FrameType | None) -> bool:
     """Whether what is on the stack at `frame` is a second run of forward code, as the module's docstring defines it."""
-    in_module = False
+    if not is_in_backward():
+        return False
+    if torch.is_grad_enabled():
+        return True
+    second_run = _second_run()
     for code in _codes(frame):
-        if code is _MODULE_CALL:
-            in_module = True
-        elif code in _SECOND_RUN:
+        if code is MODULE_CALL or code in second_run:
             return True
-        elif code in _FUNCTION_BACKWARD:
-            return in_module or torch.is_grad_enabled()
-        elif code is _ENGINE:
+        if code in _ENGINE:
             return False
     return False
 
@@ -108,25 +108,29 @@ def _codes(frame: FrameType | None) -> Iterator[CodeType]:
         frame = frame.f_back
 
 
-def _nested_code(function: Callable[..., Any], name: str) -> CodeType:
-    """The code of the function that is defined under `name` inside another one."""
-    return next(
-        constant
-        for constant in function.__code__.co_consts
-        if isinstance(constant, CodeType) and constant.co_name == name
-    )
+@functools.cache
+def _second_run() -> set[CodeType]:
+    """Where torch's checkpoint calls a region a second time, without and with a nested backward: seen, not named."""
+    callers: list[CodeType] = []
 
+    def region(x: Tensor) -> Tensor:
+        callers.append(_getframe(1).f_code)
+        return x.exp()
 
-# Where torch's checkpoint calls the region a second time: without and with a nested backward.
-_SECOND_RUN = {
-    _nested_code(checkpoint._checkpoint_without_reentrant_generator, "recompute_fn"),
-    checkpoint.CheckpointFunction.backward.__code__,
-}
+    def run() -> None:  # in a thread of its own, so that nobody's modes and hooks see it
+        for use_reentrant in (False, True):
+            x = torch.ones(1, requires_grad=True)
+            checkpoint(region, x, use_reentrant=use_reentrant, preserve_rng_state=False).sum().backward()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return set(callers[1::2])
 
 
 # Allocations; and the comparison by which a region of ours finds that no random numbers were drawn in it.
 _COMPUTES_NOTHING = {
-    getattr(torch.ops.aten, name)
+    getattr(torch.ops.aten, name)  # names of operators, which are public
     for name in ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "equal")
 }
 

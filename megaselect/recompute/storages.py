@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from megaselect.compatibility import is_made_of_tensors, is_transformed, storage_address
 
 
 class StorageKeys:
@@ -20,10 +21,9 @@ class StorageKeys:
 
     def __call__(self, tensor: Tensor) -> int:
         """The number of the storage behind a plain tensor."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = storage_address(tensor)
         if key not in self._references:
-            self._references[key] = StorageWeakRef(storage)
+            self._references[key] = StorageWeakRef(tensor.untyped_storage())
         return key
 
 
@@ -32,9 +32,9 @@ def plain_tensors(value: Any) -> Iterator[Tensor]:
 
     None for what is no tensor, for sparse tensors and for those of a function transform.
     """
-    if not isinstance(value, Tensor) or torch._C._functorch.is_functorch_wrapped_tensor(value):
+    if not isinstance(value, Tensor) or is_transformed(value):
         return
-    if is_traceable_wrapper_subclass(value):
+    if is_made_of_tensors(value):
         for name in value.__tensor_flatten__()[0]:
             yield from plain_tensors(getattr(value, name))
     elif value.layout is torch.strided:

@@ -7,6 +7,7 @@ import re
 import torch
 from torch import Tensor, nn
 
+from megaselect.compatibility import WRAPPED_MODULE, graph_of
 from megaselect.model.attention import CoreAttention, FusedCoreAttention, SdpaCoreAttention, UnfusedCoreAttention
 from megaselect.model.block import Block
 from megaselect.model.gpt import GPT
@@ -31,8 +32,6 @@ MASKS = {
 }
 STATISTICS = {"ln1": "ln1 statistics", "ln2": "ln2 statistics", "final_layernorm": "final layernorm statistics"}
 
-
-WRAPPER = "_checkpoint_wrapped_module"  # what torch's checkpoint_wrapper calls the module inside
 
 SHARED = "sample indices"  # one tensor that every layer keeps: it belongs to none
 
@@ -61,7 +60,7 @@ def name_of(model: nn.Module, module: str, tensor: Tensor, taken: list[str], is_
 
 def _place(module: str) -> str:
     """attention.qkv for layers.3.attention.qkv, whether or not somebody wrapped the layer in a checkpoint."""
-    parts = [part for part in module.split(".") if part != WRAPPER]
+    parts = [part for part in module.split(".") if part != WRAPPED_MODULE]
     return ".".join(parts[2:] if parts[0] == "layers" else parts)
 
 
@@ -123,7 +122,7 @@ def _name_in_flash_style(core: CoreAttention, tensor: Tensor, taken: list[str]) 
 
 def label_of(module: str, layer: str) -> str:
     """What to call a module: its path within its layer, without the names of checkpoint wrappers."""
-    parts = [part for part in module.removeprefix(layer).split(".") if part and part != WRAPPER]
+    parts = [part for part in module.removeprefix(layer).split(".") if part and part != WRAPPED_MODULE]
     return ".".join(parts) or ("block" if layer else "model")
 
 
@@ -149,7 +148,7 @@ def number_name(keeper: str, tensor: Tensor, number: int) -> str:
 
 def maker_op(tensor: Tensor) -> str:
     """The operator that made a tensor, or what it is a view of, as autograd knows it: softmax. Empty: it does not."""
-    node = (tensor if tensor._base is None else tensor._base).grad_fn
+    node = graph_of(tensor)
     while node is not None and node.name().startswith("UnsafeView"):  # of a product's result, by another name
         node = node.next_functions[0][0]
     if node is None:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from megaselect.model.gpt import GPT
 from megaselect.recompute.apply import apply_recompute, plan_of
@@ -22,6 +21,7 @@ from megaselect.recompute.compiled import is_compiled
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.state import RunState
 from megaselect.training.step import Stepper
+from megaselect.trees import tensors_in
 
 Kind = Literal["weight", "output", "gradient of output", "gradient", "sum of gradients", "norm of gradients"]
 _WORDS: dict[Kind, str] = {
@@ -107,11 +107,10 @@ class _Watch:
             yield
 
     def _after_module(self, path: str, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        for part in tree_leaves(output):
-            if isinstance(part, Tensor):
-                self._see("output", path, part)
-                if part.requires_grad:
-                    part.register_hook(functools.partial(self._see, "gradient of output", path))
+        for part in tensors_in(output):
+            self._see("output", path, part)
+            if part.requires_grad:
+                part.register_hook(functools.partial(self._see, "gradient of output", path))
 
     def _see(self, kind: Kind, where: str, tensor: Tensor) -> None:
         self.found = self.found or _look_at(kind, where, self.micro_batch, tensor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
+from megaselect.compatibility import MemoryHistory
 
 SNAPSHOT_STEPS = 3  # the first one also sets up what later ones reuse
 MAX_EVENTS = 1_000_000  # allocations and frees that the history holds; older ones make way
@@ -22,7 +22,7 @@ class MemorySnapshot:
         self._home, self._note = run_dir / "memory", note
         self._taken: list[int] = []
         self._recording = True
-        torch.cuda.memory._record_memory_history(max_entries=MAX_EVENTS)
+        MemoryHistory.start(max_entries=MAX_EVENTS)
 
     def step_begins(self, number: int) -> None:
         """Step `number` is about to be taken."""
@@ -37,10 +37,10 @@ class MemorySnapshot:
             path = self._home / f"steps-{self._taken[0]}-{self._taken[-1]}.pickle"
             try:
                 self._home.mkdir(parents=True, exist_ok=True)
-                torch.cuda.memory._dump_snapshot(str(path))
+                MemoryHistory.dump(str(path))
                 self._note(f"memory snapshot: {path}, for pytorch.org/memory_viz")
             except OSError as error:
                 self._note(f"memory snapshot: cannot write {path}: {error.strerror}")
         if self._recording:
             self._recording = False
-            torch.cuda.memory._record_memory_history(enabled=None)
+            MemoryHistory.stop()

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from megaselect.compatibility import copy_all
+
 if TYPE_CHECKING:
     from megaselect.config import TrainingConfig
 
@@ -87,7 +89,7 @@ class MixedPrecisionAdamW:
         applied = math.isfinite(grad_norm) and all(map(math.isfinite, losses))
         if applied and self._has_masters:
             with torch.no_grad():
-                torch._foreach_copy_(list(self._weights.values()), masters)
+                copy_all(list(self._weights.values()), masters)
         overflowed = not applied and all(map(math.isfinite, losses)) and self._can_halve_loss_scale()
         # Given a scale, update takes it and forgets the overflow.
         self._scaler.update(None if applied or overflowed else self._scaler.get_scale())

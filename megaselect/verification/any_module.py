@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megaselect.compatibility import CHECKPOINT_WRAPPER_MODULE
 from megaselect.verification import directional
 from megaselect.verification.differences import differences, relative_error
 from megaselect.verification.module_run import LossFunction, ModuleRun, run_module
@@ -24,7 +25,6 @@ BACKWARD, RANDOM, BITS, GRADIENTS, BUFFERS, SAVES = (
     "recomputes",
 )
 ROUNDING_STEPS = 32  # of fp32 or fp64: a difference so small is another order of sums, no wrong mask
-WRAPPERS = "torch.distributed.algorithms._checkpoint.checkpoint_wrapper"
 
 
 def verify(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) -> Report:
@@ -173,7 +173,7 @@ def _signs(model: nn.Module, plain: ModuleRun) -> Iterator[str]:
     flagged = [name for name, module in model.named_modules() if getattr(module, "gradient_checkpointing", False)]
     if flagged:
         yield f"gradient_checkpointing is set on {len(flagged)} modules"
-    wrapper = getattr(sys.modules.get(WRAPPERS), "CheckpointWrapper", ())
+    wrapper = getattr(sys.modules.get(CHECKPOINT_WRAPPER_MODULE), "CheckpointWrapper", ())
     wrapped = sum(isinstance(module, wrapper) for module in model.modules())
     if wrapped:
         yield f"{wrapped} modules are in a checkpoint_wrapper"

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from megaselect.trees import map_tensors
 from megaselect.verification.module_run import LossFunction, call, loss_of
 from megaselect.verification.module_state import Snapshot
 from megaselect.verification.report import Check, Outcome, check
@@ -36,7 +36,7 @@ Direction = dict[str, Tensor]
 def check_directions(model: nn.Module, batch: Any, loss_fn: LossFunction | None, start: Snapshot) -> Check:
     """Along one direction of all parameters, and where that is wrong, along one of each."""
     try:
-        trial = _Trial(copy.deepcopy(model).double(), tree_map(_double, batch), loss_fn, start)
+        trial = _Trial(copy.deepcopy(model).double(), map_tensors(_double, batch), loss_fn, start)
         whole = trial.derivatives(trial.directions)
         if not whole.smooth:
             return Check(NAME, Outcome.NOT_CHECKED, "the loss is not smooth enough in fp64 to take differences")
@@ -48,9 +48,7 @@ def check_directions(model: nn.Module, batch: Any, loss_fn: LossFunction | None,
         return Check(NAME, Outcome.NOT_CHECKED, f"the model does not run in fp64: {type(error).__name__}: {reason}")
 
 
-def _double(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor):
-        return leaf
+def _double(leaf: Tensor) -> Tensor:
     doubled = leaf.detach().clone()
     doubled = doubled.double() if doubled.is_floating_point() else doubled
     return doubled.requires_grad_(leaf.requires_grad)

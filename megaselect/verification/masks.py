@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megaselect.compatibility import argument_names
 from megaselect.kernels.dropout_mask import SITES_PER_LAYER
 from megaselect.recompute.rerun import operator_name
 from megaselect.verification import mask_probes
@@ -70,7 +71,7 @@ class MaskCheck:
 
 def _by_name(op: Any) -> Any:
     """The operator, called with arguments by name."""
-    names = [argument.name for argument in op._schema.arguments]
+    names = argument_names(op)
     return lambda **arguments: op(*(arguments[name] for name in names))
 
 

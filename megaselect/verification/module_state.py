@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from megaselect.trees import tensors_in
 
 
 class Snapshot:
@@ -58,5 +59,6 @@ def preserved(model: nn.Module, batch: Any) -> Iterator[Snapshot]:
 
 def leaves_of(batch: Any) -> dict[str, Tensor]:
     """`input 0` and so on -> the batch's tensors that ask for a gradient."""
-    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-    return {f"input {n}": tensor for n, tensor in enumerate(tensors) if tensor.requires_grad and tensor.is_leaf}
+    return {
+        f"input {n}": tensor for n, tensor in enumerate(tensors_in(batch)) if tensor.requires_grad and tensor.is_leaf
+    }

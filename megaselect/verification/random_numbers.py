@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from megaselect.recompute.rerun import RerunMode, operator_name
+from megaselect.recompute.rerun import MODULE_CALL, RerunMode, operator_name
+from megaselect.trees import tensors_in
 from megaselect.verification.differences import by_how_much
-
-_MODULE_CALL = nn.Module._call_impl.__code__
 
 
 class RandomWatch(RerunMode):
@@ -33,7 +31,7 @@ class RandomWatch(RerunMode):
         """An operator returned `out`; again: in a second run."""
         if torch.Tag.nondeterministic_seeded not in getattr(op, "tags", ()):
             return
-        results = [leaf.detach().clone() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        results = [result.detach().clone() for result in tensors_in(out)]
         key = (self._path(), operator_name(op))
         if not again:
             self.drawn += 1
@@ -48,7 +46,7 @@ class RandomWatch(RerunMode):
         """Of the innermost module that is running."""
         frame = _getframe(1)
         while frame is not None:
-            if frame.f_code is _MODULE_CALL and id(frame.f_locals["self"]) in self._paths:
+            if frame.f_code is MODULE_CALL and id(frame.f_locals["self"]) in self._paths:
                 return self._paths[id(frame.f_locals["self"])]
             frame = frame.f_back
         return "outside the model's modules"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from megaselect.compatibility import argument_names
 from megaselect.model.gpt import GPT
 from megaselect.recompute import ledger
 from megaselect.recompute.apply import apply_recompute
@@ -63,7 +64,7 @@ class _Watch(RerunMode):
         """An operator's call is over; what is called from here on is not seen."""
         if op.namespace != "megaselect":
             return
-        names = [argument.name for argument in op._schema.arguments]
+        names = argument_names(op)
         arguments = dict(zip(names, args, strict=True))
         self.inside.update(made_inside(op, arguments))
         if self.masks is not None:

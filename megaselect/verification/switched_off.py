@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
 from torch.utils import checkpoint
 
+from megaselect.compatibility import regions_run_by, replaced
 from megaselect.model.gpt import GPT
 from megaselect.model.policy import LayerPolicy, StackPolicy
-from megaselect.recompute.torch_checkpoint import replaced
-
-COMPOSABLE = "torch.distributed._composable.checkpoint_activation"  # imports the generator by name
 
 
 class Regions:
@@ -23,7 +20,7 @@ class Regions:
     def __init__(self) -> None:
         self.count = 0
 
-    def generator(self, *_: Any, **__: Any) -> Iterator[None]:
+    def around(self, *_: Any) -> Iterator[None]:
         """In place of what torch's checkpoint runs around a region without reentrant autograd: nothing."""
         self.count += 1
         yield
@@ -42,12 +39,9 @@ def switched_off(model: nn.Module) -> Iterator[Regions]:
     of somebody's own are not. Not for several threads at a time.
     """
     regions = Regions()
-    generator = "_checkpoint_without_reentrant_generator"
     with contextlib.ExitStack() as stack:
-        stack.enter_context(replaced(checkpoint, generator, lambda _: regions.generator))
+        stack.enter_context(regions_run_by(regions.around))
         stack.enter_context(replaced(checkpoint, "CheckpointFunction", lambda _: regions))
-        if COMPOSABLE in sys.modules:
-            stack.enter_context(replaced(sys.modules[COMPOSABLE], generator, lambda _: regions.generator))
         for module in model.modules():
             if isinstance(module, GPT):
                 stack.enter_context(_keeping_all(module))

@@ -22,10 +22,10 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from torch.utils import checkpoint as torch_checkpoint
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from megaselect.compatibility import last_cached
 from megaselect.model.block import Block
 from megaselect.recompute.ledger import record
 from megaselect.recompute.theory import Shape, layer_tensors
-from megaselect.recompute.torch_checkpoint import _last_cached
 
 PRODUCTS = [getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm")]
 OURS = [getattr(torch.ops.megaselect, name).default for name in ("layer_norm", "softmax_dropout_value", "gelu")]
@@ -252,6 +252,6 @@ def test_the_cache_of_torch_2_11_is_read_too():
 
     first, second = torch.rand(2), torch.rand(3)
     not_saved = object()
-    assert _last_cached([Entry(first), (Entry(second), Entry(None))]) == [second]
-    assert _last_cached({0: Entry(first), 1: (Entry(second), Entry(1))}) == [second]
-    assert _last_cached({0: Entry(first), 1: not_saved}) == _last_cached([]) == _last_cached(None) == []
+    assert last_cached([Entry(first), (Entry(second), Entry(None))]) == [second]
+    assert last_cached({0: Entry(first), 1: (Entry(second), Entry(1))}) == [second]
+    assert last_cached({0: Entry(first), 1: not_saved}) == last_cached([]) == last_cached(None) == []
