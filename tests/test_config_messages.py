@@ -31,6 +31,11 @@ UNKNOWN = [
     ("hidden_size: 3", "unknown key hidden_size; did you mean model.hidden_size?"),
     (MODEL + "training: {dropout_p: 0.1}", "unknown key training.dropout_p; did you mean model.dropout_p?"),
     (MODEL + "recompute: {num_layer: 1}", "unknown key recompute.num_layer; did you mean recompute.num_layers?"),
+    (
+        MODEL + "training: {eval_batches: 8}",
+        "unknown key training.eval_batches; training.eval_samples is in its place, which counts samples, whatever the "
+        "micro batch: eval_batches x micro_batch_size of them",
+    ),
     (MODEL + "foo: 3", "unknown section foo; the sections are model, data, training, recompute, logging"),
     (
         MODEL + "recompute: {xyzzy: 1}",
@@ -38,7 +43,7 @@ UNKNOWN = [
     ),
     (
         "model: {num_layers: 4}",
-        "model.hidden_size, model.num_attention_heads, model.seq_length, model.vocab_size are missing; add them",
+        "model.hidden_size, model.num_attention_heads, model.seq_length are missing; add them",
     ),
     ("training: {lr: 1}", "model is missing; add it"),
 ]

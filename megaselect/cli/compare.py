@@ -107,6 +107,7 @@ def _request(command: RunCommand, out: Path, typed: str) -> Request:
     from megaselect.comparison.compare import Request
     from megaselect.comparison.rounds import Rounds
     from megaselect.comparison.settings import DEFAULT_SETTINGS, make_rows
+    from megaselect.training.data_choice import follow_vocabulary
 
     options = command.options
     snapshot = getattr(options, "memory_snapshot", False)
@@ -123,13 +124,14 @@ def _request(command: RunCommand, out: Path, typed: str) -> Request:
         warmup_steps=_number(options, "warmup", DEFAULT_WARMUP_STEPS),
         snapshot_dir=out if snapshot else None,
     )
+    config, notes = follow_vocabulary(command.config)
     return Request(
-        config=command.config,
+        config=config,
         config_name=command.config_path.stem,
-        rows=make_rows(command.config, getattr(options, "settings", DEFAULT_SETTINGS)),
+        rows=make_rows(config, getattr(options, "settings", DEFAULT_SETTINGS)),
         rounds=plan,
         command=typed,
-        notes=command.notes,
+        notes=[*command.notes, *notes],
         find_largest_micro_batch=largest,
         limit_bytes=limit_bytes,
     )

@@ -61,10 +61,12 @@ def main(argv: Sequence[str], prog: str) -> int:
     usage = "%(prog)s [--config FILE] [--device NAME] [flags]"
     command = parse_run_args(argv, CommandFlags(prog, usage, _DESCRIPTION, _add_options, _REPLACED))
     from megaselect.estimation.estimate import estimate
+    from megaselect.training.data_choice import follow_vocabulary
 
     options = command.options
     device, memory = getattr(options, "device", None), getattr(options, "memory", None)
-    predicted = estimate(command.config, device, memory, _parallel(options))
+    config, _ = follow_vocabulary(command.config)
+    predicted = estimate(config, device, memory, _parallel(options))
     if hasattr(options, "json"):
         from megaselect.estimation.as_data import as_data
 

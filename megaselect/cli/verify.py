@@ -11,6 +11,7 @@ from megaselect.cli.flags import CommandFlags, RunCommand, parse_run_args
 from megaselect.errors import ConfigError
 
 if TYPE_CHECKING:
+    from megaselect.config import Config
     from megaselect.data.sampler import Batch
     from megaselect.verification.own_model import Progress
     from megaselect.verification.report import Report
@@ -65,17 +66,19 @@ def _batch_count(options: argparse.Namespace) -> int:
 
 
 def _verify(command: RunCommand, count: int, progress: Progress) -> Report:
+    from megaselect.training.data_choice import follow_vocabulary
     from megaselect.verification.own_model import verify_config
     from megaselect.verification.room import check_room
 
-    check_room(command.config)
-    return verify_config(command.config, _batches(command, count), progress)
+    config, _ = follow_vocabulary(command.config)
+    check_room(config)
+    return verify_config(config, _batches(config, count), progress)
 
 
-def _batches(command: RunCommand, count: int) -> list[Batch]:
+def _batches(config: Config, count: int) -> list[Batch]:
     """The first of the run's own training data."""
     from megaselect.training.datasets import open_datasets
 
-    size = command.config.training.micro_batch_size
-    source = open_datasets(command.config).train
+    size = config.training.micro_batch_size
+    source = open_datasets(config).train
     return [source.batch(number * size, size) for number in range(count)]

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
-from pathlib import Path
 
 from megaselect.config import Config
-from megaselect.config.blend import parse_blend
 from megaselect.data.blend import DataSource
 from megaselect.data.check import Vocabulary, check_sources
 from megaselect.data.fingerprint import fingerprint
-from megaselect.data.prepare import prepare_default_corpus
 from megaselect.data.record import check_record
 from megaselect.data.splits import SplitRules, Splits, open_splits
 from megaselect.data.tokenizer import Tokenizer
 from megaselect.errors import DataError
+from megaselect.training.data_choice import Chosen, choose
 
 
 @dataclass(frozen=True)
@@ -35,20 +32,10 @@ class Datasets:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """What the config's data section comes to."""
-
-    datasets: list[tuple[Fraction, str]]
-    valid_prefix: str | None
-    tokenizer: Path | None
-    description: str
-
-
 def open_datasets(config: Config) -> Datasets:
     """The config's dataset or blend, or the default corpus, which is built on first use. Raises DataError."""
     data, model = config.data, config.model
-    chosen = _choose(config)
+    chosen = choose(config)
     tokenizer = _open_tokenizer(chosen, model.vocab_size)
     rules = SplitRules(
         model.seq_length,
@@ -65,7 +52,7 @@ def open_datasets(config: Config) -> Datasets:
     return Datasets(splits.train, splits.valid, splits.test, tokenizer, description, fingerprint(splits.train), notes)
 
 
-def _check(splits: Splits, chosen: _Chosen, tokenizer: Tokenizer | None, vocab_size: int) -> str:
+def _check(splits: Splits, chosen: Chosen, tokenizer: Tokenizer | None, vocab_size: int) -> str:
     """Read every token; a note of what was found. Raises DataError."""
     vocabulary = Vocabulary.of_model(vocab_size)
     if tokenizer and chosen.tokenizer:  # no larger than the model's
@@ -80,10 +67,10 @@ def _check(splits: Splits, chosen: _Chosen, tokenizer: Tokenizer | None, vocab_s
 
 def open_tokenizer(config: Config) -> Tokenizer | None:
     """The tokenizer of the config's data, whose tokens are not read; None where it has none. Raises DataError."""
-    return _open_tokenizer(_choose(config), config.model.vocab_size)
+    return _open_tokenizer(choose(config), config.model.vocab_size)
 
 
-def _open_tokenizer(chosen: _Chosen, vocab_size: int) -> Tokenizer | None:
+def _open_tokenizer(chosen: Chosen, vocab_size: int) -> Tokenizer | None:
     tokenizer = Tokenizer(chosen.tokenizer) if chosen.tokenizer else None
     if tokenizer and tokenizer.vocab_size > vocab_size:
         raise DataError(
@@ -93,32 +80,3 @@ def _open_tokenizer(chosen: _Chosen, vocab_size: int) -> Tokenizer | None:
     for _, prefix in chosen.datasets:
         check_record(prefix, chosen.tokenizer, tokenizer, vocab_size)
     return tokenizer
-
-
-def _choose(config: Config) -> _Chosen:
-    data = config.data
-    named = Path(data.tokenizer) if data.tokenizer else None
-    if data.blend:
-        blend = parse_blend(data.blend)
-        description = " + ".join(f"{float(weight):g} {prefix}" for weight, prefix in blend)
-        return _Chosen(blend, data.valid_prefix, named or _common_tokenizer([p for _, p in blend]), description)
-    if data.prefix is not None:
-        tokenizer = named or _common_tokenizer([data.prefix])
-        return _Chosen([(Fraction(1), data.prefix)], data.valid_prefix, tokenizer, data.prefix)
-    cache = Path(data.cache_dir) if data.cache_dir else None
-    paths = prepare_default_corpus(cache, data.vocab_size)
-    valid_prefix = data.valid_prefix or str(paths.valid_prefix)
-    train = [(Fraction(1), str(paths.train_prefix))]
-    return _Chosen(train, valid_prefix, named or paths.tokenizer_path, paths.description)
-
-
-def _common_tokenizer(prefixes: list[str]) -> Path | None:
-    """The tokenizer beside the datasets, None where there is none. Raises DataError where they have different ones."""
-    paths = [path for path in (Path(f"{prefix}.model") for prefix in prefixes) if path.is_file()]
-    for path in paths[1:]:
-        if path.read_bytes() != paths[0].read_bytes():
-            raise DataError(
-                f"{paths[0]} and {path} are different tokenizers, so the same id means different text; prepare both "
-                "datasets with one of them (--tokenizer), or set data.tokenizer if they were"
-            )
-    return paths[0] if paths else None

@@ -20,6 +20,7 @@ from megaselect.training.accounting import describe_recompute
 from megaselect.training.automatic import plan_note, save_plan
 from megaselect.training.checkpoint import find_checkpoint, load_checkpoint
 from megaselect.training.compatibility import changed_data, changed_settings
+from megaselect.training.data_choice import follow_vocabulary
 from megaselect.training.datasets import Datasets, open_datasets
 from megaselect.training.events import RunHeader, RunSummary, Sink, failures_told
 from megaselect.training.instruments import check_instruments
@@ -52,6 +53,7 @@ def _train(
 ) -> RunSummary:
     run_dir = home.path
     sink = make_sink(config, run_dir)  # first: what it refuses should not wait for data and model
+    config, vocabulary_notes = follow_vocabulary(config)
     found = find_checkpoint(config.training.resume, run_dir)
     resume_notes = [*found.notes, *changed_settings(found.checkpoint, config)]
     datasets = open_datasets(config)
@@ -63,7 +65,7 @@ def _train(
     segment = Segment.begin(state.step, device_name(resolve_device(config.training.device)), torch.__version__)
     with home.recorded(config, segment, sink.note) as record:
         home.keep_tokenizer(datasets.tokenizer)
-        own_notes = [*home.notes, *resume_notes, *datasets.notes, *_own_notes(config, state)]
+        own_notes = [*home.notes, *vocabulary_notes, *resume_notes, *datasets.notes, *_own_notes(config, state)]
         if automatic:
             save_plan(run_dir, automatic)
             own_notes.append(plan_note(automatic))

@@ -1,15 +1,16 @@
 """What may change between a checkpoint and the run that continues it."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoints import SHAPE, Tiny, tiny_config
+from tiny_checkpoints import SHAPE, Tiny, reseal, tiny_config
 
 from megaselect.config import Config
 from megaselect.config.schema import iter_settings
 from megaselect.errors import CheckpointError
-from megaselect.training.checkpoint_files import open_checkpoint
+from megaselect.training.checkpoint_files import STATE, open_checkpoint
 from megaselect.training.compatibility import changed_data, changed_settings
 from megaselect.training.state import RunState
 
@@ -122,6 +123,21 @@ def test_other_data_is_for_another_run_directory(saved, change, fingerprint, lis
 def test_the_same_tokens_under_another_name_are_the_same_data(saved):
     [note] = changed_data(saved, changed(data__prefix="moved/tokens"), "data", saved.path.parents[1])
     assert note == "note: the same tokens as the checkpoint's, by other settings: data.prefix none -> moved/tokens"
+
+
+@pytest.mark.parametrize(
+    ("batches", "expected"),
+    [(8, []), (2, ["note: settings that differ from the checkpoint's: training.eval_samples 16 -> 64"])],
+)
+def test_a_checkpoint_of_a_version_that_counted_batches_goes_on(tmp_path, batches, expected):
+    """8 micro-batches of 8 are the 64 samples of the default. Another number would give the best loss other data."""
+    path = Tiny().write(tmp_path, RunState(4, 16))
+    state = json.loads((path / STATE).read_text())
+    del state["config"]["training"]["eval_samples"]
+    state["config"]["training"]["eval_batches"] = batches
+    (path / STATE).write_text(json.dumps(state))
+    reseal(path)
+    assert changed_settings(open_checkpoint(path), tiny_config()) == expected
 
 
 def test_a_config_of_another_version_is_told(saved):

@@ -151,6 +151,6 @@ def test_a_saved_config_is_a_config():
 
 
 def test_a_run_says_that_its_data_was_checked(two, tmp_path, run_main):
-    flags = ("--max-steps", 1, "--device", "cpu", "--run-dir", tmp_path / "run")
+    flags = ("--max-steps", 1, "--device", "cpu", "--model.vocab-size", 256, "--run-dir", tmp_path / "run")
     run = run_main("--data.prefix", two[0], "--data.check", *flags)
     assert "note: --data.check read 1,601 tokens in 1 document: ids " in " ".join(run.stdout.split()), run.stderr
