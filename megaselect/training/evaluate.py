@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 
-from megaselect.data.blend import DataSource
+from megaselect.data.sampler import BatchSource
 from megaselect.model.gpt import GPT
-from megaselect.training.out_of_memory import memory_errors_explained
+
+
+class Split(BatchSource, Protocol):
+    """What is evaluated on: windows, counted from 0. Any of them can be asked for, in any order."""
+
+    num_windows: int
 
 
 @contextlib.contextmanager
@@ -30,7 +36,7 @@ def _to_the_end(_: int) -> bool:
 
 def evaluate(
     model: GPT,
-    source: DataSource,
+    source: Split,
     samples: int,
     micro_batch_size: int,
     goes_on: Callable[[int], bool] = _to_the_end,
@@ -42,8 +48,7 @@ def evaluate(
     goes_on: asked before each micro-batch, with the number of windows done; where it says no, the result is None.
     """
     windows = min(samples, source.num_windows)
-    remedy = "it keeps nothing for backward; lower --training.micro-batch-size, or set --training.loss-chunk-tokens"
-    with memory_errors_explained("evaluating", remedy), evaluating(model) as device:
+    with evaluating(model) as device:
         losses = torch.empty(windows, dtype=torch.float64, device=device)
         for first in range(0, windows, micro_batch_size):
             if not goes_on(first):

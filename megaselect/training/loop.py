@@ -32,7 +32,7 @@ from megaselect.training.metrics_file import MetricsFile
 from megaselect.training.metrics_tail import METRICS_NAME
 from megaselect.training.nonfinite import NonFiniteSteps
 from megaselect.training.optimizer import MixedPrecisionAdamW
-from megaselect.training.out_of_memory import step_up
+from megaselect.training.out_of_memory import memory_errors_explained, step_up
 from megaselect.training.phases import PHASES, PhaseTimes
 from megaselect.training.sampling import sample_text
 from megaselect.training.signals import StopRequest
@@ -249,7 +249,9 @@ class Trainer:
                 self.sink.evaluating(split, done, samples)
             return not stop.reason
 
-        loss = evaluate(self.model, source, samples, self.config.training.micro_batch_size, goes_on)
+        remedy = "it keeps nothing for backward; lower --training.micro-batch-size, or set --training.loss-chunk-tokens"
+        with memory_errors_explained("evaluating", remedy):
+            loss = evaluate(self.model, source, samples, self.config.training.micro_batch_size, goes_on)
         if loss is None:
             self.sink.note(f"step {self.state.step}: the evaluation on the {split} split was stopped and not recorded")
         return loss

@@ -9,7 +9,7 @@ import torch
 
 from megaselect.config import Config
 from megaselect.data.tokenizer import Tokenizer
-from megaselect.devices import resolve_device
+from megaselect.devices import DTYPES, resolve_device
 from megaselect.errors import CheckpointError, DataError
 from megaselect.model.gpt import GPT
 from megaselect.training.checkpoint import DTYPE_NAMES, load_weights, newest_checkpoint
@@ -26,6 +26,33 @@ class TrainedModel:
     tokenizer: Tokenizer
     checkpoint: Path
     notes: list[str]
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """model: in eval mode, on the device. config: the run's. tokenizer: the file that the run kept. notes: as above."""
+
+    model: GPT
+    config: Config
+    checkpoint: Checkpoint
+    tokenizer: Path | None
+    notes: list[str]
+
+
+def load_saved_model(place: Path, which: str | None, device: str, dtype: str) -> SavedModel:
+    """The model in a run directory or a checkpoint, whatever its data; place, which and device as below.
+
+    dtype: fp32, bf16 or fp16; auto is what it was trained in. A model that was trained with torch kernels keeps them.
+    Raises CheckpointError, ConfigError or DeviceError.
+    """
+    where = resolve_device(device)
+    checkpoint, notes = _open(place, which)
+    config = Config.from_dict(checkpoint.saved.config, str(checkpoint.path / "state.json"))
+    if config.model.kernel_backend == "triton":
+        config = Config.from_dict(config.to_dict(), overrides=_overrides(None))
+    model = _build(checkpoint, config, where, _saved_dtype(checkpoint) if dtype == "auto" else DTYPES[dtype])
+    kept = checkpoint.path.parent.parent / TOKENIZER_NAME
+    return SavedModel(model, config, checkpoint, kept if kept.is_file() else None, notes)
 
 
 def load_trained_model(place: Path, which: str | None, device: str, tokenizer: Path | None) -> TrainedModel:
@@ -81,10 +108,13 @@ def _named(run_dir: Path, which: str) -> Path:
     return path
 
 
-def _build(checkpoint: Checkpoint, config: Config, device: torch.device) -> GPT:
-    """The weights in the dtype that they were saved in, then on a CPU in fp32."""
+def _saved_dtype(checkpoint: Checkpoint) -> torch.dtype:
     saved = next(iter(checkpoint.manifest.files[MODEL].tensors.values())).dtype
-    dtypes = {name: dtype for dtype, name in DTYPE_NAMES.items()}
-    model = GPT(config.model, config.training.seed).to(dtypes.get(saved, torch.float32))
+    return {name: dtype for dtype, name in DTYPE_NAMES.items()}.get(saved, torch.float32)
+
+
+def _build(checkpoint: Checkpoint, config: Config, device: torch.device, dtype: torch.dtype | None = None) -> GPT:
+    """The weights in the dtype that they were saved in, then in `dtype`; None: on a CPU in fp32."""
+    model = GPT(config.model, config.training.seed, config.training.loss_chunk_tokens).to(_saved_dtype(checkpoint))
     load_weights(checkpoint, model)
-    return model.to(device, torch.float32 if device.type == "cpu" else None).eval()
+    return model.to(device, dtype or (torch.float32 if device.type == "cpu" else None)).eval()
