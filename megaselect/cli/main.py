@@ -27,6 +27,7 @@ _COMMANDS = {
     "verify": "check that recomputation changes memory and time and nothing else",
     "compare": "measure recompute settings beside each other",
     "runs": "list run directories with state, loss and speed",
+    "evaluate": "loss and perplexity of a trained model on a dataset",
     "sample": "let a trained model write text",
     "dashboard": "save a dashboard of W&B runs",
     "data": "prepare datasets and look at them",
