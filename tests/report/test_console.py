@@ -132,6 +132,36 @@ def test_a_pipe_gets_plain_lines_of_80_columns(header, report, metrics, summary)
     assert max(map(len, PLAIN.splitlines())) <= 80
 
 
+def test_a_pipe_gets_a_line_now_and_then_on_a_long_evaluation(header, metrics, monkeypatch):
+    """Here at each call, as if each micro-batch took a quarter of a minute: the clock is the test's."""
+    clock = iter([100.0, 115.0, 120.0, 130.0, 3000.0, 3001.0])
+    monkeypatch.setattr("megaselect.report.console.time.monotonic", lambda: next(clock))
+    console, file = pipe()
+    sink = ConsoleSink(log_interval=1, console=console)
+    sink.start(header())
+    before = written(file)
+    for done in (0, 1000, 1300, 2000):
+        sink.evaluating("test", done, 19_461)
+    sink.evaluating("valid", 0, 64)
+    sink.evaluating("valid", 8, 64)
+    assert written(file).removeprefix(before) == (
+        "evaluating on the test split: 1,000 of 19,461 samples  ETA 4:37\n"
+        "evaluating on the test split: 2,000 of 19,461 samples  ETA 4:22\n"
+    )
+
+
+def test_a_terminal_shows_an_evaluation_in_its_bar(header, metrics):
+    console, file = terminal(100)
+    sink = ConsoleSink(log_interval=1, console=console)
+    sink.start(header())
+    sink.step(metrics(1))
+    sink.evaluating("valid", 0, 64)
+    sink.evaluation(1, 7.75)
+    sink.fail("")
+    lines = [line for line in visible(file.getvalue()) if "evaluating" in line]
+    assert re.fullmatch(r"1/20 ━*[╸╺]?━* evaluating on the valid split: 0 of 64 samples *", lines[0])
+
+
 def test_the_last_step_is_shown_whatever_the_interval(header, metrics):
     console, file = pipe()
     sink = ConsoleSink(log_interval=7, console=console)
