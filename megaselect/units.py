@@ -8,7 +8,12 @@ from decimal import Decimal
 from megaselect.errors import ConfigError
 
 MIB_BYTES, GIB_BYTES = 2**20, 2**30
-_UNITS = {"MiB": MIB_BYTES, "GiB": GIB_BYTES, "MB": 10**6, "GB": 10**9}
+# A bare letter counts as Docker, Slurm and systemd count it, in powers of 1024; KB to TB are those of 1000.
+_UNITS = {
+    spelling.lower(): base**power
+    for power, letter in enumerate("KMGT", start=1)
+    for spelling, base in ((letter, 1024), (f"{letter}i", 1024), (f"{letter}iB", 1024), (f"{letter}B", 1000))
+}
 
 
 def size(count: int) -> str:
@@ -19,12 +24,25 @@ def size(count: int) -> str:
 
 
 def parse_size(text: str, flag: str) -> int:
-    """Bytes of `24GiB`, `512 MiB` or `16GB`. Raises ConfigError, which names `flag`, for anything else, and for 0."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
-    units = {unit.lower(): count for unit, count in _UNITS.items()}
-    if match is None or match[2].lower() not in units or not float(match[1]):
-        raise ConfigError(f"{flag} {text}: must be a size such as 24GiB; the units are {', '.join(_UNITS)}")
-    return int(Decimal(match[1]) * units[match[2].lower()])
+    """Bytes of `24GiB`, `24G`, `1.5 TiB` or `16GB`, in either case; see _UNITS.
+
+    Raises ConfigError, which names `flag`, for anything else, and for 0.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip(), re.ASCII)
+    count = int(Decimal(match[1]) * _UNITS.get(match[2].lower(), 0)) if match else 0
+    if not count:
+        raise ConfigError(
+            f"{flag} {text}: must be a size such as 24GiB; the units are KiB to TiB, K to T (the same), KB to TB"
+        )
+    return count
+
+
+def size_notes(text: str, flag: str) -> list[str]:
+    """What a size was taken as, in a note, where its unit may mean two things: 24G and 24GB. Raises ConfigError."""
+    if text.strip().lower().endswith("ib"):
+        return []
+    count = parse_size(text, flag)
+    return [f"note: {flag} {text} is read as {count:,} bytes, which are {size(count)}"]
 
 
 def parse_duration(text: str, flag: str) -> float:

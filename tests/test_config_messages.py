@@ -208,11 +208,12 @@ RECOMPUTE = [
     ),
     (
         "{mode: auto, memory: 12parsecs}",
-        "recompute.memory 12parsecs: must be a size such as 24GiB; the units are MiB, GiB, MB, GB",
+        "recompute.memory 12parsecs: must be a size such as 24GiB; "
+        "the units are KiB to TiB, K to T (the same), KB to TB",
     ),
     (
         "{mode: auto, memory: 0GiB}",
-        "recompute.memory 0GiB: must be a size such as 24GiB; the units are MiB, GiB, MB, GB",
+        "recompute.memory 0GiB: must be a size such as 24GiB; the units are KiB to TiB, K to T (the same), KB to TB",
     ),
     ("{mode: auto, memory: 24}", "recompute.memory = 24: must be text; put it in quotes"),
     ("{mode: full, layers: [1, 2]}", "recompute.layers = [1, 2]: must be text; put it in quotes"),

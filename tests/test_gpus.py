@@ -6,7 +6,7 @@ import pytest
 
 from megaselect.errors import ConfigError, DeviceError
 from megaselect.gpus import GPUS, by_marketing_name, find_gpu
-from megaselect.units import parse_size, size
+from megaselect.units import parse_size, size, size_notes
 
 GIB = 2**30
 # As drivers spell them.
@@ -102,17 +102,45 @@ def test_a_name_that_is_not_one(text, meant):
         ("16GB", 16 * 10**9),
         ("1.001MB", 1_001_000),  # which in floating point is a byte less
         ("0.5 MB", 500_000),
+        ("24G", 24 * GIB),
+        ("24g", 24 * GIB),
+        ("24Gi", 24 * GIB),
+        ("1TiB", 1024 * GIB),
+        ("1.5T", 1536 * GIB),
+        ("2TB", 2 * 10**12),
+        ("512M", 512 * 2**20),
+        ("9000KiB", 9000 * 2**10),
+        ("9000k", 9000 * 2**10),
+        ("3KB", 3000),
     ],
 )
 def test_an_amount_of_memory(text, count):
     assert parse_size(text, "--memory") == count
 
 
-@pytest.mark.parametrize("text", ["12parsecs", "24", "GiB", "", "0GiB", "-1GiB", "1e3GiB", "24GiB extra", "nan GiB"])
+@pytest.mark.parametrize(
+    "text",
+    ["12parsecs", "24", "GiB", "", "0GiB", "-1GiB", "1e3GiB", "24GiB extra", "nan GiB", "24P", "٣GiB", "0.0001K"],
+)
 def test_what_is_no_amount_of_memory(text):
     with pytest.raises(ConfigError) as refused:
         parse_size(text, "--memory")
-    assert str(refused.value) == f"--memory {text}: must be a size such as 24GiB; the units are MiB, GiB, MB, GB"
+    assert str(refused.value) == (
+        f"--memory {text}: must be a size such as 24GiB; the units are KiB to TiB, K to T (the same), KB to TB"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "notes"),
+    [
+        ("24GiB", []),
+        (" 24 gib ", []),
+        ("24G", ["note: --memory 24G is read as 25,769,803,776 bytes, which are 24.00 GiB"]),
+        ("24GB", ["note: --memory 24GB is read as 24,000,000,000 bytes, which are 22.35 GiB"]),
+    ],
+)
+def test_a_unit_that_may_mean_two_things_is_said(text, notes):
+    assert size_notes(text, "--memory") == notes
 
 
 @pytest.mark.parametrize(

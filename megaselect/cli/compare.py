@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from megaselect.cli.flags import CommandFlags, RunCommand, parse_run_args
 from megaselect.errors import ComparisonError, DeviceError
-from megaselect.units import parse_size
+from megaselect.units import parse_size, size_notes
 
 if TYPE_CHECKING:
     from megaselect.comparison.compare import Request
@@ -116,6 +116,7 @@ def _request(command: RunCommand, out: Path, typed: str) -> Request:
     if limit is not None and not largest:
         raise ComparisonError("--memory-limit is for --largest-micro-batch: give both, or neither")
     limit_bytes = None if limit is None else parse_size(limit, "--memory-limit")
+    limit_notes = [] if limit is None else size_notes(limit, "--memory-limit")
     if snapshot or (largest and limit is None):
         _check_device(command, snapshot)
     plan = Rounds(
@@ -131,7 +132,7 @@ def _request(command: RunCommand, out: Path, typed: str) -> Request:
         rows=make_rows(config, getattr(options, "settings", DEFAULT_SETTINGS)),
         rounds=plan,
         command=typed,
-        notes=[*command.notes, *notes],
+        notes=[*command.notes, *limit_notes, *notes],
         find_largest_micro_batch=largest,
         limit_bytes=limit_bytes,
     )

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megaselect.cli.flags import OneLineParser
+from megaselect.errors import ConfigError
 
 DEFAULT_FILE = Path("megaselect-dashboard.json")
 
@@ -23,6 +24,9 @@ asks for one."""
 def main(argv: Sequence[str], prog: str) -> int:
     """Save the dashboard and say where it is."""
     arguments = _parser(prog).parse_args(argv)
+    for name in ("entity", "project", "group"):
+        if getattr(arguments, name) == "":
+            raise ConfigError(f"--{name} '': must not be empty; name one, or leave the flag out")
     # After the flags: --help and mistyped flags should not wait for it.
     from megaselect.config.schema import LoggingConfig
     from megaselect.report.wandb_dashboard_save import save_dashboard

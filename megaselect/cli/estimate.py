@@ -10,6 +10,7 @@ from megaselect.cli.flags import CommandFlags, parse_run_args
 from megaselect.errors import ConfigError
 from megaselect.recompute.parallel import Parallel
 from megaselect.recompute.weights import SHARDINGS
+from megaselect.units import size_notes
 
 _DESCRIPTION = """\
 Predict, from the config alone, what every recompute setting keeps, its peak, its
@@ -76,8 +77,8 @@ def main(argv: Sequence[str], prog: str) -> int:
     from megaselect.report.estimate_table import print_estimate
 
     console = stdout_console()
-    for note in command.notes:
-        console.print(note)
+    for note in [*command.notes, *(size_notes(memory, "--memory") if memory else [])]:
+        console.print(note, markup=False, highlight=False)
     print_estimate(predicted, console, command.config_path.stem)
     return 0
 

@@ -18,6 +18,7 @@ from megaselect.config import Config, iter_settings
 from megaselect.config.messages import nearest_setting
 from megaselect.config.shown import one_line_errors
 from megaselect.errors import ConfigError
+from megaselect.units import size_notes
 
 DEFAULT_CONFIG = "tiny"
 
@@ -116,6 +117,8 @@ def parse_run_args(argv: Sequence[str], command: CommandFlags) -> RunCommand:
     path = find_config(config_name)
     overrides = {name: _unset(value, name) for name, value in given.items()}
     config = Config.from_yaml(path, overrides, flags)
+    if config.recompute.memory is not None:
+        notes += size_notes(config.recompute.memory, _flag("recompute.memory"))
     return RunCommand(config, path, argparse.Namespace(**options), notes, debug)
 
 

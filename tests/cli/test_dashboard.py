@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from megaselect.cli.main import main
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))  # importlib mode leaves test folders off it
 from wandb_records import run_python_in
 from wandb_server import KEY, stand_in_server
@@ -85,6 +87,14 @@ def test_a_server_that_never_answers_costs_its_timeout_once(tmp_path):
     assert output.stdout.endswith(ONLINE)
     assert (tmp_path / "megaselect-dashboard.json").exists()
     assert seconds < 15  # the SDK's own default is to wait 19 s for each question
+
+
+@pytest.mark.parametrize("flag", ["--entity", "--project", "--group"])
+def test_an_empty_name_is_refused(flag, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["dashboard", flag, ""]) == 2
+    assert capsys.readouterr() == ("", f"error: {flag} '': must not be empty; name one, or leave the flag out\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ def test_help_and_version():
     assert run(MEGASELECT, "--help") == (0, text, "")
     assert run(MEGASELECT, "--version") == (0, "megaselect 0.1.0\n", "")
     assert run(TRAIN, "--version") == (0, "megaselect 0.1.0\n", "")
+    assert run([sys.executable, "-m", "megaselect"], "--help") == (0, text, "")
     own, installed = run(TRAIN, "--help"), run(MEGASELECT, "train", "--help")
     assert own[1].startswith("usage: train.py [--config FILE]")
     assert own[1].replace("train.py", "megaselect train", 1) == installed[1]

@@ -31,7 +31,7 @@ def failing(capsys, *flags):
         (["--memory-limit", "1GiB"], "--memory-limit is for --largest-micro-batch: give both, or neither"),
         (
             ["--largest-micro-batch", "--memory-limit", "much"],
-            "--memory-limit much: must be a size such as 24GiB; the units are MiB, GiB, MB, GB",
+            "--memory-limit much: must be a size such as 24GiB; the units are KiB to TiB, K to T (the same), KB to TB",
         ),
         (
             ["--largest-micro-batch", "--device", "cpu"],

@@ -124,7 +124,8 @@ def test_a_budget_that_cannot_be_met(run_here, make_config, capsys, tmp_path):
     [
         (
             ("--recompute", "auto", "--memory", "12parsecs"),
-            "--memory: recompute.memory 12parsecs: must be a size such as 24GiB; the units are MiB, GiB, MB, GB",
+            "--memory: recompute.memory 12parsecs: must be a size such as 24GiB; "
+            "the units are KiB to TiB, K to T (the same), KB to TB",
         ),
         (
             ("--memory", "24GiB"),
