@@ -36,10 +36,11 @@ def parse_blend(words: Sequence[str]) -> list[tuple[Fraction, str]]:
 
 def _weight(word: str) -> Fraction:
     try:
-        weight = float(word)
+        nearest = float(word)
+        # By its decimal digits, all of them: 0.7 is to mean 7/10, and not the binary number that is nearest.
+        weight = Fraction(word) if math.isfinite(nearest) else None
     except ValueError:
         raise ConfigError(f"data.blend has {word!r} where a weight belongs; {_EXAMPLE}") from None
-    if not (math.isfinite(weight) and weight > 0):
+    if weight is None or nearest <= 0:
         raise ConfigError(f"data.blend has the weight {word}; weights are more than 0, such as 0.7")
-    # By way of its decimal digits: 0.7 is to mean 7/10, and not the binary number that is nearest.
-    return Fraction(str(weight))
+    return weight
