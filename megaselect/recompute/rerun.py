@@ -52,7 +52,7 @@ class Rerun:
 class RerunMode(TorchDispatchMode):
     """`with RerunMode() as mode: loss.backward()` fills mode.rerun. May be on during forward too: nothing counts there.
 
-    Subclasses may look at every call through `called`.
+    Subclasses may look at every call through `calling` and `called`.
     """
 
     def __init__(self) -> None:
@@ -63,6 +63,7 @@ class RerunMode(TorchDispatchMode):
         self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        self.calling(op, args, kwargs)
         out = op(*args, **kwargs)
         if _computes(op):
             again = runs_forward_code(_getframe())
@@ -70,6 +71,9 @@ class RerunMode(TorchDispatchMode):
                 self._count(op, args, kwargs, out)
             self.called(op, args, kwargs, out, again)
         return out
+
+    def calling(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """`op` is about to run."""
 
     def called(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, again: bool) -> None:
         """`op` returned `out`; again: it did so in a second run."""

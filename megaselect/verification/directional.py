@@ -1,15 +1,20 @@
-"""Gradients against central differences in fp64: for checkpoints that cannot be switched off.
+"""Gradients against central differences: for what cannot be switched off, checkpoints and compilers.
 
 The derivative of the loss L along a random direction v of the parameters is <gradient, v> by backward, and
 (L(w + e v) - L(w - e v)) / 2e by differences. In fp64 with e = 1e-5 relative to the parameters, the difference is off
 by about e² of the loss's third derivative and 1e-16 / e of the loss: both about 1e-10. A ReLU whose input changes sign
-within e adds up to about 1e-5 in a small layer, hence the tolerance. Where the differences with e and 2e do not agree,
-the loss is not smooth in fp64 (a module that casts to fp32 inside), and nothing is said.
+within e adds up to about 1e-5 in a small layer, hence the tolerance. A module that casts to fp32 inside rounds the loss
+to 1e-7 of itself: there the step is 300 times as long and the tolerance 1e-3, far below what a wrong mask does. Where
+the differences with e and 2e do not agree even so, the loss is not smooth, and nothing is said.
+
+The model itself is taken to fp64 and back, not a copy: a copy loses what compiled it and what its closures hold. What
+is compiled stays in fp32, or is taken to it.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,36 +27,77 @@ from megaselect.verification.module_run import LossFunction, call, loss_of
 from megaselect.verification.module_state import Snapshot
 from megaselect.verification.report import Check, Outcome, check
 
-NAME = "fp64 differences"
-STEP = 1e-5
-TOLERANCE = 1e-5  # of the derivative's size
-SMOOTH = 1e-4  # what differences with two steps may differ by
-ROUNDING = 1e-14  # of the loss, relative
+NAME = "differences"
 SMALLEST_SCALE = 1e-2  # of a parameter, where it is all zeros: a bias
 MOST_PARAMETERS = 256  # to look for the culprit among: two forward passes each
 
 Direction = dict[str, Tensor]
 
 
-def check_directions(model: nn.Module, batch: Any, loss_fn: LossFunction | None, start: Snapshot) -> Check:
-    """Along one direction of all parameters, and where that is wrong, along one of each."""
+@dataclass(frozen=True)
+class Precision:
+    """step: relative to the parameters. tolerance: of the derivative's size; smooth: what two steps may differ by.
+
+    rounding: of the loss, relative.
+    """
+
+    step: float
+    tolerance: float
+    smooth: float
+    rounding: float
+
+
+IN_FP64 = Precision(1e-5, 1e-5, 1e-4, 1e-14)
+IN_FP32 = Precision(3e-3, 1e-3, 2e-2, 1e-6)
+
+
+def check_directions(
+    model: nn.Module, batch: Any, loss_fn: LossFunction | None, start: Snapshot, compiled: bool = False
+) -> Check:
+    """Along one direction of all parameters, and where that is wrong, along one of each.
+
+    compiled: in fp32, since what a compiler runs again depends on the bytes that it saves.
+    """
+    dtype = torch.float32 if compiled else torch.float64
     try:
-        trial = _Trial(copy.deepcopy(model).double(), map_tensors(_double, batch), loss_fn, start)
-        whole = trial.derivatives(trial.directions)
-        if not whole.smooth:
-            return Check(NAME, Outcome.NOT_CHECKED, "the loss is not smooth enough in fp64 to take differences")
-        if whole.right:
-            return Check(NAME, Outcome.PASSED, f"along a random direction {whole.as_text()}")
-        return check(NAME, [*trial.culprits(), f"along a direction of all parameters {whole.as_text()}"])
+        with in_dtype(model, dtype):
+            trial = _Trial(model, map_tensors(functools.partial(_in_dtype, dtype), batch), loss_fn, start)
+            for precision in (IN_FP32,) if compiled else (IN_FP64, IN_FP32):
+                whole = trial.derivatives(trial.directions, precision)
+                if whole.smooth:
+                    break
+            else:
+                return Check(NAME, Outcome.NOT_CHECKED, "the loss is not smooth enough to take differences")
+            if whole.right:
+                return Check(NAME, Outcome.PASSED, f"along a random direction {whole.as_text()}")
+            along_all = f"along a direction of all parameters {whole.as_text()}"
+            return check(NAME, [*trial.culprits(precision), along_all])
     except Exception as error:  # somebody's module in a dtype that it may not know
         reason = str(error).strip().partition("\n")[0]
-        return Check(NAME, Outcome.NOT_CHECKED, f"the model does not run in fp64: {type(error).__name__}: {reason}")
+        detail = f"the model does not run in {str(dtype).removeprefix('torch.')}: {type(error).__name__}: {reason}"
+        return Check(NAME, Outcome.NOT_CHECKED, detail)
 
 
-def _double(leaf: Tensor) -> Tensor:
-    doubled = leaf.detach().clone()
-    doubled = doubled.double() if doubled.is_floating_point() else doubled
-    return doubled.requires_grad_(leaf.requires_grad)
+@contextlib.contextmanager
+def in_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Parameters and buffers have it inside, and are the same storages as before afterwards. Gradients are gone."""
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    before = [tensor.data for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.grad = None
+            tensor.data = tensor.data.to(dtype)
+        yield
+    finally:
+        for tensor, data in zip(tensors, before, strict=True):
+            tensor.grad = None
+            tensor.data = data
+
+
+def _in_dtype(dtype: torch.dtype, leaf: Tensor) -> Tensor:
+    changed = leaf.detach().clone()
+    changed = changed.to(dtype) if changed.is_floating_point() else changed
+    return changed.requires_grad_(leaf.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -66,15 +112,16 @@ class _Derivatives:
     wider: float
     size: float
     noise: float
+    precision: Precision
 
     @property
     def smooth(self) -> bool:
-        return abs(self.differences - self.wider) <= SMOOTH * self._size() + self.noise
+        return abs(self.differences - self.wider) <= self.precision.smooth * self._size() + self.noise
 
     @property
     def right(self) -> bool:
         error = abs(self.backward - self.differences)
-        return error <= TOLERANCE * self._size() + 10 * abs(self.differences - self.wider) + self.noise
+        return error <= self.precision.tolerance * self._size() + 10 * abs(self.differences - self.wider) + self.noise
 
     def _size(self) -> float:
         return max(abs(self.backward), abs(self.differences), self.size)
@@ -88,7 +135,7 @@ class _Trial:
 
     def __init__(self, model: nn.Module, batch: Any, loss_fn: LossFunction | None, start: Snapshot) -> None:
         self.model, self.batch, self.loss_fn = model, batch, loss_fn
-        self.random_states, self.buffers = start, {name: value.clone() for name, value in model.named_buffers()}
+        self.start, self.buffers = start, {name: value.clone() for name, value in model.named_buffers()}
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         model.zero_grad(set_to_none=True)
         loss = self._loss()
@@ -96,27 +143,28 @@ class _Trial:
         if loss.requires_grad:
             loss.backward()
         self.gradients = {
-            name: torch.zeros_like(value) if value.grad is None else value.grad
+            name: torch.zeros_like(value) if value.grad is None else value.grad.to_dense()
             for name, value in self.parameters.items()
         }
         generator = torch.Generator().manual_seed(0)
         self.directions = {name: _direction(value, generator) for name, value in self.parameters.items()}
 
-    def derivatives(self, direction: Direction) -> _Derivatives:
+    def derivatives(self, direction: Direction, precision: Precision) -> _Derivatives:
         """Along `direction`, which names some of the parameters."""
         terms = [self.gradients[name] * towards for name, towards in direction.items()]
         return _Derivatives(
             backward=sum(float(term.sum()) for term in terms),
-            differences=self._difference(direction, STEP),
-            wider=self._difference(direction, 2 * STEP),
+            differences=self._difference(direction, precision.step),
+            wider=self._difference(direction, 2 * precision.step),
             size=sum(float(term.square().sum()) for term in terms) ** 0.5,
-            noise=ROUNDING * abs(self.loss) / STEP,
+            noise=precision.rounding * abs(self.loss) / precision.step,
+            precision=precision,
         )
 
-    def culprits(self) -> Iterator[str]:
+    def culprits(self, precision: Precision) -> Iterator[str]:
         """A sentence for each parameter whose own derivative is wrong."""
         for name in list(self.parameters)[:MOST_PARAMETERS]:
-            found = self.derivatives({name: self.directions[name]})
+            found = self.derivatives({name: self.directions[name]}, precision)
             if not found.right:
                 yield f"{name}: {found.as_text()}"
 
@@ -137,7 +185,8 @@ class _Trial:
 
     def _loss(self) -> Tensor:
         """With gradients on, as in training: some modules look at it. From the same random and running state each."""
-        self.random_states.put_back_random_states()
+        self.start.attributes.put_back()
+        self.start.put_back_random_states()
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(self.buffers[name])
@@ -147,5 +196,5 @@ class _Trial:
 def _direction(parameter: Tensor, generator: torch.Generator) -> Tensor:
     """Random, each element about as large as the parameter's."""
     scale = max(float(parameter.detach().square().mean().sqrt()), SMALLEST_SCALE)
-    drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
     return drawn.to(parameter.device) * scale

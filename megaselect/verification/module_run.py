@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from megaselect.errors import VerificationError
 from megaselect.recompute import ledger
 from megaselect.recompute.rerun import Rerun
+from megaselect.verification.attributes import values_on
 from megaselect.verification.module_state import Snapshot, leaves_of
-from megaselect.verification.random_numbers import RandomWatch
+from megaselect.verification.step_watch import StepWatch
 from megaselect.verification.switched_off import switched_off
 
 LossFunction = Callable[[Any], Tensor]
@@ -21,17 +23,18 @@ LossFunction = Callable[[Any], Tensor]
 
 @dataclass(frozen=True)
 class ModuleRun:
-    """values: loss, then gradients of parameters and of inputs that ask for one. error: what backward raised, or "".
+    """values: loss, then gradients of parameters and of inputs that ask for one. error: what backward raised, or None.
 
-    regions: calls of torch's checkpoint, counted where it was switched off.
+    state: buffers, and numbers and tensors in attributes of modules, after the step. regions: calls of torch's
+    checkpoint, counted where it was switched off.
     """
 
     values: dict[str, Tensor | None]
-    buffers: dict[str, Tensor | None]
+    state: dict[str, Tensor | None]
     stored_bytes: int
-    watch: RandomWatch
+    watch: StepWatch
     regions: int
-    error: str
+    error: Exception | None
 
     @property
     def rerun(self) -> Rerun:
@@ -45,15 +48,25 @@ class ModuleRun:
 
 
 def run_module(
-    model: nn.Module, batch: Any, loss_fn: LossFunction | None, start: Snapshot, checkpointing: bool = True
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFunction | None,
+    start: Snapshot,
+    checkpointing: bool = True,
+    compiled: bool = False,
 ) -> ModuleRun:
-    """From the random states and buffers of `start`. checkpointing: False switches torch's off."""
+    """From the state of `start`. checkpointing: False switches torch's off. compiled: a compiler's graph is part of it.
+
+    Then it runs uncompiled: the compiler gives up, for good, what it is called for while operators are watched.
+    """
     start.put_back()
     leaves = {**dict(model.named_parameters()), **leaves_of(batch)}
     for leaf in leaves.values():
         leaf.grad = None
-    watch = RandomWatch(model)
+    watch = StepWatch(model, start.meet)
     with contextlib.ExitStack() as stack:
+        if compiled:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         recording = contextlib.ExitStack()
         stack.enter_context(watch)
         stored = recording.enter_context(ledger.record(model))
@@ -62,20 +75,40 @@ def run_module(
             loss = loss_of(call(model, batch), loss_fn)
         error = _backward(loss)
     values = {"loss": loss.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    return ModuleRun(values, dict(buffers), stored.total, watch, off.count if off else 0, error)
+    state = {**{name: buffer.clone() for name, buffer in model.named_buffers()}, **values_on(model)}
+    return ModuleRun(values, state, stored.total, watch, off.count if off else 0, error)
 
 
-def _backward(loss: Tensor) -> str:
-    """What it raised, as one line; "" where it went well. A loss without a graph has no backward."""
+def _backward(loss: Tensor) -> Exception | None:
+    """What it raised. A loss without a graph has no backward."""
     if not loss.requires_grad:
-        return ""
+        return None
     try:
         loss.backward()
     except Exception as error:  # whatever a user's function raises is what they want to know
-        first = str(error).strip().partition("\n")[0]
-        return f"{type(error).__name__}: {first}"
-    return ""
+        return error
+    return None
+
+
+def as_line(error: Exception) -> str:
+    """Its kind, and the first line of its text."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}"
+
+
+def runs_compiled(model: nn.Module, batch: Any, loss_fn: LossFunction | None, start: Snapshot) -> bool:
+    """Whether a compiler's graph is part of a step. While operators are watched none is: it runs uncompiled then."""
+    start.put_back()
+    nodes, seen = [loss_of(call(model, batch), loss_fn).grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().startswith("CompiledFunction"):
+            return True
+        nodes += [parent for parent, _ in node.next_functions]
+    return False
 
 
 def call(model: nn.Module, batch: Any) -> Any:

@@ -1,36 +1,49 @@
-"""What runs of a model change besides its parameters: gradients, buffers, random states. Kept, and put back."""
+"""What runs of a model change: parameters, gradients, buffers, attributes, random states. Kept, and put back."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from megaselect.trees import tensors_in
+from megaselect.verification.attributes import Attributes
 
 
 class Snapshot:
-    """Buffers and random states (torch's, Python's, NumPy's) as they were when it was taken."""
+    """Parameters, buffers, attributes of modules and random states as they were when it was taken.
+
+    Random states are those of torch, Python and NumPy, of every generator object of the two that there is, and of each
+    torch.Generator that a run has met (`meet`).
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        self.tensors = {name: tensor.detach().clone() for name, tensor in _tensors_of(model)}
+        self.attributes = Attributes(model)
         self.cpu_state = torch.get_rng_state()
         self.cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        self.python_state = random.getstate()
-        self.numpy_state = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
+        self._put_back = list(_generators())
+        self._met: dict[int, tuple[torch.Generator, Tensor]] = {}
+
+    def meet(self, generator: torch.Generator) -> None:
+        """A run is about to draw from it; the first time, its state is kept."""
+        self._met.setdefault(id(generator), (generator, generator.get_state()))
 
     def put_back(self) -> None:
-        """Into the same buffers, which others may hold."""
+        """Into the same tensors, which others may hold."""
         with torch.no_grad():
-            for name, buffer in self.model.named_buffers():
-                if name in self.buffers and not torch.equal(buffer, self.buffers[name]):
-                    buffer.copy_(self.buffers[name])
+            for name, tensor in _tensors_of(self.model):
+                kept = self.tensors.get(name)
+                if kept is not None and not torch.equal(tensor, kept):
+                    tensor.data.copy_(kept)
+        self.attributes.put_back()
         self.put_back_random_states()
 
     def put_back_random_states(self) -> None:
@@ -38,14 +51,42 @@ class Snapshot:
         torch.set_rng_state(self.cpu_state)
         if self.cuda_states:
             torch.cuda.set_rng_state_all(self.cuda_states)
-        random.setstate(self.python_state)
-        if self.numpy_state is not None:
-            sys.modules["numpy"].random.set_state(self.numpy_state)
+        for put_back in self._put_back:
+            put_back()
+        for generator, state in self._met.values():
+            generator.set_state(state)
+
+
+def _tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _generators() -> Iterator[Callable[[], None]]:
+    """For Python's and NumPy's generators, wherever somebody keeps them: what puts the state back."""
+    state = random.getstate()
+    yield lambda: random.setstate(state)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy_state = numpy.random.get_state()
+        yield lambda: numpy.random.set_state(numpy_state)
+    for found in gc.get_objects():
+        if type(found) is random.Random:
+            yield _setter(found.setstate, found.getstate())
+        elif numpy is not None and type(found) is numpy.random.RandomState:
+            yield _setter(found.set_state, found.get_state())
+        elif numpy is not None and type(found) is numpy.random.Generator:
+            bits = found.bit_generator
+            yield _setter(lambda state, bits=bits: setattr(bits, "state", state), bits.state)
+
+
+def _setter(put_back: Callable[[Any], None], state: Any) -> Callable[[], None]:
+    return lambda: put_back(state)
 
 
 @contextlib.contextmanager
 def preserved(model: nn.Module, batch: Any) -> Iterator[Snapshot]:
-    """Afterwards gradients of the model and of the batch, buffers and random states are as they were before."""
+    """Afterwards gradients of the model and of the batch, and all that a Snapshot holds, are as they were before."""
     leaves = [*model.parameters(), *leaves_of(batch).values()]
     gradients = [leaf.grad for leaf in leaves]
     snapshot = Snapshot(model)
@@ -59,6 +100,5 @@ def preserved(model: nn.Module, batch: Any) -> Iterator[Snapshot]:
 
 def leaves_of(batch: Any) -> dict[str, Tensor]:
     """`input 0` and so on -> the batch's tensors that ask for a gradient."""
-    return {
-        f"input {n}": tensor for n, tensor in enumerate(tensors_in(batch)) if tensor.requires_grad and tensor.is_leaf
-    }
+    tensors = enumerate(tensors_in(batch))
+    return {f"input {n}": tensor for n, tensor in tensors if tensor.requires_grad and tensor.is_leaf}

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Outcome(StrEnum):
-    """Of one check. Only `failed` makes a report fail."""
+    """Of one check. A report passes where no check failed, and none that belongs to it could not be made."""
 
     PASSED = "passed"
     WARNING = "warning"
@@ -71,15 +71,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Report:
-    """Subjects and notes. `print(report)` shows every check; `report.passed` says whether none failed."""
+    """Subjects and notes. `print(report)` shows every check; `report.passed`: all were made and none failed."""
 
     subjects: tuple[Subject, ...]
     notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed."""
-        return not any(self.failures())
+        """Whether every check was made, and none failed."""
+        return not any(self.failures()) and not any(self.with_outcome(Outcome.NOT_CHECKED))
 
     def failures(self) -> Iterator[tuple[Subject, Check]]:
         """Every failed check with its subject, in order."""

@@ -1,0 +1,102 @@
+"""Results of a second run, held against forward's: random numbers by value, all else by a hash."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from sys import _getframe
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megaselect.recompute.rerun import MODULE_CALL, RerunMode, operator_name
+from megaselect.trees import tensors_in
+from megaselect.verification.differences import by_how_much
+
+
+class StepWatch(RerunMode):
+    """On over forward and backward.
+
+    faults: a sentence for each random result of a second run that no call of the operator gave in forward. drawn,
+    redrawn: how many calls there were of operators that torch tags as drawing from a generator.
+    changed: a sentence for each other result of a second run that the operator did not give in forward. It names the
+    place where a second run departs from the first; whether that matters, gradients say.
+    meet: called with each torch.Generator that is about to be drawn from.
+    """
+
+    def __init__(self, model: nn.Module, meet: Callable[[torch.Generator], None]) -> None:
+        super().__init__()
+        self.faults: list[str] = []
+        self.changed: list[str] = []
+        self.drawn = self.redrawn = 0
+        self._meet = meet
+        self._paths = {id(module): path or type(module).__name__ for path, module in model.named_modules()}
+        self._random: dict[str, list[list[Tensor]]] = defaultdict(list)
+        self._results: dict[str, set[int]] = defaultdict(set)
+
+    def calling(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """An operator is about to run."""
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, torch.Generator):
+                self._meet(given)
+
+    def called(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, again: bool) -> None:
+        """An operator returned `out`; again: in a second run."""
+        if torch.Tag.nondeterministic_seeded in getattr(op, "tags", ()):
+            self._drew(operator_name(op), [result.detach().clone() for result in tensors_in(out)], again)
+        else:
+            self._computed(operator_name(op), out, again)
+
+    def _drew(self, name: str, results: list[Tensor], again: bool) -> None:
+        if not again:
+            self.drawn += 1
+            self._random[name].append(results)
+            return
+        self.redrawn += 1
+        fault = _fault(results, self._random[name])
+        if fault:
+            self.faults.append(f"{self._path()}: {name} in backward {fault}")
+
+    def _computed(self, name: str, out: Any, again: bool) -> None:
+        """Operators that forward did not call at all (torch takes others where it needs no graph) say nothing."""
+        result = _hash(next(tensors_in(out), None))
+        if result is None:
+            return
+        if not again:
+            self._results[name].add(result)
+        elif name in self._results and result not in self._results[name]:
+            self.changed.append(f"{self._path()}: {name} gives another result in its second run than in forward")
+
+    def _path(self) -> str:
+        """Of the innermost module that is running; what runs outside of all is the model's own doing."""
+        frame = _getframe(1)
+        while frame is not None:
+            if frame.f_code is MODULE_CALL and id(frame.f_locals["self"]) in self._paths:
+                return self._paths[id(frame.f_locals["self"])]
+            owner = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames else None
+            if isinstance(owner, nn.Module) and id(owner) in self._paths:  # a method that was called for itself
+                return self._paths[id(owner)]
+            frame = frame.f_back
+        return "outside the model's modules"
+
+
+def _fault(results: list[Tensor], candidates: list[list[Tensor]]) -> str:
+    """Why results of a second run are none of forward's; empty where they are."""
+    alike = [first for first in candidates if [one.shape for one in first] == [one.shape for one in results]]
+    if any(all(map(torch.equal, first, results)) for first in alike):
+        return ""
+    if not alike:
+        return "draws what forward did not draw"
+    wrong = next((got, want) for got, want in zip(results, alike[0], strict=True) if not torch.equal(got, want))
+    return f"draws other numbers than in forward: the result {by_how_much(*wrong)}"
+
+
+def _hash(result: Tensor | None) -> int | None:
+    """Of a floating-point result's dtype, shape and bits. None for what has none: no such tensor, fake or sparse."""
+    if result is None or not result.is_floating_point() or not result.numel() or result.layout is not torch.strided:
+        return None
+    if type(result) is not Tensor or result.is_meta:
+        return None
+    plain = result.detach().cpu().contiguous().reshape(-1)
+    return hash((result.dtype, result.shape, plain.view(torch.uint8).numpy().tobytes()))
