@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megaselect.cli.flags import CommandFlags, RunCommand, parse_run_args
+from megaselect.cli.taken import SETTINGS_OF_COMMAND
 from megaselect.errors import ComparisonError, DeviceError
 from megaselect.units import parse_size, size_notes
 
@@ -28,32 +29,12 @@ stored (predicted and measured), peak memory, step time, and whether the losses,
 gradients and weights are the same to the bit. Writes compare.json and
 compare.html, which opens offline."""
 
-# What a comparison has no use for: it neither evaluates nor saves nor goes on with a run.
-_IGNORED = frozenset(
-    {
-        "training.run_dir",
-        "training.resume",
-        "training.eval_interval",
-        "training.eval_samples",
-        "training.save_interval",
-        "training.keep_checkpoints",
-        "training.keep_best",
-        "training.exit_after",
-        "training.on_nonfinite",
-        "training.on_oom",
-        "training.sample_tokens",
-        "logging.log_interval",
-        "logging.tensorboard",
-        "logging.profile",
-        "logging.memory_snapshot",
-    }
-)
-
 
 def main(argv: Sequence[str], prog: str) -> int:
     """Compare, print and write; 0 also where a setting did not train, as long as another one did."""
     usage = "%(prog)s [--config FILE] [--settings NAME ...] [--steps N] [--rounds R] [flags]"
-    command = parse_run_args(argv, CommandFlags(prog, usage, _DESCRIPTION, _add_options, _IGNORED))
+    flags = CommandFlags(prog, usage, _DESCRIPTION, SETTINGS_OF_COMMAND["compare"], _add_options)
+    command = parse_run_args(argv, flags)
     if importlib.util.find_spec("plotly") is None:  # before the minutes of measuring, not after them
         raise ModuleNotFoundError("No module named 'plotly'", name="plotly")
     from megaselect.comparison.compare import compare

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 from megaselect.cli.flags import CommandFlags, parse_run_args
+from megaselect.cli.taken import SETTINGS_OF_COMMAND
 from megaselect.errors import ConfigError
 from megaselect.recompute.parallel import Parallel
 from megaselect.recompute.weights import SHARDINGS
@@ -15,9 +16,6 @@ from megaselect.units import size_notes
 _DESCRIPTION = """\
 Predict, from the config alone, what every recompute setting keeps, its peak, its
 FLOPs and the largest micro-batch that fits. Nothing is run."""
-
-# settings whose flags this command has itself, with a meaning of its own
-_REPLACED = frozenset({"training.device", "recompute.memory"})
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +58,8 @@ def _sharding(text: str) -> str:
 def main(argv: Sequence[str], prog: str) -> int:
     """Print the estimate; 0."""
     usage = "%(prog)s [--config FILE] [--device NAME] [flags]"
-    command = parse_run_args(argv, CommandFlags(prog, usage, _DESCRIPTION, _add_options, _REPLACED))
+    flags = CommandFlags(prog, usage, _DESCRIPTION, SETTINGS_OF_COMMAND["estimate"], _add_options)
+    command = parse_run_args(argv, flags)
     from megaselect.estimation.estimate import estimate
     from megaselect.training.data_choice import follow_vocabulary
 

@@ -7,13 +7,14 @@ import argparse
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 import megaselect
+from megaselect.cli.taken import commands_with
 from megaselect.config import Config, iter_settings
 from megaselect.config.messages import nearest_setting
 from megaselect.config.shown import one_line_errors
@@ -64,17 +65,16 @@ def _no_options(_: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class CommandFlags:
-    """What a command's --help says, and how its flags differ from those of the others.
+    """What a command's --help says, and the flags that it has.
 
-    add_options: adds the command's own flags. replaced: settings whose flags it leaves out, since it has its own of the
-    same name or would ignore them.
+    settings: those that it uses, and has flags for. add_options: adds flags of its own.
     """
 
     prog: str
     usage: str
     description: str
+    settings: frozenset[str]
     add_options: Callable[[argparse.ArgumentParser], None] = _no_options
-    replaced: frozenset[str] = field(default_factory=frozenset)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _run_parser(command: CommandFlags) -> OneLineParser:
         "--config", metavar="FILE", help=f"YAML file, or the name of a shipped config (default: {DEFAULT_CONFIG})"
     )
     for name in SHORT_FLAGS:
-        if name not in command.replaced:
+        if name in command.settings:
             _add_setting(top, name, settings[name])
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     version = f"megaselect {megaselect.__version__}"
@@ -174,7 +174,7 @@ def _run_parser(command: CommandFlags) -> OneLineParser:
     for section, section_field in Config.model_fields.items():
         section_class: Any = section_field.annotation
         long_names = [f"{section}.{name}" for name in section_class.model_fields]
-        long_names = [name for name in long_names if name not in SHORT_FLAGS and name not in command.replaced]
+        long_names = [name for name in long_names if name not in SHORT_FLAGS and name in command.settings]
         if long_names:
             group = parser.add_argument_group(section, section_class.__doc__)
             for name in long_names:
@@ -264,8 +264,20 @@ def _explain_unknown_flag(argument: str, parser: argparse.ArgumentParser) -> str
     if not flag.startswith("-"):
         return f"unexpected argument {argument}; flags start with --, and --help lists them"
     known = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+    if users := _other_commands_with(flag, known):
+        others = f"megaselect {' and '.join(users)}"
+        return f"{flag}: {parser.prog} does not use it; {others} {'does' if len(users) == 1 else 'do'}"
     candidates = {name.replace("_", "-"): short for name, short in _flags_of_settings().items() if short in known}
     candidates |= {name.removeprefix("--"): name for name in known}
     near = nearest_setting(flag.lstrip("-"), list(candidates))
     meant = list(dict.fromkeys(candidates[name] for name in near))
     return f"unknown flag {flag}; " + (f"did you mean {' or '.join(meant)}?" if meant else "--help lists the flags")
+
+
+def _other_commands_with(flag: str, known: list[str]) -> list[str]:
+    """Commands with a flag for the setting that `flag` names in full, where there is none among the known flags."""
+    plain = flag.removeprefix("--").removeprefix("no-")
+    for name, short in _flags_of_settings().items():
+        if short not in known and plain in (short.removeprefix("--"), name.replace("_", "-")):
+            return commands_with(name)
+    return []

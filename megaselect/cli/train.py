@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megaselect.cli.flags import CommandFlags, RunCommand, parse_run_args
+from megaselect.cli.taken import SETTINGS_OF_COMMAND
 
 if TYPE_CHECKING:
     from megaselect.config import Config
@@ -23,7 +24,7 @@ the losses are the same, to the bit, with every choice."""
 def parse_train_args(argv: Sequence[str], prog: str = "megaselect train") -> RunCommand:
     """Flags to a validated config and notes on it. Raises ConfigError."""
     usage = "%(prog)s [--config FILE] [--recompute MODE] [flags]"
-    command = parse_run_args(argv, CommandFlags(prog, usage, _DESCRIPTION))
+    command = parse_run_args(argv, CommandFlags(prog, usage, _DESCRIPTION, SETTINGS_OF_COMMAND["train"]))
     training = command.config.training
     if training.warmup_steps >= training.max_steps:
         command.notes.append(

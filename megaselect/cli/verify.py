@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from megaselect.cli.flags import CommandFlags, RunCommand, parse_run_args
+from megaselect.cli.taken import SETTINGS_OF_COMMAND
 from megaselect.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,13 +26,12 @@ attentions are equal but for rounding; dropout masks are the function's, in
 forward and in backward; stored bytes are those predicted; each module really
 ran again; no trainable parameter lacks a gradient. Exit code 1 where one fails."""
 
-_IGNORED = frozenset({"training.max_steps", "training.run_dir", "training.resume", "logging.wandb"})
-
 
 def main(argv: Sequence[str], prog: str) -> int:
     """Verify, print, and return the exit code: 0, or 1 where a check failed. Raises MegaselectError."""
     usage = "%(prog)s [--config FILE] [--batches N] [--json] [flags]"
-    command = parse_run_args(argv, CommandFlags(prog, usage, _DESCRIPTION, _add_options, _IGNORED))
+    flags = CommandFlags(prog, usage, _DESCRIPTION, SETTINGS_OF_COMMAND["verify"], _add_options)
+    command = parse_run_args(argv, flags)
     count = _batch_count(command.options)
     # After the flags: these imports bring torch, and --help and mistyped flags should not wait for it.
     from megaselect.report.console import stdout_console

@@ -27,7 +27,7 @@ def failing(capsys, *flags):
         (["--steps", "-1"], "--steps -1: must be at least 1"),
         (["--warmup", "0"], "--warmup 0: must be at least 1"),
         (["--rounds", "two"], "--rounds: invalid int value: 'two'; --help lists the flags"),
-        (["--run-dir", "x"], "unknown flag --run-dir; --help lists the flags"),
+        (["--run-dir", "x"], "--run-dir: megaselect compare does not use it; megaselect train does"),
         (["--memory-limit", "1GiB"], "--memory-limit is for --largest-micro-batch: give both, or neither"),
         (
             ["--largest-micro-batch", "--memory-limit", "much"],
