@@ -51,7 +51,7 @@ def _add_files(prepare: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="PATH",
-        help="text files in UTF-8, each one document; .jsonl files, each line one document; either as .gz or .zst; "
+        help="text files in UTF-8, each one document; files of JSON Lines, each line one document; either as .gz or .zst; "
         "or directories of them",
     )
     prepare.add_argument(
@@ -87,6 +87,12 @@ def _add_settings(prepare: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="field of a .jsonl line that holds the text (default: %(default)s)",
     )
+    prepare.add_argument(
+        "--json-files",
+        choices=("auto", "lines", "text"),
+        default="auto",
+        help="what .json files are: a document on every line, or text; auto: lines, or refused (default: %(default)s)",
+    )
     prepare.add_argument("--workers", type=int, metavar="N", help="processes that encode (default: one for each core)")
 
 
@@ -104,6 +110,7 @@ def run(args: argparse.Namespace) -> None:
             args.valid_fraction,
             test_fraction=args.test_fraction,
             json_field=args.json_field,
+            json_files=args.json_files,
             workers=_num_cores() if args.workers is None else args.workers,
             watcher=display,
         )
@@ -130,6 +137,7 @@ def _report(paths: "DatasetPaths", record: dict[str, Any]) -> list[str]:
         ("replaced_bytes", "bytes that were not UTF-8, replaced by U+FFFD"),
         ("replaced_surrogates", "halves of surrogate pairs, replaced by U+FFFD"),
         ("empty_documents", "documents without text, passed over"),
+        ("null_documents", "documents whose text is null, passed over"),
         ("seamless_cuts", "places in documents where tokens may be others, cut where nothing parts the text"),
     ):
         if total := sum(count[name] for count in counts.values()):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from megaselect.data.compressed import SUFFIXES, open_text
+from megaselect.data.compressed import compression, open_text
 
 # Encoding time grows faster than a block's length, and a block is what a thread encodes: small, yet many words long.
 BLOCK_BYTES = 16 * 1024
@@ -21,7 +21,8 @@ _UNDECODABLE = re.compile("[\udc80-\udcff]")
 class Document:
     """Bytes [start, stop) of one file's text. `name` is its path relative to the corpus, with forward slashes.
 
-    kind: "text", or "jsonl" for a file of many documents; then ".gz" or ".zst", and the bytes are those within.
+    kind: "text", or "jsonl" for a file of many documents; then ".gz" or ".zst", or several of them as in the file's
+    name, and the bytes are those within.
     """
 
     name: str
@@ -42,10 +43,7 @@ class Document:
     @property
     def name_digest(self) -> bytes:
         """SHA-256 of the name, by which splits are drawn: the same whether the file is compressed or not."""
-        name = self.name
-        for suffix in SUFFIXES:
-            if self.kind.endswith(suffix):
-                name = name[: -len(suffix)]
+        name = self.name[: len(self.name) - len(compression(self.kind))]
         return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
 
 

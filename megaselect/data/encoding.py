@@ -23,7 +23,7 @@ _BLOCKS_PER_CALL = 64
 class Counts:
     """Of a split, or of one kind of file in it. bytes: of the text as UTF-8, wrong bytes of text files included.
 
-    empty_documents: of .jsonl files, passed over and not among the documents.
+    empty_documents, null_documents: of .jsonl files, passed over and not among the documents.
     seamless_cuts: places where a document was cut and the tokens may be others than those of the whole.
     """
 
@@ -33,6 +33,7 @@ class Counts:
     replaced_bytes: int = 0
     replaced_surrogates: int = 0
     empty_documents: int = 0
+    null_documents: int = 0
     seamless_cuts: int = 0
 
     def add(self, other: "Counts") -> None:
@@ -102,7 +103,8 @@ class Encoder:
         for line in parse_lines(lines, self._options):
             count = counts[line.split, lines.kind]
             count.documents += bool(line.raw)
-            count.empty_documents += not line.raw
+            count.null_documents += line.is_null
+            count.empty_documents += not line.raw and not line.is_null
             count.bytes += len(line.raw)
             count.replaced_bytes += line.replaced_bytes
             count.replaced_surrogates += line.replaced_surrogates

@@ -1,7 +1,6 @@
 """Files of JSON Lines: every line an object, one field of which is a document's text."""
 
 import io
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 from megaselect.data.compressed import open_text
 from megaselect.data.documents import BLOCK_BYTES, Cutter, Document, RawBlock, decode
+from megaselect.data.json_record import NotJSONError, read_record
 from megaselect.errors import DataError
 
 # Line end included. A line is parsed as a whole, which takes several times its length in memory.
@@ -17,6 +17,9 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 _FIELDS_SHOWN = 8
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
+
+# What some programs put at the beginning of UTF-8; files that were joined have it before other lines, too.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 # 2**64 over the golden ratio. Its multiples modulo 2**64 never gather anywhere, however many are taken (Knuth, TAOCP
 # volume 3, section 6.4): among any 34 lines of a file in a row, one is in a split of 5 %.
@@ -48,13 +51,17 @@ class Lines(NamedTuple):
 
 
 class LineText(NamedTuple):
-    """One document. raw: its text as UTF-8. line: from 1. Counts are of what was no text and became U+FFFD."""
+    """One document. raw: its text as UTF-8. line: from 1. Counts are of what was no text and became U+FFFD.
+
+    is_null: the field is there and has no text at all; raw is empty.
+    """
 
     split: str
     line: int
     raw: bytes
     replaced_bytes: int
     replaced_surrogates: int
+    is_null: bool = False
 
     def blocks(self, cut: Cutter) -> Iterator[RawBlock]:
         """The text cut as that of a text file is; no block at all where it is empty."""
@@ -85,15 +92,14 @@ def parse_lines(lines: Lines, options: LineOptions) -> Iterator[LineText]:
     """The document of each line that is not blank. Raises DataError, with the line's number, where there is none."""
     moved = dict(lines.moved)
     for number, line in enumerate(lines.raw.split(b"\n"), lines.first_line):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors put at the beginning of UTF-8
+        line = line.removeprefix(BYTE_ORDER_MARK)
         if not line or line.isspace():
             continue
         text, replaced_bytes = decode(line)
         text = _field(text, options.field, f"{lines.path}, line {number}")
-        raw, replaced_surrogates = _encode(text)
+        raw, replaced_surrogates = _encode(text or "")
         split = moved.get(number) or split_of_line(lines.seed, number, options)
-        yield LineText(split, number, raw, replaced_bytes, replaced_surrogates)
+        yield LineText(split, number, raw, replaced_bytes, replaced_surrogates, text is None)
 
 
 def split_of_line(seed: int, line: int, options: LineOptions) -> str:
@@ -104,10 +110,10 @@ def split_of_line(seed: int, line: int, options: LineOptions) -> str:
     return "valid" if position < options.test_fraction + options.valid_fraction else "train"
 
 
-def _field(line: str, field: str, where: str) -> str:
+def _field(line: str, field: str, where: str) -> str | None:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        record = read_record(line)
+    except NotJSONError as error:
         raise DataError(f"{where}: this is no JSON ({error}); every line must be an object with text") from None
     if not isinstance(record, dict):
         raise DataError(f"{where}: this is {_type_name(record)}, not an object with the field {field!r}")
@@ -115,7 +121,7 @@ def _field(line: str, field: str, where: str) -> str:
         names = [repr(name) for name in record]
         shown = ", ".join(names[:_FIELDS_SHOWN]) + (", …" if len(names) > _FIELDS_SHOWN else "") or "none"
         raise DataError(f"{where}: there is no field {field!r} (fields: {shown}); name the text's with --json-field")
-    if not isinstance(record[field], str):
+    if not isinstance(record[field], str | None):
         kind = _type_name(record[field])
         raise DataError(f"{where}: the field {field!r} is {kind}, not a string; name the text's with --json-field")
     return record[field]

@@ -42,12 +42,13 @@ def prepare(
     *,
     test_fraction: float = 0.0,
     json_field: str = "text",
+    json_files: str = "auto",
     workers: int = 1,
     watcher: Watcher | None = None,
 ) -> DatasetPaths:
     """Turn text files and directories of them into a dataset at `output_prefix`, in memory of bounded size.
 
-    A .jsonl file has a document on every line, any other file is one document; all may be compressed (.gz, .zst). The
+    A file of JSON Lines has a document on every line, any other is one document; all may be compressed (.gz, .zst). The
     files are the same, byte for byte, for any number of workers. A call that is killed, or stopped by a full disk,
     leaves PREFIX.partial, and the same call goes on from there.
 
@@ -55,6 +56,7 @@ def prepare(
     valid_fraction, test_fraction: of the bytes of text files (see split_documents), and of the lines of .jsonl files;
     at least one document (see fill_splits). Without one of them there are no files of that split.
     json_field: of each line's object, the one that holds the text.
+    json_files: how .json files are read, see file_kinds.file_kind.
     workers: processes. Where there are several, each imports the calling script: it must guard its work by
     `if __name__ == "__main__"`.
     Raises DataError for input that is missing, empty, binary, damaged or too short, and output that cannot be written.
@@ -63,7 +65,7 @@ def prepare(
     lines = LineOptions(json_field, valid_fraction, test_fraction)
     options = BuildOptions(vocab_size, tokenizer, lines, num_workers=workers)
     _check(options)
-    files, num_binary = find_files(inputs)
+    files, num_binary = find_files(inputs, json_field, json_files)
     with explain_os_errors(f"write {output_prefix}", "choose an output prefix in a directory that can be written"):
         output_prefix.parent.mkdir(parents=True, exist_ok=True)
         with open_workspace(output_prefix, _request(files, options), watcher) as workspace:

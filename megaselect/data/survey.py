@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from megaselect.data.compressed import SUFFIXES, decompressed
+from megaselect.data.compressed import decompressed
 
 _READ_BYTES = 1024 * 1024
 
@@ -24,7 +24,7 @@ def survey(path: Path, advance: Callable[[int], None]) -> Survey:
     """
     with path.open("rb") as file:
         hashing = _HashingFile(file)
-        text = decompressed(path, hashing) if path.suffix.lower() in SUFFIXES else hashing
+        text = decompressed(path, hashing)
         num_bytes = num_advanced = 0
         while data := text.read(_READ_BYTES):
             num_bytes += len(data)

@@ -2,10 +2,12 @@
 
 import codecs
 import os
+from collections import deque
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from megaselect.data.compressed import SUFFIXES, open_text
+from megaselect.data.compressed import open_text
+from megaselect.data.file_kinds import file_kind
 from megaselect.data.files import explain_os_errors
 from megaselect.errors import DataError
 
@@ -29,12 +31,13 @@ class TextFile(NamedTuple):
     kind: str
 
 
-def find_files(inputs: list[Path]) -> tuple[list[TextFile], int]:
-    """Text files, sorted by name, and the number of binary files that were passed over.
+def find_files(inputs: list[Path], json_field: str = "text", json_files: str = "auto") -> tuple[list[TextFile], int]:
+    """Text files, sorted by name, and the number of binary files that were passed over. json_files: see file_kinds.
 
     In directories, hidden, empty and binary files are passed over, and those in UTF-16 and UTF-32, which count as
     binary. All but hidden ones raise DataError where they are named outright, as do compressed files that are damaged.
-    A file that several inputs reach counts once.
+    A file that several inputs reach counts once. Links are followed, to files and to directories, and each directory
+    is read once, so that links to what they lie in do no harm.
     """
     files: dict[Path, TextFile] = {}
     num_binary = 0
@@ -44,7 +47,9 @@ def find_files(inputs: list[Path]) -> tuple[list[TextFile], int]:
                 content = _content(path)
                 if content == "text":
                     name = path.relative_to(root).as_posix() if path != root else path.name
-                    files[path.resolve()] = TextFile(name, path, _kind(path))
+                    real = path.resolve()
+                    if real not in files:
+                        files[real] = TextFile(name, path, file_kind(path, json_field, json_files))
                 elif path == root:
                     raise DataError(f"the input {path} is {content}; {_remedy(content)}")
                 num_binary += content not in ("text", "empty")
@@ -60,20 +65,25 @@ def _remedy(content: str) -> str:
     return "name text files in UTF-8, or a directory of them"
 
 
-def _kind(path: Path) -> str:
-    name = path.name.lower()
-    compression = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
-    return ("jsonl" if name.removesuffix(compression).endswith(".jsonl") else "text") + compression
-
-
 def _files(root: Path) -> list[Path]:
     if not root.is_dir():
         return [root]
-    found = []
-    for directory, subdirectories, names in os.walk(root, onerror=_refuse):
-        subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
-        found += [Path(directory, name) for name in names if not name.startswith(".")]
-    return [path for path in found if path.is_file()]
+    found: list[Path] = []
+    seen: set[Path] = set()
+    # What lies in the directory comes before what it links to, and has the name that it has there.
+    roots = deque([root])
+    while roots:
+        for directory, subdirectories, names in os.walk(roots.popleft(), onerror=_refuse):
+            here = Path(directory)
+            if here.resolve() in seen:
+                subdirectories.clear()
+                continue
+            seen.add(here.resolve())
+            shown = sorted(name for name in subdirectories if not name.startswith("."))
+            roots += [here / name for name in shown if (here / name).is_symlink()]
+            subdirectories[:] = [name for name in shown if not (here / name).is_symlink()]
+            found += [here / name for name in names if not name.startswith(".")]
+    return sorted((path for path in found if path.is_file()), key=lambda path: (path.is_symlink(), path))
 
 
 def _refuse(error: OSError) -> NoReturn:

@@ -1,4 +1,5 @@
 import gzip
+import re
 import tracemalloc
 
 import pytest
@@ -22,6 +23,8 @@ COMPRESSED = {
     "members.GZ": lambda text: gzip.compress(text[:1000]) + gzip.compress(text[1000:]),
     "one.zst": zstandard.compress,
     "frames.txt.zst": several_frames,
+    "within.gz.ZST": lambda text: zstandard.compress(gzip.compress(text)),
+    "within.zst.gz": lambda text: gzip.compress(zstandard.compress(text)),
     # Frames that do not tell how long their content is, as a pipe into `zstd` makes them.
     "stream.zst": lambda text: (stream := zstandard.ZstdCompressor().compressobj()).compress(text) + stream.flush(),
 }
@@ -36,7 +39,7 @@ def test_text_from_any_place(tmp_path, name):
             assert file.read() == TEXT[start:].partition(b"\n")[2]
 
 
-@pytest.mark.parametrize("name", ["one.gz", "one.zst", "frames.txt.zst", "stream.zst"])
+@pytest.mark.parametrize("name", ["one.gz", "one.zst", "frames.txt.zst", "stream.zst", "within.zst.gz"])
 def test_a_file_that_was_cut_anywhere(tmp_path, name):
     text = b"a line\n" * 20
     content = COMPRESSED[name](text)
@@ -86,3 +89,62 @@ def test_text_that_compresses_to_almost_nothing_takes_little_memory(tmp_path, na
     tracemalloc.stop()
     # 1,024 bytes of zstandard stand for 32 MiB at most; twice that while they are joined.
     assert peak < 80_000_000
+
+
+def long_window(text):
+    """As `zstd --long=31` writes what it does not know the length of."""
+    settings = zstandard.ZstdCompressionParameters(window_log=31, compression_level=1, write_content_size=0)
+    return zstandard.ZstdCompressor(compression_params=settings).compress(text)
+
+
+def test_a_window_of_two_gigabytes(tmp_path):
+    content = long_window(TEXT)
+    assert zstandard.get_frame_parameters(content).window_size == 2**31
+    (tmp_path / "long.zst").write_bytes(zstandard.compress(b"before") + content)
+    with open_text(tmp_path / "long.zst") as file:
+        assert file.read() == b"before" + TEXT
+
+
+READ_IN_A_GIGABYTE = """
+import resource, sys
+from pathlib import Path
+from megaselect.data import zstd_frames
+from megaselect.data.compressed import open_text
+from megaselect.errors import DataError
+if sys.argv[2] == "unaware":
+    zstd_frames.available_bytes = lambda: 2**40
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+try:
+    open_text(Path(sys.argv[1])).read()
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("who", ["aware", "unaware"])
+def test_a_window_that_there_is_no_memory_for(tmp_path, start_python, who):
+    path = tmp_path / "long.zst"
+    path.write_bytes(long_window(TEXT))
+    out, err = start_python(READ_IN_A_GIGABYTE, path, who).communicate()
+    assert err == ""
+    assert re.sub(r", and [0-9,]+ are free", "", out) == (
+        f"{path} needs 2,147,483,648 bytes of memory to be decompressed, the window that it was compressed with; make "
+        "room, or compress it again with a shorter one (zstd -d --long=31 -c FILE | zstd)\n"
+    )
+    assert ("are free" in out) == (who == "aware")
+
+
+def test_a_frame_that_was_made_with_a_dictionary(tmp_path):
+    dictionary = zstandard.train_dictionary(4096, [b"line %d of a text %d" % (n, n * n) * 3 for n in range(2000)])
+    path = tmp_path / "dictionary.zst"
+    path.write_bytes(zstandard.ZstdCompressor(dict_data=dictionary).compress(TEXT))
+    with open_text(path) as file, pytest.raises(DataError) as caught:
+        file.read()
+    assert str(caught.value) == (
+        f"{path} was compressed with a dictionary (number {dictionary.dict_id()}) that is not in it; decompress it "
+        "with that (zstd -d -D DICTIONARY), and give the text"
+    )
+    raw = zstandard.ZstdCompressionDict(TEXT[:5000], zstandard.DICT_TYPE_RAWCONTENT)
+    path.write_bytes(zstandard.ZstdCompressor(dict_data=raw).compress(TEXT))
+    with open_text(path) as file, pytest.raises(DataError, match=r"or it was made with a dictionary that it does not"):
+        file.read()

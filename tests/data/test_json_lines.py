@@ -52,6 +52,11 @@ def test_what_editors_leave_behind(tmp_path):
     assert texts(write(tmp_path, raw)) == ["a", "b"]
 
 
+def test_files_that_were_joined_keep_their_byte_order_marks(tmp_path):
+    raw = b'\xef\xbb\xbf{"text": "a"}\n\xef\xbb\xbf{"text": "\xef\xbb\xbfb"}\n\xef\xbb\xbf\n'
+    assert texts(write(tmp_path, raw)) == ["a", "\ufeffb"]
+
+
 def test_what_is_no_text_is_replaced_and_counted(tmp_path):
     raw = b'{"text": "caf\xe9 \\ud83d\\ude00 \xf0\x9f\x98"}\n{"text": "\\ud800 and \\udfff \\u0000"}\n'
     first, second = parsed(write(tmp_path, raw))
@@ -99,10 +104,46 @@ def test_a_line_that_holds_no_document(line, message):
     assert str(caught.value) == f"a.jsonl, line 141: {message}"
 
 
-@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"text": ' + b"1" * 5000 + b"}", b'{"text": "a\tb"}', b"\0"])
-def test_json_that_python_refuses(line):
+@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"a": ' * 100_000 + b"]", b'{"text": "a\tb"}', b"\0"])
+def test_what_is_no_json_however_it_nests(line):
     with pytest.raises(DataError, match=r"^a\.jsonl, line 1: this is no JSON \("):
         list(parse_lines(as_lines(line), LineOptions()))
+
+
+LIMITS = {
+    "digits": b"9" * 5000,
+    "negative": b"-" + b"9" * 5000,
+    "digits within": b'{"a": [' + b"1" * 5000 + b"]}",
+    "arrays": b"[" * 100_000 + b"]" * 100_000,
+    "objects": b'{"a}": ' * 100_000 + b'"\\"]"' + b"}" * 100_000,
+    "both": b"[" * 100_000 + b"8" * 5000 + b"]" * 100_000,
+}
+
+
+@pytest.mark.parametrize("value", LIMITS)
+@pytest.mark.parametrize(
+    "line", [b'{"id": %s, "text": "a [{\\" b"}', b'{"text": "a [{\\" b", "more": {"b": %s}, "x": []}']
+)
+def test_json_beyond_the_limits_of_pythons_reader(line, value):
+    (text,) = parse_lines(as_lines(line % LIMITS[value]), LineOptions())
+    assert text.raw == b'a [{" b'
+
+
+def test_a_text_that_is_such_a_value_is_named_as_what_it_is():
+    for value, kind in (
+        (LIMITS["digits"], "a number"),
+        (LIMITS["arrays"], "an array"),
+        (LIMITS["objects"], "an object"),
+    ):
+        with pytest.raises(DataError) as caught:
+            list(parse_lines(as_lines(b'{"text": %s}' % value), LineOptions()))
+        remedy = "not a string; name the text's with --json-field"
+        assert str(caught.value) == f"a.jsonl, line 1: the field 'text' is {kind}, {remedy}"
+
+
+def test_null_is_a_document_without_text(tmp_path):
+    found = parsed(write(tmp_path, b'{"text": null}\n{"text": ""}\n{"text": "a"}\n'))
+    assert [(text.raw, text.is_null) for text in found] == [(b"", True), (b"", False), (b"a", False)]
 
 
 def test_a_line_longer_than_can_be_parsed(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
+import gzip
 import os
 
 import pytest
+import zstandard
 
 from megaselect.data.user_text import find_files
 from megaselect.errors import DataError
@@ -38,6 +40,80 @@ def test_pipes_and_dangling_links_in_a_directory_are_passed_over(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to(tmp_path / "absent")
     assert [file.name for file in find_files([tmp_path])[0]] == ["a.txt"]
+
+
+def names_of(root, **options):
+    return [file.name for file in find_files([root], **options)[0]]
+
+
+def test_links_to_directories_are_followed_and_each_is_read_once(tmp_path):
+    root = tmp_path / "books"
+    write_tree(tmp_path, {"books/a.txt": b"a", "books/in/b.txt": b"b", "far/c.txt": b"c", "far/deep/d.txt": b"d"})
+    write_tree(tmp_path, {"far/.git/x.txt": b"x", "books/.hidden/x.txt": b"x"})
+    (root / "zfar").symlink_to(tmp_path / "far")
+    (root / "afar").symlink_to(tmp_path / "far" / "deep")
+    (root / "in" / "again").symlink_to(tmp_path / "far")
+    (root / "in" / "up").symlink_to(root)
+    (tmp_path / "far" / "loop").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "back").symlink_to(root / "in")
+    (root / "self").symlink_to(root / "self")
+    assert names_of(root) == ["a.txt", "afar/d.txt", "in/b.txt", "zfar/c.txt"]
+    (tmp_path / "link").symlink_to(root)
+    assert names_of(tmp_path / "link") == names_of(root)
+
+
+def test_a_file_has_the_name_it_has_and_not_a_links(tmp_path):
+    write_tree(tmp_path, {"z/z.txt": b"z"})
+    (tmp_path / "a.txt").symlink_to(tmp_path / "z" / "z.txt")
+    assert names_of(tmp_path) == ["z/z.txt"]
+
+
+LINES = b'{"text": "a", "n": 1}\n{"text": "b"}\n'
+OTHER_FIELD = b'{"body": "a"}\n{"body": "b"}\n'
+PRETTY = b'{\n  "text": "a"\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("c4-train.00000-of-01024.json.gz", gzip.compress(LINES), "jsonl.gz"),
+        ("a.json", LINES, "jsonl"),
+        ("a.json", OTHER_FIELD, "jsonl"),
+        ("a.JSON.zst", zstandard.compress(b'{"text": "one line"}'), "jsonl.zst"),
+        ("a.json", b"\xef\xbb\xbf\r\n  \n" + LINES, "jsonl"),
+        ("a.json", b'{"text": "%s"}\n' % (b"long " * 100_000), "jsonl"),
+        ("a.json.00017", b'{"id": 1}', "jsonl"),
+        ("a.ndjson", PRETTY, "jsonl"),  # and its first line will be refused
+        ("a.jsonlines.gz", gzip.compress(OTHER_FIELD), "jsonl.gz"),
+        ("a.jsonl.gz.zst", zstandard.compress(gzip.compress(LINES)), "jsonl.gz.zst"),
+        ("c4-00000.gz", gzip.compress(LINES), "jsonl.gz"),
+        ("a.txt", LINES, "jsonl"),
+        ("a.txt", OTHER_FIELD, "jsonl"),
+        ("a.txt", b'{"body": "a"}', "text"),
+        ("a.txt", PRETTY, "text"),
+        ("a.txt", b'{"body": "a"}\nand more\n', "text"),
+        ("a.json.md", b"# JSON", "text"),
+        ("a.txt.gz", gzip.compress(b"text"), "text.gz"),
+    ],
+)
+def test_json_lines_are_told_by_name_or_by_content(tmp_path, name, content, kind):
+    write_tree(tmp_path, {name: content})
+    assert [file.kind for file in find_files([tmp_path])[0]] == [kind]
+
+
+@pytest.mark.parametrize("content", [PRETTY, b'[{"text": "a"}]', b"[\n]", b'"text"', b'{"text": "a"', b"// no\n{}"])
+def test_other_json_is_refused_with_the_flag_that_says_what_it_is(tmp_path, content):
+    write_tree(tmp_path, {"d/a.json": content, "d/b.txt": b"b"})
+    with pytest.raises(DataError) as caught:
+        find_files([tmp_path / "d"])
+    assert str(caught.value) == (
+        f"the input {tmp_path}/d/a.json is not JSON Lines, an object with text on every line, as .json files with text "
+        "are; write it so, or give --json-files text to take .json files as text, with all that is in them, or "
+        "--json-files lines if it is"
+    )
+    for json_files, kind in (("text", "text"), ("lines", "jsonl")):
+        files, _ = find_files([tmp_path / "d"], json_files=json_files)
+        assert [file.kind for file in files] == [kind, "text"]
 
 
 @pytest.mark.parametrize(
