@@ -1,0 +1,1 @@
+"""What `megaselect.verify` is tried on: real architectures and wrappers that are right, and seeded silent faults."""

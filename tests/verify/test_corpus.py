@@ -1,0 +1,85 @@
+"""megaselect.verify on the corpus: real architectures and wrappers pass, seeded silent faults are found by name."""
+
+import functools
+
+import pytest
+from corpus.architectures import all_architectures
+from corpus.catalogue import FAULTS
+from corpus.hugging_face import REAL_FAULTS, WAYS
+from corpus.outcome import found, missing, report_of, sentence
+from corpus.wrappers import WRAPPERS
+
+NAMES = [architecture.name for architecture in all_architectures()]
+ALWAYS = "non-reentrant"
+IN_TURN = [way for way in WAYS if way != ALWAYS]
+
+
+def skip_without(reason):
+    if reason:
+        pytest.skip(reason)
+
+
+def check_architecture(number, way):
+    architecture = all_architectures()[number]
+    report = report_of(functools.partial(architecture.case, WAYS[way]))
+    fault = REAL_FAULTS.get((architecture.name, way))
+    if fault is None:
+        assert report.passed, str(report)
+    else:
+        assert not report.passed
+        assert fault in {check.name for _, check in report.failures()}, str(report)
+
+
+@pytest.mark.parametrize("number", range(len(NAMES)), ids=NAMES)
+class TestArchitectures:
+    def test_with_torch_s_default_checkpoint(self, number):
+        check_architecture(number, ALWAYS)
+
+    def test_in_one_other_way(self, number):
+        check_architecture(number, IN_TURN[number % len(IN_TURN)])
+
+    @pytest.mark.soak
+    @pytest.mark.parametrize("way", IN_TURN)
+    def test_in_every_other_way(self, number, way):
+        check_architecture(number, way)
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_right_wrappers_pass(name):
+    wrapper = WRAPPERS[name]
+    skip_without(missing(wrapper.needs, wrapper.torch))
+    report = report_of(wrapper.make)
+    assert report.passed, str(report)
+    assert report.subjects[0].figures["rerun"], "nothing ran again, so nothing was tried"
+
+
+@pytest.mark.parametrize("name", FAULTS)
+class TestFaults:
+    def test_is_found_and_named(self, name):
+        fault = FAULTS[name]
+        skip_without(missing(fault.needs))
+        report = report_of(fault.wrong)
+        check = found(report, fault.check)
+        assert not report.passed, str(report)
+        assert sentence(check).startswith(f"failed {fault.check}"), str(report)
+        assert fault.says in check.detail
+
+    def test_is_not_raised_by_torch(self, name):
+        fault = FAULTS[name]
+        skip_without(missing(fault.needs))
+        model, batch, loss_fn = fault.wrong()
+        loss = step(model, batch, loss_fn)
+        if loss.requires_grad:
+            loss.backward()
+
+    def test_passes_when_it_is_mended(self, name):
+        fault = FAULTS[name]
+        skip_without(missing(fault.needs))
+        report = report_of(fault.right)
+        assert report.passed, str(report)
+
+
+def step(model, batch, loss_fn):
+    output = model(**batch) if isinstance(batch, dict) else model(batch)
+    loss = loss_fn(output) if loss_fn else output
+    return getattr(loss, "loss", loss)
