@@ -31,7 +31,7 @@ class ModelSettings:
     hidden_size: int
     num_attention_heads: int
     seq_length: int
-    vocab_size: int
+    vocab_size: int = 4096  # of the default corpus, as where no data names another
     dropout_p: float = 0.1
     ffn_hidden_size: int | None = None
     attention_dropout_p: float | None = None
