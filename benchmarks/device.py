@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import gc
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -17,11 +16,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.sources import sources_digest
 from megaselect.comparison.provenance import output_of, source_commit
 from megaselect.devices import device_name, synchronise
 
-ROOT = Path(__file__).resolve().parent.parent
-MEASURED_SOURCES = ("kernels", "megaselect")
 SMI_FIELDS = ("driver_version", "power.limit", "clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu")
 
 
@@ -68,15 +66,6 @@ def describe(record: dict[str, Any]) -> list[str]:
     lines.append(", ".join(f"{name} {version}" for name, version in record["versions"].items() if version))
     lines.append(f"{record['date']}, commit {record['commit'] or 'unknown'}, sources {record['sources']}")
     return [part for line in lines for part in textwrap.wrap(line, 80)]
-
-
-def sources_digest() -> str:
-    """Of the code that is measured: tells two trees apart where there is no git, or changes are not committed."""
-    digest = hashlib.sha256()
-    for folder in MEASURED_SOURCES:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def works(device: torch.device) -> bool:

@@ -54,7 +54,7 @@ class Report:
         if self.not_measured:
             blocks.append("\n".join(["not measured", *(_plain_missing(row) for row in self.not_measured)]))
         if self.goals:
-            blocks.append(_plain(_goal_table(self.goals)))
+            blocks.append(_plain(goal_table(self.goals)))
         return "\n\n".join(blocks)
 
     def markdown(self) -> str:
@@ -71,8 +71,8 @@ class Report:
             *self.notes,
         ]
         if self.goals:
-            blocks.append(_markdown(_goal_table(self.goals)))
-        blocks += [_markdown(table) for table in self.tables()]
+            blocks.append(markdown_table(goal_table(self.goals)))
+        blocks += [markdown_table(table) for table in self.tables()]
         if self.not_measured:
             lines = [f"- {row['case']}: {row['why']}: `{row['command']}`" for row in self.not_measured]
             blocks += ["## not measured", "\n".join(lines)]
@@ -223,7 +223,7 @@ def _exactness(row: Row) -> str:
     return "equal" if predicted == measured else f"{measured - predicted:+d} B"
 
 
-def _goal_table(goals: Sequence[Row]) -> Table:
+def goal_table(goals: Sequence[Row]) -> Table:
     return Table("goals", ["goal", "wanted", "measured", "verdict"], [
         [goal["goal"], goal["wanted"], goal["measured"], goal["verdict"]] for goal in goals
     ])  # fmt: skip
@@ -250,7 +250,7 @@ def _plain(table: Table) -> str:
     return "\n".join(out)
 
 
-def _markdown(table: Table) -> str:
+def markdown_table(table: Table) -> str:
     lines = [f"## {table.title}", "", "| " + " | ".join(table.header) + " |", "|" + "---|" * len(table.header)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table.lines]
     return "\n".join(lines)
