@@ -16,7 +16,7 @@ from importlib import import_module
 from megaselect import __version__
 from megaselect.cli.words import unknown_command
 from megaselect.errors import MegaselectError
-from megaselect.report.output import drop_unwritten
+from megaselect.report.output import drop_unwritten, replace_what_cannot_be_encoded
 
 READER_LEFT = 141
 
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None, train_prog: str = "megaselect train"
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     _open_closed_streams()
+    replace_what_cannot_be_encoded(sys.stdout)
     try:
         code = _run([word for word in arguments if word != "--debug"], debug, train_prog)
         sys.stdout.flush()  # here, where its failure can be told

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megaselect.report import text
-from megaselect.report.output import LossyOutput
+from megaselect.report.output import REPLACE_SIGNS, LossyOutput
 from megaselect.training.events import Metrics, RunHeader, RunSummary, StoredReport
 
 PLAIN_COLUMNS = 80
@@ -172,7 +172,7 @@ class ConsoleSink:
         """Without control characters (a sample may hold any) and without what the output cannot encode."""
         # Categories C*: control characters, escape among them, marks that reverse text, and lone surrogates.
         kept = "".join(char if char in "\n\t" or unicodedata.category(char)[0] != "C" else "\ufffd" for char in content)
-        return kept.encode(self._console.encoding, "replace").decode(self._console.encoding)
+        return kept.encode(self._console.encoding, REPLACE_SIGNS).decode(self._console.encoding)
 
     def _start_bar(self, header: RunHeader) -> None:
         columns = (

@@ -1,10 +1,51 @@
-"""Standard output that fails: the disk of a log file is full, or the reader of a pipe has left."""
+"""Standard output that fails: it cannot encode a sign, the disk of a log file is full, or a pipe's reader has left."""
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 from contextlib import suppress
 from typing import TextIO
+
+# Name of the way, known to Python's codecs, in which signs are written that an encoding lacks.
+REPLACE_SIGNS = "megaselect.signs"
+_PLAIN = {
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "…": "...",
+    "×": "x",
+    "·": "*",
+    "✓": "ok",
+    "✗": "NO",
+    "“": '"',
+    "”": '"',
+    "’": "'",
+}
+
+
+def replace_what_cannot_be_encoded(stream: TextIO) -> None:
+    """From now on signs that the stream's encoding lacks are written in ASCII, or as ?, where Python would fail.
+
+    Bytes of file names that are no text stay those bytes. Where the user has chosen another way (PYTHONIOENCODING), it
+    stays.
+    """
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+        stream.reconfigure(errors=REPLACE_SIGNS)
+
+
+def _replace_sign(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For codecs.register_error: what stands for the first sign that cannot be encoded, and where to go on."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    sign = error.object[error.start]
+    if 0xDC80 <= ord(sign) <= 0xDCFF:  # how Python writes a byte that is no text
+        return bytes([ord(sign) - 0xDC00]), error.start + 1
+    return _PLAIN.get(sign, "?"), error.start + 1
+
+
+codecs.register_error(REPLACE_SIGNS, _replace_sign)
 
 
 class LossyOutput:
