@@ -51,8 +51,8 @@ def _add_files(prepare: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="PATH",
-        help="text files in UTF-8, each one document; files of JSON Lines, each line one document; either as .gz or .zst; "
-        "or directories of them",
+        help="text files in UTF-8, each one document; JSON Lines (.jsonl), each line one document; either as .gz or "
+        ".zst; or directories of them",
     )
     prepare.add_argument(
         "--output", type=Path, required=True, metavar="PREFIX", help="where to write, without an extension"

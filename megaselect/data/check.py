@@ -43,10 +43,9 @@ class Checked(NamedTuple):
 
 def token_chunks(dataset: IndexedDataset) -> Iterator[tuple[int, np.ndarray]]:
     """The token stream in parts of a bounded size, each with where it starts; only one is in memory at a time."""
-    tokens = dataset.tokens
+    tokens = dataset.stream
     for start in range(0, len(tokens), _CHUNK_TOKENS):
         yield start, tokens[start : min(start + _CHUNK_TOKENS, len(tokens))]
-        dataset.release()
 
 
 def check_sources(sources: Iterable[DataSource], vocabulary: Vocabulary) -> Checked:

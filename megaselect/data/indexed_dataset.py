@@ -1,7 +1,6 @@
 """Datasets as PREFIX.bin and PREFIX.idx, read and written. The layout is in megaselect.data.index_file."""
 
 import io
-import mmap
 from array import array
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ import numpy as np
 
 from megaselect.data.files import partial_path, publish, write_atomically
 from megaselect.data.index_file import read_index, write_index
+from megaselect.data.token_file import TokenFile
 from megaselect.errors import DataError
 
 # Megatron-LM's own threshold, below 2**16 to leave room for ids that are added to a vocabulary later.
@@ -54,14 +54,27 @@ class IndexedDataset:
     @property
     def tokens(self) -> "np.ndarray | GatheredTokens":
         """All tokens, sequence after sequence: one memmap, or a gathering view where the sequences are not adjacent."""
-        if np.array_equal(self._starts[1:], self._starts[:-1] + self.sequence_lengths[:-1]):
-            first = int(self._starts[0])
-            return self._data[first : first + int(self.sequence_lengths.sum(dtype=np.int64))]
+        if self._is_adjacent:
+            first, count = self._span
+            return self._data[first : first + count]
         return GatheredTokens(self._data, self._starts, self.sequence_lengths)
 
-    def release(self) -> None:
-        """Let go of the memory of what was read so far; what is asked for again is read again."""
-        self._data.base.madvise(mmap.MADV_DONTNEED)
+    @property
+    def stream(self) -> "TokenFile | GatheredTokens":
+        """The same tokens for `len()` and `[start:stop]`, read each time: see TokenFile for what that is good for."""
+        if self._is_adjacent:
+            return TokenFile(self.bin_path, self.dtype, *self._span)
+        data = TokenFile(self.bin_path, self.dtype, 0, len(self._data))
+        return GatheredTokens(data, self._starts, self.sequence_lengths)
+
+    @property
+    def _is_adjacent(self) -> bool:
+        return np.array_equal(self._starts[1:], self._starts[:-1] + self.sequence_lengths[:-1])
+
+    @property
+    def _span(self) -> tuple[int, int]:
+        """Where adjacent sequences begin in the file, and how many tokens they have."""
+        return int(self._starts[0]), int(self.sequence_lengths.sum(dtype=np.int64))
 
 
 class GatheredTokens:
@@ -70,7 +83,7 @@ class GatheredTokens:
     Supports what a sampler needs: `len()` and `[start:stop]` with 0 <= start <= stop <= len().
     """
 
-    def __init__(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
+    def __init__(self, data: np.ndarray | TokenFile, starts: np.ndarray, lengths: np.ndarray) -> None:
         self._data = data
         self._ends = np.cumsum(lengths, dtype=np.int64)  # of each sequence, in the stream
         self._shifts = starts - (self._ends - lengths)  # from the stream to the file

@@ -99,7 +99,7 @@ class TokenSource:
     ) -> None:
         dataset = IndexedDataset(prefix)
         self.prefix, self.part = str(prefix), part
-        self._tokens, self._bin_path = dataset.tokens, dataset.bin_path
+        self._tokens, self._bin_path = dataset.stream, dataset.bin_path
         self._first_token, end = (int(fraction * len(self._tokens)) for fraction in part)
         self.num_tokens = end - self._first_token
         self._sampler = WindowSampler(self.num_tokens, seq_length, seed, shuffle=shuffle, split=split)

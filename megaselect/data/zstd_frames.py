@@ -92,5 +92,6 @@ class ZstdFrames:
     def _no_room(self, available: str) -> str:
         return (
             f"{self._path} needs {self._window:,} bytes of memory to be decompressed, the window that it was "
-            f"compressed with{available}; make room, or compress it again with a shorter one (zstd -d --long=31 -c FILE | zstd)"
+            f"compressed with{available}; make room, or compress it again with a shorter one (zstd -d --long=31 -c "
+            "FILE | zstd)"
         )

@@ -17,6 +17,9 @@ from megaselect.training.checkpoint_files import BEST, MODEL, Checkpoint, list_c
 from megaselect.training.datasets import open_tokenizer
 from megaselect.training.run_dir import TOKENIZER_NAME
 
+# Kernels are those of this device, whatever the run had.
+_OVERRIDES = {"model.kernel_backend": "auto"}
+
 
 @dataclass(frozen=True)
 class TrainedModel:
@@ -49,7 +52,7 @@ def load_saved_model(place: Path, which: str | None, device: str, dtype: str) ->
     checkpoint, notes = _open(place, which)
     config = Config.from_dict(checkpoint.saved.config, str(checkpoint.path / "state.json"))
     if config.model.kernel_backend == "triton":
-        config = Config.from_dict(config.to_dict(), overrides=_overrides(None))
+        config = Config.from_dict(config.to_dict(), overrides=_OVERRIDES)
     model = _build(checkpoint, config, where, _saved_dtype(checkpoint) if dtype == "auto" else DTYPES[dtype])
     kept = checkpoint.path.parent.parent / TOKENIZER_NAME
     return SavedModel(model, config, checkpoint, kept if kept.is_file() else None, notes)
@@ -65,9 +68,15 @@ def load_trained_model(place: Path, which: str | None, device: str, tokenizer: P
     where = resolve_device(device)
     checkpoint, notes = _open(place, which)
     kept = checkpoint.path.parent.parent / TOKENIZER_NAME
-    overrides = _overrides(tokenizer or (kept if kept.is_file() else None))
-    config = Config.from_dict(checkpoint.saved.config, str(checkpoint.path / "state.json"), overrides)
-    words = open_tokenizer(config)
+    named = tokenizer or (kept if kept.is_file() else None)
+    config = Config.from_dict(checkpoint.saved.config, str(checkpoint.path / "state.json"), _OVERRIDES)
+    # What lies beside the data now may be another one: the data can have been prepared anew since.
+    words = Tokenizer(named) if named else open_tokenizer(config)
+    if words is not None and words.vocab_size > config.model.vocab_size:
+        raise DataError(
+            f"the tokenizer {named} has {words.vocab_size:,} pieces, and the model of {checkpoint.path} a vocabulary "
+            f"of {config.model.vocab_size:,}: name the one that the run was trained with by --tokenizer"
+        )
     if words is None:
         data = config.data.prefix or " ".join(config.data.blend)
         raise DataError(
@@ -75,11 +84,6 @@ def load_trained_model(place: Path, which: str | None, device: str, tokenizer: P
             "--tokenizer"
         )
     return TrainedModel(_build(checkpoint, config, where), words, checkpoint.path, notes)
-
-
-def _overrides(tokenizer: Path | None) -> dict[str, str]:
-    """Kernels are those of this device, whatever the run had."""
-    return {"model.kernel_backend": "auto"} | ({"data.tokenizer": str(tokenizer)} if tokenizer else {})
 
 
 def _open(place: Path, which: str | None) -> tuple[Checkpoint, list[str]]:

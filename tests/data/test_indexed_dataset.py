@@ -1,5 +1,6 @@
 """The format, checked against bytes written by hand; then our writer against our reader and against those bytes."""
 
+import os
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +52,29 @@ def test_sequences_that_start_inside_the_file_and_leave_a_rest(write_index):
     assert dataset.tokens.tolist() == [2, 3, 4]
 
 
+def test_the_stream_is_read_from_the_file(write_index):
+    dataset = IndexedDataset(write_index(lengths=(2, 1), offsets=(1, 3), bounds=(0, 1, 2)))
+    assert len(dataset.stream) == 3
+    for start in range(4):
+        for stop in range(start, 4):
+            assert dataset.stream[start:stop].tolist() == [2, 3, 4][start:stop]
+
+
+@pytest.mark.parametrize("offsets", [(0, 3, 4), (0, 3, 3)])
+def test_a_file_that_is_cut_short_after_it_was_opened(write_index, offsets):
+    prefix = write_index(offsets=offsets)
+    stream = IndexedDataset(prefix).stream
+    os.truncate(f"{prefix}.bin", 4)
+    assert stream[0:4].tolist() == [1, 2, 3, 4]
+    with pytest.raises(DataError) as caught:
+        stream[3:6]
+    asked = {(0, 3, 4): "3 from byte 3", (0, 3, 3): "2 from byte 3"}[offsets]
+    assert str(caught.value) == (
+        f"{prefix}.bin was cut short after it was opened: it has 4 bytes, and {asked} on are needed; "
+        "write it again, with its .idx"
+    )
+
+
 def test_modes_of_multimodal_datasets_are_ignored(write_index):
     assert IndexedDataset(write_index(trailer=b"\0\1\0")).tokens.tolist() == [1, 2, 3, 4, 5, 6]
 
@@ -72,11 +96,12 @@ def test_empty_sequences_are_allowed(write_index):
 def test_scattered_sequences_still_give_the_token_stream(write_index, lengths, offsets, stream):
     offsets = [2 * offset for offset in offsets]
     prefix = write_index(struct.pack("<6H", *range(1, 7)), lengths, offsets, (0, len(lengths)), code=8)
-    tokens = IndexedDataset(prefix).tokens
-    assert len(tokens) == len(stream)
-    for start in range(len(stream) + 1):
-        for stop in range(start, len(stream) + 1):
-            assert tokens[start:stop].tolist() == stream[start:stop]
+    dataset = IndexedDataset(prefix)
+    for tokens in (dataset.tokens, dataset.stream):
+        assert len(tokens) == len(stream)
+        for start in range(len(stream) + 1):
+            for stop in range(start, len(stream) + 1):
+                assert tokens[start:stop].tolist() == stream[start:stop]
 
 
 def test_writer_writes_the_bytes_of_the_format(tmp_path, write_index):

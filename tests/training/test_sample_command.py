@@ -183,6 +183,33 @@ def test_the_run_keeps_its_tokenizer(run_dir, corpus, sample, tmp_path):
         (tmp_path / "away.model").rename(corpus.with_suffix(".model"))
 
 
+def test_the_runs_own_tokenizer_is_used_when_the_data_was_prepared_anew(run_main, sample, tmp_path):
+    """With another vocabulary, larger or smaller, and the record that says so."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(LINES) * 20)
+
+    def prepare(vocab_size):
+        command = ["data", "prepare", "--input", text, "--output", tmp_path / "data", "--vocab-size", vocab_size]
+        assert main([*map(str, command), "--workers", "1"]) == 0
+
+    prepare(290)
+    flags = ("--data.prefix", tmp_path / "data", "--model.vocab-size", 290, "--max-steps", 2)
+    assert run_main(*flags, "--training.sample-tokens", 0, "--run-dir", tmp_path / "run").returncode == 0
+    told = ("--run", tmp_path / "run", "--prompt", "line", "--tokens", 10)
+    code, expected, _ = sample(*told)
+    assert code == 0
+    for vocab_size in (310, 285):
+        prepare(vocab_size)
+        assert sample(*told)[:2] == (0, expected)
+    prepare(310)
+    code, text, errors = sample(*told, "--tokenizer", tmp_path / "data.model")
+    assert (code, text) == (2, "")
+    assert errors == [
+        f"error: the tokenizer {tmp_path}/data.model has 310 pieces, and the model of {tmp_path}/run/checkpoints/"
+        "step-00000002 a vocabulary of 290: name the one that the run was trained with by --tokenizer"
+    ]
+
+
 def test_data_without_a_tokenizer(run_main, dataset, sample, tmp_path):
     flags = ("--data.prefix", dataset, "--model.vocab-size", 256, "--max-steps", 1, "--training.eval-interval", 0)
     assert run_main(*flags, "--run-dir", tmp_path / "run").returncode == 0
