@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from megaselect.errors import UnsupportedTorchError
+from megaselect.errors import ComparisonError, UnsupportedTorchError
 
 
 def _found(module: str, *names: str) -> Any:
@@ -124,6 +124,43 @@ def _only_observed() -> bool:
 
 
 Around = Callable[[Callable[[], Iterator[None]], Callable[..., Any], dict[str, Any]], Iterator[None]]
+
+
+def is_compiled_module(module: nn.Module) -> bool:
+    """Whether torch.compile or Module.compile has been at the module: a hook on what is inside has it compiled anew."""
+    wrapper = _found("torch._dynamo", "OptimizedModule") if "torch._dynamo" in sys.modules else None
+    return module.__dict__.get("_compiled_call_impl") is not None or (wrapper and isinstance(module, wrapper)) or False
+
+
+@contextlib.contextmanager
+def other_hooks_watched(packed: Callable[[Tensor, Any], None]) -> Iterator[None]:
+    """Inside, packed(tensor, what is kept for it) is called for the saved-tensor hooks of others that are entered.
+
+    torch calls the innermost hooks alone. Its own, of checkpointed regions, are left out.
+    """
+
+    def watched(original: Callable[..., Any]) -> Callable[..., Any]:
+        def enter(self: Any) -> Any:
+            pack = self.pack_hook
+            of_torch = any(base.__module__ == checkpoint.__name__ for base in type(self).__mro__)
+            if of_torch or any(pack is one for one in _observers):
+                return original(self)
+
+            def watched_pack(tensor: Tensor) -> Any:
+                kept = pack(tensor)
+                packed(tensor, kept)
+                return kept
+
+            self.pack_hook = watched_pack
+            try:
+                return original(self)
+            finally:
+                self.pack_hook = pack
+
+        return enter
+
+    with replaced(torch.autograd.graph.saved_tensors_hooks, "__enter__", watched):
+        yield
 
 
 @contextlib.contextmanager
@@ -296,6 +333,25 @@ def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
         return
     for target, source in zip(targets, sources, strict=True):
         target.copy_(source)
+
+
+def saved_form(part: Any) -> Any:
+    """A view or report as wandb-workspaces would save it. Raises ComparisonError where that cannot be asked for."""
+    if not hasattr(part, "_to_model"):
+        raise ComparisonError("this wandb-workspaces saves views in a way that is not known here; install 0.4")
+    return part._to_model()
+
+
+def adjusted_when_saved(view: Any, adjust: Callable[[Any], None]) -> Any:
+    """A subclass of wandb-workspaces' `view` whose saved form goes through `adjust`: some settings have only that."""
+
+    class Adjusted(view):
+        def _to_model(self) -> Any:
+            form = saved_form(super())
+            adjust(form)
+            return form
+
+    return Adjusted
 
 
 class MemoryHistory:

@@ -5,6 +5,9 @@ its selective contexts, and what a checkpointed function closes over. A saved vi
 what is counted. Works on any nn.Module, on any device and with fake tensors, which have bytes without memory; for our
 own model rows carry the names that megaselect.recompute.theory predicts.
 
+Of what other people's saved-tensor hooks keep (save_on_cpu), the tensors that they return are counted, on whichever
+device they are; of hooks that return none, what was handed to them.
+
 What a non-reentrant checkpoint (ours is one) will make again in backward is listed apart. Not listed: what an operator
 makes again inside itself and so never gave to autograd, softmax and masks under `selective` and tiles of fused
 attention, and what is inside a reentrant checkpoint, whose first run is without autograd.
@@ -18,7 +21,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from megaselect.compatibility import Hooks
+from megaselect.compatibility import Hooks, is_compiled_module, other_hooks_watched
 from megaselect.model.block import Block
 from megaselect.recompute.compiled import is_compiled
 from megaselect.recompute.ledger_rows import Ledger, StoredRow
@@ -41,12 +44,12 @@ def record(model: nn.Module) -> Iterator[Ledger]:
     handles = []
     unhooked = tuple(_changed_by_hooks(model))
     for name, module in model.named_modules():
-        if not name.startswith(unhooked):
+        if not f"{name}.".startswith(unhooked):
             enter = functools.partial(recorder.enter, name)
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(recorder.leave, always_call=True))
     try:
-        with watched(recorder), Hooks(recorder.pack, unpack):
+        with watched(recorder), other_hooks_watched(recorder.packed), Hooks(recorder.pack, unpack):
             yield recorder.ledger
     finally:
         for handle in handles:
@@ -57,6 +60,8 @@ def _changed_by_hooks(model: nn.Module) -> Iterator[str]:
     """Beginnings of the paths of modules that would run otherwise with a hook on them than they do without."""
     for name, module in model.named_modules():
         if is_compiled(module):
-            yield f"{name}."  # it would be compiled anew
+            yield from (f"{name}.{part}." for part, _ in module.named_children())  # they would be compiled anew
+        elif is_compiled_module(module):
+            yield f"{name}." if name else ""
         elif isinstance(module, Block) and module.fuses_layernorm():
-            yield from (f"{name}.attention_dropout", f"{name}.ln2")
+            yield from (f"{name}.attention_dropout.", f"{name}.ln2.")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-Holder = Literal["autograd", "cache", "closure"]
+Holder = Literal["autograd", "cache", "closure", "hook"]
 Status = Literal["stored", "recomputed"]
 
 
@@ -17,8 +17,9 @@ class StoredRow:
 
     shape: of the first view that was kept. view_bytes: what the kept views read of the storage, `views` in number;
     fewer than `bytes` where a view pins more than it reads. Views that overlap count each, up to `bytes`.
-    held_by: the autograd graph, the cache of a selective-checkpoint context, or a checkpointed function that closes
-    over it. status: "recomputed" rows are not in memory after the forward pass: backward makes them again.
+    held_by: the autograd graph, somebody's own saved-tensor hooks, the cache of a selective-checkpoint context, or a
+    checkpointed function that closes over it. status: "recomputed" rows are not in memory after the forward pass:
+    backward makes them again.
     """
 
     layer: str

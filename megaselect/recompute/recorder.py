@@ -111,6 +111,11 @@ class Recorder:
                 self.inputs_of_region.append(self.key_of(part))
         return Kept(tensor.detach() if tensor.requires_grad else tensor, version_of(tensor), module)
 
+    def packed(self, tensor: Tensor, kept: Any) -> None:
+        """Somebody's own saved-tensor hooks keep `kept` for `tensor`; ours are not asked."""
+        for part in list(_parts(kept)) or plain_tensors(tensor):
+            self._add(part, held_by="hook")
+
     def before_inputs(self, closed_over: list[Tensor]) -> None:
         """The layer of a region around whole layers is that of the first module that runs in it; ours have a scope."""
         if torch.is_grad_enabled():

@@ -14,7 +14,7 @@ from rich.text import Text
 from megaselect.recompute.ledger_rows import Ledger, StoredRow
 from megaselect.report.text import size
 
-HELD_BY = {"autograd": "", "cache": "selective cache", "closure": "closure"}
+HELD_BY = {"autograd": "", "cache": "selective cache", "closure": "closure", "hook": "hook"}
 RANGES_SHOWN = 3  # of layer numbers in a heading
 _NUMBERED = re.compile(r"(?P<stem>.*?)(?P<first>\d+)(-(?P<last>\d+))?")  # layers.3, a chunk layers.0-1, blocks.3
 

@@ -12,6 +12,7 @@ from typing import Any
 from wandb_workspaces import expr, workspaces
 from wandb_workspaces.reports import v2 as reports
 
+from megaselect.compatibility import adjusted_when_saved, saved_form
 from megaselect.report.wandb_names import COMPARISON, FIGURES, METRIC_NAMES
 
 MAX_RUNS = 20  # of a panel; the app's own default, 10, is fewer than a comparison of all settings has
@@ -110,15 +111,11 @@ SECTIONS = (
 )
 
 
-class _Workspace(workspaces.Workspace):
-    """Groups the table of runs alone: panels that took over its grouping would show one mean line a comparison."""
-
-    def _to_model(self) -> Any:
-        view = super()._to_model()
-        section = view.spec.section
-        for settings in (section.settings, *(part.local_panel_settings for part in section.panel_bank_config.sections)):
-            settings.use_runs_table_grouping_in_panels = False
-        return view
+def _ungroup_panels(view: Any) -> None:
+    """Group the table of runs alone: panels that took over its grouping would show one mean line a comparison."""
+    section = view.spec.section
+    for settings in (section.settings, *(part.local_panel_settings for part in section.panel_bank_config.sections)):
+        settings.use_runs_table_grouping_in_panels = False
 
 
 def make_workspace(entity: str, project: str, group: str | None) -> workspaces.Workspace:
@@ -133,7 +130,7 @@ def make_workspace(entity: str, project: str, group: str | None) -> workspaces.W
         )
         for section in SECTIONS
     ]
-    return _Workspace(
+    return adjusted_when_saved(workspaces.Workspace, _ungroup_panels)(
         entity=entity,
         project=project,
         name=_title(group),
@@ -177,7 +174,7 @@ def specification(entity: str, project: str, group: str | None) -> dict[str, Any
     """What would be saved on the server, as wandb-workspaces writes it: plain nested values that json.dumps takes."""
     parts = {"workspace": make_workspace(entity, project, group), "report": make_report(entity, project, group)}
     return {
-        name: part._to_model().model_dump(mode="json", by_alias=True, exclude_none=True) for name, part in parts.items()
+        name: saved_form(part).model_dump(mode="json", by_alias=True, exclude_none=True) for name, part in parts.items()
     }
 
 

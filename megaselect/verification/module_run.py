@@ -14,6 +14,7 @@ from megaselect.errors import VerificationError
 from megaselect.recompute import ledger
 from megaselect.recompute.rerun import Rerun
 from megaselect.verification.attributes import values_on
+from megaselect.verification.differences import LOSS
 from megaselect.verification.module_state import Snapshot, leaves_of
 from megaselect.verification.step_watch import StepWatch
 from megaselect.verification.switched_off import switched_off
@@ -44,7 +45,7 @@ class ModuleRun:
     @property
     def gradients(self) -> dict[str, Tensor | None]:
         """By the parameters' names and `input 0` and so on."""
-        return {name: value for name, value in self.values.items() if name != "loss"}
+        return {name: value for name, value in self.values.items() if name != LOSS}
 
 
 def run_module(
@@ -74,7 +75,7 @@ def run_module(
         with recording:
             loss = loss_of(call(model, batch), loss_fn)
         error = _backward(loss)
-    values = {"loss": loss.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
+    values = {LOSS: loss.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
     state = {**{name: buffer.clone() for name, buffer in model.named_buffers()}, **values_on(model)}
     return ModuleRun(values, state, stored.total, watch, off.count if off else 0, error)
 

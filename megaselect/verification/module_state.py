@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
+import functools
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -19,8 +19,8 @@ from megaselect.verification.attributes import Attributes
 class Snapshot:
     """Parameters, buffers, attributes of modules and random states as they were when it was taken.
 
-    Random states are those of torch, Python and NumPy, of every generator object of the two that there is, and of each
-    torch.Generator that a run has met (`meet`).
+    Random states are those of torch, Python and NumPy, of their generator objects that the model holds (in attributes,
+    closures and the globals of its code), and of each torch.Generator that a run has met (`meet`).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -29,7 +29,7 @@ class Snapshot:
         self.attributes = Attributes(model)
         self.cpu_state = torch.get_rng_state()
         self.cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        self._put_back = list(_generators())
+        self._put_back = [_global_states(), *_generators(model)]
         self._met: dict[int, tuple[torch.Generator, Tensor]] = {}
 
     def meet(self, generator: torch.Generator) -> None:
@@ -62,26 +62,41 @@ def _tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def _generators() -> Iterator[Callable[[], None]]:
-    """For Python's and NumPy's generators, wherever somebody keeps them: what puts the state back."""
-    state = random.getstate()
-    yield lambda: random.setstate(state)
+def _global_states() -> Callable[[], None]:
+    """What puts back the states that Python and NumPy have of their own."""
+    state, numpy = random.getstate(), sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy else None
+
+    def put_back() -> None:
+        random.setstate(state)
+        if numpy:
+            numpy.random.set_state(numpy_state)
+
+    return put_back
+
+
+def _generators(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """For each generator object of Python's and NumPy's that the model holds: what puts its state back."""
     numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy_state = numpy.random.get_state()
-        yield lambda: numpy.random.set_state(numpy_state)
-    for found in gc.get_objects():
-        if type(found) is random.Random:
-            yield _setter(found.setstate, found.getstate())
-        elif numpy is not None and type(found) is numpy.random.RandomState:
-            yield _setter(found.set_state, found.get_state())
-        elif numpy is not None and type(found) is numpy.random.Generator:
-            bits = found.bit_generator
-            yield _setter(lambda state, bits=bits: setattr(bits, "state", state), bits.state)
+    for held in {id(held): held for held in _held_by(model)}.values():
+        if type(held) is random.Random:
+            yield functools.partial(held.setstate, held.getstate())
+        elif numpy and type(held) is numpy.random.RandomState:
+            yield functools.partial(held.set_state, held.get_state())
+        elif numpy and type(held) is numpy.random.Generator:
+            yield functools.partial(setattr, held.bit_generator, "state", held.bit_generator.state)
 
 
-def _setter(put_back: Callable[[Any], None], state: Any) -> Callable[[], None]:
-    return lambda: put_back(state)
+def _held_by(model: nn.Module) -> Iterator[Any]:
+    """Attributes of modules, what functions among them close over, and the globals of the modules' code."""
+    for kind in {type(module) for module in model.modules()}:
+        yield from getattr(kind.forward, "__globals__", {}).values()
+    for module in model.modules():
+        for value in module.__dict__.values():
+            yield value
+            for cell in getattr(value, "__closure__", None) or ():
+                with contextlib.suppress(ValueError):  # an empty cell
+                    yield cell.cell_contents
 
 
 @contextlib.contextmanager
