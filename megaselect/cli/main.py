@@ -14,6 +14,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from megaselect import __version__
+from megaselect.cli.launchers import Launch, let_others_end, refused_launch
 from megaselect.cli.words import unknown_command
 from megaselect.errors import MegaselectError
 from megaselect.report.output import drop_unwritten, replace_what_cannot_be_encoded
@@ -109,6 +110,8 @@ def _run(arguments: list[str], debug: bool, train_prog: str) -> int:
 def _dispatch(arguments: list[str], debug: bool, train_prog: str) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in _COMMANDS:
+        if launch := refused_launch([command, *rest]):
+            return _refuse(launch, debug)
         prog = train_prog if command == "train" else f"megaselect {command}"
         return import_module(f"megaselect.cli.{command}").main([*rest, "--debug"] if debug else rest, prog)
     if command in ("-h", "--help"):
@@ -119,6 +122,14 @@ def _dispatch(arguments: list[str], debug: bool, train_prog: str) -> int:
         print(f"megaselect {__version__}")
         return 0
     raise unknown_command(command, _COMMANDS)
+
+
+def _refuse(launch: Launch, debug: bool) -> int:
+    """One line in all; the exit code of every process."""
+    if launch.rank == 0:
+        _fail(launch.refusal(), debug)
+    let_others_end(launch)
+    return 2
 
 
 def _fail(message: str, debug: bool) -> int:

@@ -106,7 +106,7 @@ def test_a_missing_package_is_named_with_the_remedy():
 def test_a_defect_of_megaselect_keeps_its_traceback(tmp_path):
     """A module of ours that is missing is no package that the user could install."""
     (tmp_path / "megaselect" / "cli").mkdir(parents=True)
-    for name in ("__init__.py", "errors.py", "cli/__init__.py", "cli/main.py", "cli/words.py"):
+    for name in ("__init__.py", "errors.py", "cli/__init__.py", "cli/main.py", "cli/launchers.py", "cli/words.py"):
         (tmp_path / "megaselect" / name).write_text((ROOT / "megaselect" / name).read_text())
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {MEGASELECT[2]}"
     code, _, err = run([sys.executable, "-I", "-c", code], "train")

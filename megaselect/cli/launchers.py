@@ -1,0 +1,96 @@
+"""One process among several that a launcher has started: torchrun, mpirun or srun. There is no data parallelism yet.
+
+What each launcher tells its processes, by variables:
+
+- torchrun, and others that follow it: WORLD_SIZE and RANK.
+- mpirun: OMPI_COMM_WORLD_SIZE and _RANK (Open MPI); PMI_SIZE and PMI_RANK (MPICH, Intel MPI).
+- srun: SLURM_STEP_NUM_TASKS and SLURM_PROCID. Not SLURM_NTASKS, which a batch script and an allocation's shell have
+  too, each of them one process: there it is how many srun would start.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+# A launcher that sees one process end may end the others at once. Rank 0 waits for the others to be up, and they for
+# its line to be written.
+FIRST_RANK_SECONDS, OTHER_RANKS_SECONDS = 1.0, 5.0
+# Commands that show something and leave nothing behind: a process for each rank does no harm.
+_ONLY_READ = {("estimate",), ("runs",), ("data", "inspect")}
+
+
+class _Launcher(NamedTuple):
+    """The variables that hold how many processes there are, and which of them this is."""
+
+    size: str
+    rank: str
+    remedy: str
+
+
+# One may have started another: what is innermost, and so started this process, comes first.
+_LAUNCHERS = (
+    _Launcher("WORLD_SIZE", "RANK", "torchrun --nproc-per-node 1, or without torchrun"),
+    _Launcher("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "mpirun -n 1"),
+    _Launcher("PMI_SIZE", "PMI_RANK", "mpirun -n 1"),
+    _Launcher("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "srun --ntasks 1"),
+)
+
+
+class Launch(NamedTuple):
+    """This process, `rank` of `processes`. told_by: the variable that says so. remedy: how one process is started."""
+
+    processes: int
+    rank: int
+    told_by: str
+    remedy: str
+
+    def refusal(self) -> str:
+        """What is wrong, and how one process is started."""
+        return (
+            f"{self.processes} processes were started ({self.told_by}), and each would do the whole work by itself: "
+            f"there is no data parallelism yet; start one, as with {self.remedy}"
+        )
+
+
+def find_launch(environment: Mapping[str, str], on_terminal: bool) -> Launch | None:
+    """What started several processes like this one; None where it is alone.
+
+    on_terminal: whether standard input is one. `srun --pty bash` gives a terminal to its first task alone, and what is
+    typed there runs once, whatever its variables say.
+    """
+    for launcher in _LAUNCHERS:
+        size, rank = environment.get(launcher.size, ""), environment.get(launcher.rank, "")
+        if size.isdecimal() and rank.isdecimal():
+            typed = on_terminal and launcher.size.startswith("SLURM_")
+            return Launch(int(size), int(rank), launcher.size, launcher.remedy) if int(size) > 1 and not typed else None
+    return None
+
+
+def refused_launch(arguments: Sequence[str]) -> Launch | None:
+    """What started several of this process, where each would do all the work of the command line `arguments`."""
+    helps = {"-h", "--help", "--version"}.intersection(arguments)
+    if helps or tuple(arguments[:1]) in _ONLY_READ or tuple(arguments[:2]) in _ONLY_READ:
+        return None
+    return find_launch(os.environ, sys.stdin is not None and sys.stdin.isatty())
+
+
+def let_others_end(launch: Launch) -> None:
+    """Wait until each process has got as far as its exit code, or the launcher ends this one, which keeps its own."""
+
+    def stop(*_: object) -> None:
+        raise _AskedToEnd
+
+    with suppress(_AskedToEnd):
+        signal.signal(signal.SIGTERM, stop)
+        time.sleep(FIRST_RANK_SECONDS if launch.rank == 0 else OTHER_RANKS_SECONDS)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class _AskedToEnd(Exception):
+    """SIGTERM has come."""
