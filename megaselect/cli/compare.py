@@ -165,6 +165,7 @@ def _finish(comparison: Comparison, command: RunCommand, out: Path) -> None:
     from megaselect.report.compare_table import print_comparison
     from megaselect.report.console import stdout_console
     from megaselect.report.wandb_comparison import log_comparison
+    from megaselect.report.wandb_environment import group_for, project_for
 
     page = out / "compare.html"
     write_comparison(comparison, out / "compare.json")
@@ -175,7 +176,7 @@ def _finish(comparison: Comparison, command: RunCommand, out: Path) -> None:
         print_comparison(comparison, stdout_console())
         print(f"written: {out / 'compare.json'}, {page}")
     logging = command.config.logging
-    group = logging.wandb_group or out.name
+    group = group_for(logging) or out.name
     log_comparison(
-        comparison, logging.wandb, logging.wandb_project, group, out, lambda note: _show_progress(f"{note}\n"), page
+        comparison, logging.wandb, project_for(logging), group, out, lambda note: _show_progress(f"{note}\n"), page
     )

@@ -28,10 +28,11 @@ def main(argv: Sequence[str], prog: str) -> int:
         if getattr(arguments, name) == "":
             raise ConfigError(f"--{name} '': must not be empty; name one, or leave the flag out")
     # After the flags: --help and mistyped flags should not wait for it.
-    from megaselect.config.schema import LoggingConfig
+    from megaselect.config import LoggingConfig
     from megaselect.report.wandb_dashboard_save import save_dashboard
+    from megaselect.report.wandb_environment import project_for
 
-    project = arguments.project or LoggingConfig.model_fields["wandb_project"].default
+    project = arguments.project or project_for(LoggingConfig())
     file = arguments.out or DEFAULT_FILE
     saved = save_dashboard(arguments.entity, project, arguments.group, file, local=arguments.out is not None)
     if arguments.json:

@@ -46,11 +46,12 @@ def main(argv: Sequence[str], prog: str) -> int:
 def _sinks(config: Config, run_dir: Path) -> Sink:
     from megaselect.report.console import ConsoleSink
     from megaselect.report.sinks import Sinks
+    from megaselect.report.wandb_environment import group_for, project_for
     from megaselect.report.wandb_sink import WandbSink
 
     logging = config.logging
     console = ConsoleSink(logging.log_interval)
-    wandb = WandbSink(logging.wandb, logging.wandb_project, logging.wandb_group, run_dir, note=console.note)
+    wandb = WandbSink(logging.wandb, project_for(logging), group_for(logging), run_dir, note=console.note)
     sinks: list[Sink] = [console, wandb]
     if logging.tensorboard:
         from megaselect.report.tensorboard_sink import TensorBoardSink  # an extra brings what it needs

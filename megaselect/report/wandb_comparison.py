@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from megaselect.comparison.result import Comparison, Context, SettingResult
 from megaselect.comparison.slowdown import slowdown
-from megaselect.report.wandb_connection import Mode, WandbConnection, sdk
+from megaselect.report.wandb_connection import WandbConnection, sdk
+from megaselect.report.wandb_environment import Mode, tags_for
 from megaselect.report.wandb_names import COMPARISON, FIGURES, METRIC_NAMES, device_type, run_id
 
 MS_PER_SECOND = 1000
@@ -60,7 +61,7 @@ def log_comparison(
         **shared,
         name=COMPARISON,
         job_type=COMPARISON,
-        tags=[*_device_tags(comparison.context), comparison.context.config_name],
+        tags=tags_for([*_device_tags(comparison.context), comparison.context.config_name]),
         config=_run_config(comparison.context),
         id=run_id(COMPARISON),
     )
@@ -91,7 +92,7 @@ def _log_setting(
         **shared,
         name=setting.name,
         job_type="compare",
-        tags=[setting.recompute["mode"], setting.attention, *_device_tags(context), context.config_name],
+        tags=tags_for([setting.recompute["mode"], setting.attention, *_device_tags(context), context.config_name]),
         config=config,
         notes=setting.note,
         id=run_id(setting.name),

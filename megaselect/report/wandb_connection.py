@@ -14,12 +14,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from megaselect.errors import ConfigError
+from megaselect.report.wandb_environment import Mode, directory_for, mode_for, without_variables
 from megaselect.report.wandb_names import NAMESPACES
 
 if TYPE_CHECKING:
     from wandb import Run, Settings
 
-Mode = Literal["auto", "online", "offline", "disabled"]
 INIT_TIMEOUT_SECONDS = 15
 FINISH_TIMEOUT_SECONDS = 60  # the SDK's own default waits for ever where the network has gone
 # Where a process is killed, what the SDK's service has not yet written to the run's file is lost: 15 s by default.
@@ -30,8 +30,8 @@ class WandbConnection:
     """Opens and ends runs, and says once, in one line, where recording failed.
 
     mode: "auto" is online where the SDK finds an API key (environment, netrc, its settings), offline where not; the
-    variable WANDB_MODE may turn "auto" to offline or disabled. note: prints a sentence for the user. without: what a
-    failure's note says of the rest, such as "training goes on without it".
+    variables WANDB_MODE and WANDB_DISABLED may turn "auto" to offline or disabled. note: prints a sentence for the
+    user. without: what a failure's note says of the rest, such as "training goes on without it".
     Raises ConfigError for "online" without a usable key.
     """
 
@@ -39,7 +39,7 @@ class WandbConnection:
         self._note = note
         self._without = without
         self._offline_because = ""
-        self._mode = _switch(mode)
+        self._mode = mode_for(mode)
         if self._mode in ("auto", "online"):
             self._choose_by_key()
 
@@ -72,10 +72,12 @@ class WandbConnection:
     def open(self, directory: Path, settings: dict[str, Any] | None = None, **init: Any) -> Run | None:
         """A run in directory/wandb: online where that is the mode and the server answers in time, else offline.
 
+        The variable WANDB_DIR takes the directory's place.
         settings and init are further arguments of wandb.Settings and wandb.init. None: nothing is recorded.
         """
         if not self.records:
             return None
+        directory = directory_for(directory)
         with self.guarded():
             (directory / "wandb").mkdir(parents=True, exist_ok=True)
             run = self._init(directory, settings or {}, init)
@@ -101,7 +103,7 @@ class WandbConnection:
             self._note(f"wandb: {url()}")
         elif self._mode == "offline":
             # Each resumed part is a folder of its own: the pattern finds them all, and the SDK joins them by their id.
-            pattern = f"{shlex.quote(str(directory / 'wandb'))}/offline-run-*"
+            pattern = f"{shlex.quote(str(directory_for(directory) / 'wandb'))}/offline-run-*"
             self._note(f"wandb: offline{self._offline_because}; to upload: wandb sync {pattern}")
 
     def finish(self, run: Run, exit_code: int) -> None:
@@ -111,7 +113,7 @@ class WandbConnection:
             try:
                 run.finish(exit_code=exit_code)
             except TimeoutError:
-                self._note(f"wandb: not all was uploaded in {FINISH_TIMEOUT_SECONDS} s; to upload: wandb sync {folder}")
+                self._note(f"wandb: not all was uploaded in time; to upload: wandb sync {folder}")
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -160,13 +162,6 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _switch(mode: Mode) -> Mode:
-    """`auto` heeds the SDK's own switch."""
-    if mode == "auto" and os.environ.get("WANDB_MODE") == "offline":
-        return "offline"
-    return "disabled" if mode == "auto" and os.environ.get("WANDB_MODE") == "disabled" else mode
-
-
 def _key_problem() -> str:
     """Why the SDK could not log in without asking; empty where it could. Reaches for no network."""
     wandb = sdk()
@@ -180,7 +175,8 @@ def _key_problem() -> str:
 def _init_run(
     mode: Literal["online", "offline"], directory: Path, settings: dict[str, Any], init: dict[str, Any]
 ) -> Run:
-    quiet = _quiet_settings(mode, reinit="create_new", init_timeout=INIT_TIMEOUT_SECONDS, **settings)
+    timeout = without_variables({"init_timeout": INIT_TIMEOUT_SECONDS})
+    quiet = _quiet_settings(mode, reinit="create_new", **timeout, **settings)
     return sdk().init(dir=directory, settings=quiet, **init)
 
 
@@ -191,8 +187,8 @@ def _quiet_settings(mode: Literal["online", "offline"], **more: Any) -> Settings
         mode=mode,
         silent=True,
         console="off",  # the SDK would wrap stdout, and the console is ours
-        finish_timeout=FINISH_TIMEOUT_SECONDS,
         finish_timeout_raises=True,
+        **without_variables({"finish_timeout": FINISH_TIMEOUT_SECONDS}),
         **flush,
         **more,
     )

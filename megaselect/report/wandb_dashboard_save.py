@@ -37,7 +37,7 @@ def save_dashboard(entity: str | None, project: str, group: str | None, file: Pa
     notes: list[str] = []
     connection = WandbConnection("auto", notes.append, without="no server is asked")
     if connection.mode != "online":
-        because = connection.offline_because.strip(" ()") or f"WANDB_MODE is {connection.mode}"
+        because = connection.offline_because.strip(" ()") or f"its variables say {connection.mode}"
         return _write(entity, project, group, file, notes[0] if notes else because)
     try:
         return _upload(entity, project, group)

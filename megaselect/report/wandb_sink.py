@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megaselect.comparison.settings import setting_label
 from megaselect.config import RecomputeConfig
-from megaselect.report.wandb_connection import Mode, WandbConnection
+from megaselect.report.wandb_connection import WandbConnection
+from megaselect.report.wandb_environment import Mode, job_type_for, name_for, run_id_for, tags_for
 from megaselect.report.wandb_names import SUMMARY_NAMES, columns, device_type, run_id
 from megaselect.training.events import Metrics, RunHeader, RunSummary, StoredReport
 from megaselect.training.metrics_tail import METRICS_NAME
@@ -121,18 +121,19 @@ class WandbSink:
 
     def _open(self, header: RunHeader) -> Run | None:
         attention, config_name = header.config["model"]["attention"], Path(header.config_name).stem
-        label = setting_label(attention, RecomputeConfig.model_validate(header.config["recompute"]))
+        recompute = header.config["recompute"]
+        label = setting_label(attention, RecomputeConfig.model_validate(recompute))
         former = header.identity.get("wandb_id") if self._is_continued(header) else None
-        series = former or os.environ.get("WANDB_RUN_ID") or run_id(label)
+        series = former or run_id_for(run_id(label))
         facts = {"device": header.device, "dtype": header.dtype, "parameters": header.parameters}
         return self._connection.open(
             self._run_dir,
             project=self._project,
             group=self._group,
             # A group is about one model, so that the setting is what tells its runs apart.
-            name=os.environ.get("WANDB_NAME", label if self._group else f"{config_name} {label}"),
-            job_type="train",
-            tags=[header.config["recompute"]["mode"], attention, device_type(header.device), header.dtype, config_name],
+            name=name_for(label if self._group else f"{config_name} {label}"),
+            job_type=job_type_for("train"),
+            tags=tags_for([recompute["mode"], attention, device_type(header.device), header.dtype, config_name]),
             config={**header.config, "resolved": facts, "series": {"id": series, "first_step": header.first_step + 1}},
             id=series,
             resume="allow" if header.first_step else None,
