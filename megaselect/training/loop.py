@@ -15,10 +15,11 @@ from megaselect.config import Config
 from megaselect.data.blend import DataSource
 from megaselect.data.prefetch import Prefetcher
 from megaselect.devices import is_out_of_memory, peak_flops
-from megaselect.errors import OutOfMemoryError
+from megaselect.errors import OutOfMemoryError, UnsupportedTorchError
 from megaselect.model.gpt import GPT
 from megaselect.recompute import ledger
 from megaselect.recompute.apply import plan_of
+from megaselect.recompute.self_check import check_observation
 from megaselect.training.accounting import describe_recompute, step_flops, stored_report
 from megaselect.training.checkpoint_files import checkpoint_path
 from megaselect.training.checkpoint_writer import CheckpointSaver
@@ -52,6 +53,7 @@ class _Progress:
     valid_losses: list[float] = field(default_factory=list)
     test_loss: float | None = None
     stored_bytes: int | None = None
+    measures: bool = True  # the next forward pass
     loss_spikes: int = 0
     saved_step: int = -1
 
@@ -90,7 +92,7 @@ class Trainer:
         self.config, self.plan = config, plan_of(self.model)
         self.flops = step_flops(config, self.element_bytes, self.plan)
         self._stepper = Stepper(config, self.model, self.optimizer, self._batches, self._phases.done)
-        self._progress.stored_bytes = None  # the next forward pass is measured
+        self._progress.measures = True
 
     def run(self, stop: StopRequest) -> RunSummary:
         """Train; the last checkpoint comes also where `stop` ended the run.
@@ -183,10 +185,18 @@ class Trainer:
         self._save()
 
     def _forward(self, inputs: list[torch.Tensor]) -> torch.Tensor:
-        return self._measured_forward(inputs) if self._progress.stored_bytes is None else self.model(*inputs)
+        if not self._progress.measures:
+            return self.model(*inputs)
+        self._progress.measures = False
+        try:
+            check_observation()
+        except UnsupportedTorchError as error:
+            self.sink.note(f"stored bytes are not measured: {error}")
+            return self.model(*inputs)
+        return self._measured_forward(inputs)
 
     def _measured_forward(self, inputs: list[torch.Tensor]) -> torch.Tensor:
-        """The run's first forward pass, with the ledger watching."""
+        """The first forward pass of a plan, with the ledger watching."""
         with ledger.record(self.model) as record:
             loss = self.model(*inputs)
         report = stored_report(self.config, self.element_bytes, self.plan, record)
