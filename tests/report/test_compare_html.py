@@ -50,12 +50,22 @@ addEventListener("load", async () => {
   };
   entry.click();
   facts.hidden = before - shown();
+  parent.postMessage(JSON.stringify(facts), "*");
+});
+</script>
+"""
+# Shows the page in a frame of its own, as wide as is wanted: a browser's window may have a least width. What the page
+# tells of itself it writes down, in the document that the browser prints.
+FRAME = """<!doctype html>
+<script>
+addEventListener("message", (message) => {
   const note = document.createElement("pre");
   note.id = "facts";
-  note.textContent = JSON.stringify(facts);
+  note.textContent = message.data;
   document.body.append(note);
 });
 </script>
+<body style="margin: 0"><iframe src="compare.html" style="border: 0; width: WIDTHpx; height: 2000px"></iframe></body>
 """
 
 
@@ -91,10 +101,11 @@ def seen(request, browser, tmp_path_factory):
     """What the page looks like from inside at this width, and what the browser's console says."""
     home = tmp_path_factory.mktemp("page")
     (home / "compare.html").write_text(make_html(full_comparison()) + LOOK)
+    (home / "frame.html").write_text(FRAME.replace("WIDTH", str(request.param)))
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
-    command = [browser, *flags, "--virtual-time-budget=20000", f"--window-size={request.param},2000", "--dump-dom"]
-    command += [f"--user-data-dir={home / 'profile'}", (home / "compare.html").as_uri()]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = [browser, *flags, "--virtual-time-budget=20000", "--window-size=1600,2000", "--dump-dom"]
+    command += [f"--user-data-dir={home / 'profile'}", (home / "frame.html").as_uri()]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=600)
     found = re.search(r'<pre id="facts">(.*)</pre>', child.stdout)
     assert found, child.stderr
     return request.param, json.loads(found[1]), child.stderr
