@@ -22,8 +22,6 @@ from megaselect.kernels.backend import resolve_backend
 from megaselect.kernels.dropout_mask import Plane, signed_seed, unsigned_seed
 from megaselect.kernels.twin import wide_dtype
 
-TRITON_MAX_HEAD_SIZE = 128  # the twin takes any
-
 
 def fused_attention(qkv: Tensor, sample_index: Tensor, plane: Plane, *, scale: float, backend: str = "auto") -> Tensor:
     """Context [s, b, g*n*d] from qkv [s, b, g, n + 2, d], where a group's slots are its n queries, key and value.
@@ -131,7 +129,7 @@ def _backward_flops(_: object, qkv_shape: torch.Size, *__: object, **___: object
 
 
 def _kernels(backend: str, tensor: Tensor):  # noqa: ANN202
-    if resolve_backend(backend, tensor.device) == "torch":
+    if resolve_backend(backend, tensor.device, tensor.dtype) == "torch":
         from megaselect.kernels import attention_twin
 
         return attention_twin

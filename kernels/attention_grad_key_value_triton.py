@@ -44,11 +44,13 @@ def _add_rows(
     query_tile = load_tile(query + query_slot, query_row, first_row, rows, MASKED, HEAD_SIZE, BLOCK_M, BLOCK_D)
     grad_corner = grad_context + plane * HEAD_SIZE
     grad_tile = load_tile(grad_corner, context_row, first_row, rows, MASKED, HEAD_SIZE, BLOCK_M, BLOCK_D)
-    row = first_row + tl.arange(0, BLOCK_M)
+    lane = tl.arange(0, BLOCK_M)
+    row = first_row + lane
     log_sum_exp += plane * rows
     delta += plane * rows
     if MASKED:
-        inside = (row >= 0) & (row < rows)
+        # Lanes are compared with scalars, so that no tensor of rows stays in registers.
+        inside = (lane >= -first_row) & (lane < rows - first_row)
         statistic = tl.load(log_sum_exp + row, mask=inside, other=float("inf"))  # makes p = 0 outside
         subtrahend = tl.load(delta + row, mask=inside, other=0.0)
     else:
@@ -58,7 +60,10 @@ def _add_rows(
     p = tl.exp2(scores * score_scale - statistic[None, :])
     if MASKED:
         # Columns outside need no comparison: what they make of p stays in rows of the sums that are not stored.
-        dead = first_column + tl.arange(0, BLOCK_N)[:, None] > row[None, :] + (row_offset - column_offset)
+        ahead = (
+            first_column - first_row - (row_offset - column_offset)
+        )  # how far the first column is past the first row
+        dead = tl.arange(0, BLOCK_N)[:, None] + ahead > lane[None, :]
         p = tl.where(dead, 0.0, p)
     grad = tl.dot(value, tl.trans(grad_tile), input_precision="ieee")
     kept_p = p
@@ -67,7 +72,8 @@ def _add_rows(
             row_offset + first_row, column_offset + first_column, sample, site, seed_low, seed_high,
             THRESHOLD, BLOCK_M, BLOCK_N,
         )  # fmt: skip
-        factor = tl.where(kept, 1.0, 0.0)
+        # Not a select between constants: Triton 3.6 shares those between the loops, and converts the tile in the second.
+        factor = kept.to(tl.float32)
         kept_p = p * factor
         grad = grad * factor
     grad_value = tl.dot(kept_p.to(grad_tile.dtype), grad_tile, grad_value, input_precision="ieee")

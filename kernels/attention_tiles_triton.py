@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import driver
 
-from megaselect.kernels.attention import TRITON_MAX_HEAD_SIZE
+from megaselect.kernels.limits import MAX_FUSED_HEAD_SIZE
 
 if TYPE_CHECKING:
     from megaselect.kernels.dropout_mask import Plane
@@ -83,7 +83,7 @@ HOPPER_TILES = {
 AMPERE_TILES = {  # and any other architecture: at most 99 KiB of shared memory
     **{("forward", d, 2): Tile(128, 64, 8, 2, 2, 168) for d in (16, 32)},
     **{("forward", d, 2): Tile(128, 64, 8, 2, 2) for d in (64, 128)},
-    **{("grad_key_value", d, 2): Tile(32, 128, 8, 2, 2) for d in (16, 32, 64)},
+    **{("grad_key_value", d, 2): Tile(32, 128, 8, 2, 1) for d in (16, 32, 64)},
     ("grad_key_value", 128, 2): Tile(32, 64, 8, 2, 2),
     ("grad_query", 16, 2): Tile(128, 64, 8, 2, 2, 168),
     **{("grad_query", d, 2): Tile(128, 64, 8, 2, 2) for d in (32, 64)},
@@ -223,9 +223,9 @@ def alike(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 def check(query: Tensor, key: Tensor, value: Tensor, plane: Plane, scale: float) -> None:
     """Raises ValueError for what the kernels cannot do."""
     head_size = query.shape[-1]
-    if not 1 <= head_size <= TRITON_MAX_HEAD_SIZE:
+    if not 1 <= head_size <= MAX_FUSED_HEAD_SIZE:
         raise ValueError(
-            f"head size {head_size} (query {tuple(query.shape)}) is outside of 1 to {TRITON_MAX_HEAD_SIZE}: "
+            f"head size {head_size} (query {tuple(query.shape)}) is outside of 1 to {MAX_FUSED_HEAD_SIZE}: "
             "use --attention unfused or --kernel-backend torch"
         )
     if query.dtype not in DTYPES or key.dtype != query.dtype or value.dtype != query.dtype:

@@ -63,7 +63,7 @@ _forward.register_autograd(_autograd_backward, setup_context=_setup_context)
 
 
 def _kernels(backend: str, tensor: Tensor):  # noqa: ANN202
-    if resolve_backend(backend, tensor.device) == "torch":
+    if resolve_backend(backend, tensor.device, tensor.dtype) == "torch":
         return TorchTwin
     from megaselect.kernels import layer_norm_triton
 

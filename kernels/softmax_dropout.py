@@ -183,7 +183,7 @@ def _backward_flops(grad_shape: torch.Size, _: object, value_shape: torch.Size, 
 
 
 def _kernels(backend: str, tensor: Tensor):  # noqa: ANN202
-    if resolve_backend(backend, tensor.device) == "torch":
+    if resolve_backend(backend, tensor.device, tensor.dtype) == "torch":
         return TorchTwin
     from megaselect.kernels import softmax_dropout_triton
 

@@ -41,10 +41,10 @@ def build_planned(config: Config) -> tuple[GPT, AutoPlan | None]:
 def build_without_recompute(config: Config) -> GPT:
     """The same before any recompute setting or compilation is applied, though the settings are checked."""
     device = resolve_device(config.training.device)
-    check_kernels(config.model, device)
+    dtype = resolve_dtype(config.training.dtype, device)
+    check_kernels(config.model, device, dtype)
     if config.training.compile:
         check_compile(device)
-    dtype = resolve_dtype(config.training.dtype, device)
     check_saves(config, dtype.itemsize)
     model = GPT(config.model, config.training.seed, config.training.loss_chunk_tokens)
     initialise(model, config.model.init_std, config.training.seed)  # before the cast: every dtype rounds the same draw

@@ -13,8 +13,8 @@ import torch
 from megaselect.errors import DeviceError
 from megaselect.gpus import GPU_SHARE, by_marketing_name
 from megaselect.host_memory import available_bytes
-from megaselect.kernels.attention import TRITON_MAX_HEAD_SIZE
 from megaselect.kernels.backend import resolve_backend
+from megaselect.kernels.limits import refused_attention
 
 if TYPE_CHECKING:
     from megaselect.config import ModelConfig
@@ -39,19 +39,15 @@ def resolve_dtype(requested: str, device: torch.device) -> torch.dtype:
     return DTYPES[requested]
 
 
-def check_kernels(settings: ModelConfig, device: torch.device) -> None:
-    """Raises DeviceError where the kernel backend cannot run on the device, or not with this head size."""
+def check_kernels(settings: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises DeviceError where the kernel backend cannot run on the device, in the dtype or with this head size."""
     try:
-        backend = resolve_backend(settings.kernel_backend, device)
+        backend = resolve_backend(settings.kernel_backend, device, dtype)
     except ValueError as error:
         raise DeviceError(str(error)) from None
-    head_size = settings.hidden_size // settings.num_attention_heads
-    if settings.attention == "fused" and backend == "triton" and head_size > TRITON_MAX_HEAD_SIZE:
-        raise DeviceError(
-            f"attention fused takes head sizes to {TRITON_MAX_HEAD_SIZE} on {device}, and hidden_size "
-            f"{settings.hidden_size} / {settings.num_attention_heads} heads is {head_size}: use more heads, or "
-            "--attention unfused"
-        )
+    refusal = refused_attention(settings.attention, backend, settings.hidden_size, settings.num_attention_heads)
+    if refusal:
+        raise DeviceError(refusal)
 
 
 def missing_for_compile(device: torch.device) -> str | None:

@@ -21,7 +21,7 @@ def advise(case: Case, rows: dict[str, dict[str, Row]]) -> str:
     everything = rows[own]["none"]
     peak = size(everything.rank.peak.bytes)
     if everything in fitting:
-        faster = _faster(everything, rows["fused"]["none"])
+        faster = _faster(everything, rows["fused"]["none"]) if "fused" in rows else ""
         return f"It fits without recomputation: {FLAGS['none']}, with a peak of {peak} of {room}{faster}."
     best = min(fitting, key=lambda row: (_cost(row), row.attention != own, candidates.index(row)))
     flags = FLAGS[best.name] + ("" if best.attention == own else f" --attention {best.attention}")
@@ -29,6 +29,12 @@ def advise(case: Case, rows: dict[str, dict[str, Row]]) -> str:
         f"Without recomputation a step needs {peak}, more than {room}: take {flags}, with a "
         f"peak of {size(best.rank.peak.bytes)}{_price(best)}."
     )
+
+
+def _dividing(case: Case, most: int) -> int:
+    """The largest micro-batch up to `most` that divides a replica's share of the global batch, as training asks."""
+    share = case.config.training.global_batch_size // case.parallel.data
+    return max(size for size in range(1, min(most, share) + 1) if share % size == 0)
 
 
 def _faster(own: Row, fused: Row) -> str:
@@ -55,7 +61,7 @@ def _nothing_fits(case: Case, candidates: list[Row], room: str) -> str:
     if least.attention != case.config.model.attention:
         need += f" --attention {least.attention}"
     if least.largest_micro_batch:
-        smaller = least.largest_micro_batch
+        smaller = _dividing(case, least.largest_micro_batch)
         return f"{need}. A smaller micro-batch fits: --training.micro-batch-size {smaller}."
     return (
         f"{need}; weights, gradients and optimizer alone take {size(static)}: share them over more GPUs (--gpus with "

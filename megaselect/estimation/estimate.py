@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 from megaselect.config import Config, RecomputeConfig
 from megaselect.config.schema import MODULES
-from megaselect.errors import ConfigError
+from megaselect.errors import ConfigError, DeviceError
 from megaselect.estimation.advice import advise
 from megaselect.estimation.rows import Case, Row, make_row, planned_row
 from megaselect.estimation.target import Target, resolve_target
+from megaselect.kernels.limits import refused_attention
 from megaselect.recompute.auto import assumed_costs, fastest_plan, problem_of
 from megaselect.recompute.named import NAMED
 from megaselect.recompute.parallel import Parallel
@@ -48,18 +49,26 @@ def estimate(
 
 
 def estimate_for(config: Config, target: Target, parallel: Parallel | None = None) -> Estimate:
-    """The same for a target that is known."""
+    """The same for a target that is known. DeviceError also where training would refuse the config's attention."""
     case = Case(config, target, parallel or Parallel())
     case.parallel.check(config)
-    attentions = [choice for choice in ("unfused", "fused", "sdpa") if _is_possible(config, choice)]
+    refusal = _refusal(config, target, config.model.attention)
+    if refusal:
+        raise DeviceError(refusal)
+    attentions = [choice for choice in ("unfused", "fused", "sdpa") if not _refusal(config, target, choice)]
     rows = {attention: _rows(case, attention) for attention in attentions}
     own = (config.model.attention, _own_name(config))
     return Estimate(case, rows, own, advise(case, rows))
 
 
-def _is_possible(config: Config, attention: str) -> bool:
-    """sdpa has no dropout in attention."""
-    return attention != "sdpa" or config.model.attention_dropout_p == 0
+def _refusal(config: Config, target: Target, attention: str) -> str | None:
+    """Why training would refuse this attention; None where it takes it."""
+    model = config.model
+    if attention == "sdpa" and model.attention_dropout_p > 0:
+        return "attention sdpa drops nothing"
+    on_triton = model.kernel_backend == "triton" or (model.kernel_backend == "auto" and target.on_gpu)
+    backend = "triton" if on_triton else "torch"
+    return refused_attention(attention, backend, model.hidden_size, model.num_attention_heads)
 
 
 def _rows(case: Case, attention: str) -> dict[str, Row]:

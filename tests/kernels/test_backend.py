@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,6 +85,30 @@ def test_the_ops_refuse_triton_on_a_cpu_in_a_process_of_their_own():
     )
     refusal = (
         "Triton kernels do not run on device cpu: use --kernel-backend torch or auto "
-        "(or set TRITON_INTERPRET=1 to run them slowly in Triton's interpreter)"
+        "(or set TRITON_INTERPRET=1 to run them slowly in Triton's interpreter, in fp32 or fp16)"
     )
     assert child.stdout.splitlines() == ["(2, 1, 4)", "(2, 1, 4)", refusal, refusal]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_interpreter_is_refused_in_bf16_alone(dtype, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert resolve_backend("auto", CPU, dtype) == "torch"
+    if dtype != torch.bfloat16:
+        assert resolve_backend("triton", CPU, dtype) == "triton"
+        return
+    with pytest.raises(ValueError, match="wrongly in bf16: use --dtype fp32 or fp16, or --kernel-backend torch"):
+        resolve_backend("triton", CPU, dtype)
+
+
+def test_train_refuses_the_interpreter_in_bf16_in_one_line(tmp_path):
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(root / "train.py"), "--config", str(root / "configs/tiny.yaml")]
+    command += ["--run-dir", str(tmp_path / "run"), "--device", "cpu", "--kernel-backend", "triton", "--dtype", "bf16"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    assert child.returncode == 2
+    assert child.stderr.startswith("error: Triton's interpreter (TRITON_INTERPRET=1) computes wrongly in bf16: use ")
+    assert len(child.stderr.splitlines()) == 1
+    assert child.stdout == ""
+    assert not (tmp_path / "run").exists()
