@@ -66,6 +66,8 @@ soak: $(TEST_STAMP)
 DRY :=
 GPU_TORCH := 2.11.0
 GPU_VENV := .venv-gpu
+# What transformers' command line brings, and not every image has.
+NOT_IN_IMAGES := typer pydantic pydantic_core annotated-types typing-inspection rich markdown-it-py mdurl
 GPU_PYTHON := $(or $(PY),$(if $(DRY),$(GPU_VENV)/bin/python,$(if $(wildcard .venv/.train-installed),.venv/bin/python,python3)))
 
 gpu: $(if $(DRY),gpu-wheels)
@@ -77,8 +79,8 @@ gpu-wheels:
 
 $(VENV)/.image-installed: $(VENV)/.python $(CONSTRAINTS)
 	@echo 'Installing what a GPU image has into $(VENV): some GB, once.'
-	@$(PIP_INSTALL) torch triton numpy pytest
-	@$(PIP_INSTALL) --no-deps transformers
+	@$(PIP_INSTALL) torch triton numpy pytest transformers
+	@$(VENV)/bin/python -m pip uninstall --quiet --yes $(NOT_IN_IMAGES)
 	@touch $@
 
 # For any image with glibc 2.28 and its Python; pip takes exactly the platforms that are named.

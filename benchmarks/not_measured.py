@@ -13,7 +13,8 @@ INTRODUCTION = """# Not measured on a GPU
 `python benchmarks/not_measured.py` writes this page from the runner's own lists. None of what follows has been
 measured, and no figure of it is claimed anywhere. Every command stops itself after 7.5 minutes; with `--out` it skips
 what an earlier start has finished. Status 3 means that the GPU failed, and that the same command goes on without what
-made it fail. `--list --device cuda` names a part's cases on any machine."""
+made it fail. `--list --device cuda` names a part's cases on any machine. `make gpu` ([gpu.md](../gpu.md)) measures the
+goals, checks the bits and runs the tests in one call."""
 
 
 PEAK = (

@@ -36,6 +36,7 @@ MARK = "mark.cuda"
 SILENCE_SECONDS = 60.0
 TOGETHER = 12  # tests of one function that stay in one process, for the kernels that they share
 MOST_LANES = 8
+IDLE_STARTS = 2  # processes of a lane that have not even begun: another one would not either
 BROKEN = ("crashed", "hung")
 
 
@@ -100,7 +101,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Suite:
-    """options: further ones for pytest. folder: for lists of tests; results, log: files to append to."""
+    """folder: for lists of tests; results, log: files to append to. root: of the tests; options: further ones."""
 
     folder: Path
     results: Path
@@ -108,6 +109,7 @@ class Suite:
     environment: Mapping[str, str]
     options: Sequence[str] = ("-m", "cuda")
     silence: float = SILENCE_SECONDS
+    root: Path = ROOT
 
     def collect(self, paths: Sequence[str]) -> Child:
         """Starts what writes the ids that `collected` reads."""
@@ -128,20 +130,27 @@ class Suite:
 
     def _run_lane(self, lane: str, tests: Sequence[str], clock: Clock) -> int:
         """How many processes there were."""
-        starts, waiting = 0, list(tests)
-        while waiting and clock.left() > LEAST_SECONDS:
+        starts, idle, waiting = 0, 0, list(tests)
+        while waiting and idle < IDLE_STARTS and clock.left() > LEAST_SECONDS:
             starts += 1
             take = self.folder / f"lane-{lane}.json"
             take.write_text(json.dumps(waiting))
-            paths = sorted({test.partition("::")[0] for test in waiting})
-            options = ["-v", "--tb=short", "--gpu-take", str(take), "--gpu-results", str(self.results)]
+            paths = sorted({str(self.root / test.partition("::")[0]) for test in waiting})
+            options = [
+                "-v",
+                "--tb=short",
+                "--continue-on-collection-errors",
+                "--gpu-take",
+                str(take),
+                "--gpu-results",
+                str(self.results),
+            ]
             ended = self._pytest(f"tests {lane}", [*paths, *options, "--gpu-lane", lane]).wait(
                 clock.left(), self.silence
             )
             results = self._judge(lane, ended, clock)
             left = [test for test in waiting if test not in results.outcomes]
-            if len(left) == len(waiting):  # it has not even begun: another one would not either
-                break
+            idle = idle + 1 if len(left) == len(waiting) else 0
             waiting = left
         return starts
 
@@ -158,7 +167,8 @@ class Suite:
 
     def _pytest(self, name: str, arguments: Sequence[str]) -> Child:
         command = [sys.executable, "-m", "pytest", "-p", "benchmarks.gpu.plugin", "-p", "no:cacheprovider"]
-        return Child(name, [*command, *self.options, *arguments], self.log, self.environment)
+        environment = {**self.environment, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # whatever else a machine has
+        return Child(name, [*command, *self.options, *arguments], self.log, environment)
 
     @property
     def _list(self) -> Path:
