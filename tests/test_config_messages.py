@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from megaselect.config import Config
+from megaselect.config.yaml_file import read_yaml
 from megaselect.errors import ConfigError
 
 SHAPE = {"num_layers": 4, "hidden_size": 192, "num_attention_heads": 6, "seq_length": 128, "vocab_size": 4096}
@@ -233,6 +234,29 @@ FILES = [
         "line 3: the key num_layers was given on line 2 already; delete one of the two",
     ),
     (MODEL + "on: 3\n", "line 2: the key on is not text but True to YAML; quote it"),
+    (
+        "model:\n  num_layers: 010\n",
+        "line 2: num_layers: 010 is 8 to YAML (base 8); write 10 or 8, whichever is meant, or quote it if it is text",
+    ),
+    (
+        "model: {seq_length: -1:30}\n",
+        "line 1: seq_length: -1:30 is -90 to YAML (base 60); write -90, or quote it if it is text",
+    ),
+    (
+        "training: {lr: 1:30.5}\n",
+        "line 1: lr: 1:30.5 is 90.5 to YAML (base 60); write 90.5, or quote it if it is text",
+    ),
+    (
+        "data:\n  blend: [0.5, a,\n          0_17, b]\n",
+        "line 3: blend: 0_17 is 15 to YAML (base 8); write 17 or 15, whichever is meant, or quote it if it is text",
+    ),
+    (
+        "a: [[0" + "7" * 4000 + "]]",
+        "line 1: 0"
+        + "7" * 59
+        + " is a number of 12000 bits to YAML (base 8); write a number of 13286 bits or a number "
+        "of 12000 bits, whichever is meant, or quote it if it is text",
+    ),
     ("model: {a: 1,\n", "line 2: not valid YAML: expected the node content, but found '<stream end>'"),
     ("a: 1\n\tb: 2", "line 2: not valid YAML: found character '\\t' that cannot start any token"),
     (MODEL + "training: {run_dir: 2024-13-01}", "not valid YAML: month must be in 1..12"),
@@ -251,6 +275,12 @@ FILES = [
 @pytest.mark.parametrize(("text", "message"), [*UNKNOWN, *VALUES, *RULES, *RECOMPUTE, *FILES])
 def test_each_mistake_in_a_file_has_its_own_line(text, message, tmp_path, monkeypatch):
     assert load_error(text, tmp_path, monkeypatch) == f"c.yaml: {message}"
+
+
+def test_numbers_that_mean_what_they_seem_to(tmp_path):
+    (tmp_path / "c.yaml").write_text("a: [0, 00, 07, -7, 1_000, 0x1F, 0b11, 10, 0.5, 1.e+3, '010', '1:30', 08]")
+    numbers = [0, 0, 7, -7, 1000, 31, 3, 10, 0.5, 1000.0, "010", "1:30", "08"]
+    assert read_yaml(tmp_path / "c.yaml") == {"a": numbers}
 
 
 def test_deep_nesting_is_an_error_of_the_file(tmp_path, monkeypatch):

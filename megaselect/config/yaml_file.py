@@ -1,23 +1,55 @@
-"""Reads a YAML file strictly: no key twice, no key that is not text, and one line that says what is wrong and where."""
+"""Reads a YAML file strictly: no key twice, no key that is not text, no number that is another one to YAML than to its
+reader, and one line that says what is wrong and where."""
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
+from megaselect.config.shown import LONGEST_VALUE, shown
 from megaselect.errors import ConfigError
 
 _CONVERSION_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 _MOST_KEYS = 10_000
+
+# What YAML 1.1 reads in base 8 and in base 60: 010 as 8, 1:30 as 90.
+_OCTAL = re.compile(r"[-+]?0[0-7_]*[0-7][0-7_]*")
 _LARGEST_FILE_BYTES = 2**18
 
 
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader lets the last of two equal keys win and reads `on:` as True; both are mistakes here."""
 
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._key_of: dict[yaml.Node, str] = {}  # of a value, or of the list that it is in
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """A whole number in base 10, 16 (0x) or 2 (0b)."""
+        number = super().construct_yaml_int(node)
+        if ":" in node.value:
+            self._refuse(node, number, 60, f"write {shown(number)}")
+        elif _OCTAL.fullmatch(node.value) and (decimal := int(node.value.replace("_", ""))) != number:
+            self._refuse(node, number, 8, f"write {shown(decimal)} or {shown(number)}, whichever is meant")
+        return number
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        """A number in base 10."""
+        number = super().construct_yaml_float(node)
+        if ":" in node.value:
+            self._refuse(node, number, 60, f"write {shown(number)}")
+        return number
+
+    def _refuse(self, node: yaml.ScalarNode, number: float, base: int, remedy: str) -> NoReturn:
+        written = node.value[:LONGEST_VALUE]
+        place = f"line {node.start_mark.line + 1}: " + (f"{self._key_of[node]}: " if node in self._key_of else "")
+        reading = f"{written} is {shown(number)} to YAML (base {base})"
+        raise ConfigError(f"{place}{reading}; {remedy}, or quote it if it is text")
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         first_line: dict[Any, int] = {}
-        for key_node, _ in node.value:
+        for key_node, value_node in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
@@ -28,6 +60,8 @@ class _StrictLoader(yaml.SafeLoader):
                     f"line {line}: the key {key} was given on line {first_line[key]} already; delete one of the two"
                 )
             first_line[key] = line
+            values = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+            self._key_of.update(dict.fromkeys(values, key))
         return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -35,6 +69,10 @@ class _StrictLoader(yaml.SafeLoader):
         super().flatten_mapping(node)
         if len(node.value) > _MOST_KEYS:
             raise ConfigError(f"line {node.start_mark.line + 1}: merges more than {_MOST_KEYS:,} keys")
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
+_StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_yaml_float)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def load_trained_model(place: Path, which: str | None, device: str, tokenizer: P
     named = tokenizer or (kept if kept.is_file() else None)
     config = Config.from_dict(checkpoint.saved.config, str(checkpoint.path / "state.json"), _OVERRIDES)
     # What lies beside the data now may be another one: the data can have been prepared anew since.
-    words = Tokenizer(named) if named else open_tokenizer(config)
+    words = Tokenizer(named) if named else _tokenizer_of_data(checkpoint, config)
     if words is not None and words.vocab_size > config.model.vocab_size:
         raise DataError(
             f"the tokenizer {named} has {words.vocab_size:,} pieces, and the model of {checkpoint.path} a vocabulary "
@@ -84,6 +84,16 @@ def load_trained_model(place: Path, which: str | None, device: str, tokenizer: P
             "--tokenizer"
         )
     return TrainedModel(_build(checkpoint, config, where), words, checkpoint.path, notes)
+
+
+def _tokenizer_of_data(checkpoint: Checkpoint, config: Config) -> Tokenizer | None:
+    try:
+        return open_tokenizer(config)
+    except DataError as error:
+        raise DataError(
+            f"{checkpoint.path}: its run kept no tokenizer, and that of its data cannot be used ({error}): name the "
+            "one that the run was trained with by --tokenizer"
+        ) from None
 
 
 def _open(place: Path, which: str | None) -> tuple[Checkpoint, list[str]]:

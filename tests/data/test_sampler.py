@@ -1,3 +1,4 @@
+import os
 import random
 
 import numpy as np
@@ -120,3 +121,15 @@ def test_tokens_outside_the_models_vocabulary_are_refused(write_tokens, write_in
     negative = write_index(np.array([1, -2, 3], dtype="i1").tobytes(), (3,), (0,), (0, 1), code=2)
     with pytest.raises(DataError, match="holds token id -2, outside"):
         TokenSource(negative, 2, 0, vocab_size=99).batch(0, 1)
+
+
+def test_a_file_cut_short_under_a_run_is_named(write_tokens):
+    prefix = write_tokens("a", range(101))
+    source = TokenSource(prefix, 10, 7, shuffle=False)
+    expected = source.batch(0, 4).tokens
+    os.truncate(f"{prefix}.bin", 100)
+    assert torch.equal(source.batch(0, 4).tokens, expected)
+    with pytest.raises(
+        DataError, match=r"a\.bin was cut short after it was opened: it has 100 bytes, and 22 from byte"
+    ):
+        source.batch(4, 4)
