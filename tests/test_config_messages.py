@@ -254,7 +254,7 @@ FILES = [
         "a: [[0" + "7" * 4000 + "]]",
         "line 1: 0"
         + "7" * 59
-        + " is a number of 12000 bits to YAML (base 8); write a number of 13286 bits or a number "
+        + " is a number of 12000 bits to YAML (base 8); write a number of 13288 bits or a number "
         "of 12000 bits, whichever is meant, or quote it if it is text",
     ),
     ("model: {a: 1,\n", "line 2: not valid YAML: expected the node content, but found '<stream end>'"),

@@ -14,7 +14,7 @@ _CONVERSION_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, V
 _MOST_KEYS = 10_000
 
 # What YAML 1.1 reads in base 8 and in base 60: 010 as 8, 1:30 as 90.
-_OCTAL = re.compile(r"[-+]?0[0-7_]*[0-7][0-7_]*")
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _LARGEST_FILE_BYTES = 2**18
 
 
