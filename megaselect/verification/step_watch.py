@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from sys import _getframe
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class StepWatch(RerunMode):
         self.drawn = self.redrawn = 0
         self._meet = meet
         self._paths = {id(module): path or type(module).__name__ for path, module in model.named_modules()}
-        self._random: dict[str, list[list[Tensor]]] = defaultdict(list)
+        self._random: dict[str, list[_Draw]] = defaultdict(list)
         self._results: dict[str, set[int]] = defaultdict(set)
 
     def calling(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -49,14 +49,15 @@ class StepWatch(RerunMode):
             self._computed(operator_name(op), out, again)
 
     def _drew(self, name: str, results: list[Tensor], again: bool) -> None:
+        draw = _Draw(self._path(), results)
         if not again:
             self.drawn += 1
-            self._random[name].append(results)
+            self._random[name].append(draw)
             return
         self.redrawn += 1
-        fault = _fault(results, self._random[name])
+        fault = _fault(draw, self._random[name])
         if fault:
-            self.faults.append(f"{self._path()}: {name} in backward {fault}")
+            self.faults.append(f"{draw.path}: {name} in backward {fault}")
 
     def _computed(self, name: str, out: Any, again: bool) -> None:
         """Operators that forward did not call at all (torch takes others where it needs no graph) say nothing."""
@@ -81,14 +82,30 @@ class StepWatch(RerunMode):
         return "outside the model's modules"
 
 
-def _fault(results: list[Tensor], candidates: list[list[Tensor]]) -> str:
-    """Why results of a second run are none of forward's; empty where they are."""
-    alike = [first for first in candidates if [one.shape for one in first] == [one.shape for one in results]]
-    if any(all(map(torch.equal, first, results)) for first in alike):
+class _Draw(NamedTuple):
+    """What a call drew, and in which module."""
+
+    path: str
+    results: list[Tensor]
+
+    def is_like(self, other: _Draw) -> bool:
+        return [one.shape for one in self.results] == [one.shape for one in other.results]
+
+
+def _fault(draw: _Draw, candidates: list[_Draw]) -> str:
+    """Why what a second run drew is nothing that forward drew; empty where it is.
+
+    Looked for in all of forward: the second run of a method or a lambda has no module's call on its stack.
+    """
+    alike = [first for first in candidates if first.is_like(draw)]
+    if any(all(map(torch.equal, first.results, draw.results)) for first in alike):
         return ""
     if not alike:
         return "draws what forward did not draw"
-    wrong = next((got, want) for got, want in zip(results, alike[0], strict=True) if not torch.equal(got, want))
+    first = next((first for first in alike if first.path == draw.path), alike[0])
+    wrong = next(
+        (got, want) for got, want in zip(draw.results, first.results, strict=True) if not torch.equal(got, want)
+    )
     return f"draws other numbers than in forward: the result {by_how_much(*wrong)}"
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from run_document import as_printed
 
-from megaselect.verification import any_module, directional, own_model
+from megaselect.verification import directional, module_checks, own_model
 
 DOCUMENT = Path(__file__).parents[2] / "docs/verify.md"
 ANY_MODULE = (
-    *(any_module.BACKWARD, any_module.RANDOM, any_module.BITS, any_module.BUFFERS),
-    *(directional.NAME, any_module.GRADIENTS, any_module.SAVES),
+    *(module_checks.BACKWARD, module_checks.RANDOM, module_checks.BITS, directional.NAME),
+    *(module_checks.SECOND_RUN, module_checks.STATE, module_checks.GRADIENTS, module_checks.SAVES),
 )
 
 
