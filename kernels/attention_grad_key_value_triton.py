@@ -60,9 +60,7 @@ def _add_rows(
     p = tl.exp2(scores * score_scale - statistic[None, :])
     if MASKED:
         # Columns outside need no comparison: what they make of p stays in rows of the sums that are not stored.
-        ahead = (
-            first_column - first_row - (row_offset - column_offset)
-        )  # how far the first column is past the first row
+        ahead = first_column - first_row - (row_offset - column_offset)  # of the first column, to the first row
         dead = tl.arange(0, BLOCK_N)[:, None] + ahead > lane[None, :]
         p = tl.where(dead, 0.0, p)
     grad = tl.dot(value, tl.trans(grad_tile), input_precision="ieee")
@@ -72,7 +70,7 @@ def _add_rows(
             row_offset + first_row, column_offset + first_column, sample, site, seed_low, seed_high,
             THRESHOLD, BLOCK_M, BLOCK_N,
         )  # fmt: skip
-        # Not a select between constants: Triton 3.6 shares those between the loops, and converts the tile in the second.
+        # No select between constants: Triton 3.6 shares those of both loops, and converts the tile in the second.
         factor = kept.to(tl.float32)
         kept_p = p * factor
         grad = grad * factor

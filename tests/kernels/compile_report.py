@@ -49,6 +49,8 @@ TELLING = {  # what the report counts: SASS opcodes by pattern
     "barrier": r"BAR",
     "spill": r"LDL|STL",
 }
+# The products of Philox's rounds: its two constants as nvdisasm prints them. Other wide multiplies make addresses.
+PHILOX = re.compile(r"IMAD\.(?:WIDE|HI)\S* .*(?:-0x2daee0ad|0xd2511f53|-0x326172a9|0xcd9e8d57)")
 FORMS = {  # storage form: (store_probs, store_mask)
     "none": (True, True),
     "dropout": (True, False),
@@ -264,6 +266,7 @@ def report(case, kernel):
         "counts": {
             name: sum(re.match(pattern, code) is not None for code in opcodes) for name, pattern in TELLING.items()
         },
+        "philox_multiplies": len(PHILOX.findall(sass)),
         # sm_80 adds in bf16 as a multiply-add with 1: nothing is contracted there
         "ptx_fma": len(re.findall(r"^\s*fma\.(?!rn\.bf16)", kernel.asm["ptx"], re.M)),
         "ex2_arguments": origins(kernel.asm["ptx"]),

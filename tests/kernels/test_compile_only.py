@@ -138,7 +138,9 @@ def test_layernorm_after_dropout_exchanges_only_words(programs):
     for found in select(programs, kernel=HIDDEN_NORM, width=4096, form="softmax+dropout", capability=90):
         if found["program"] == "_sum_partials_kernel":
             continue
-        big = [tensor for tensor in found["conversions"] if not tensor.startswith(("1x1x", "4096x"))]
+        # A row's statistic is one element: 1x1xf32 with Triton 3.7 and later, 1xf32 with 3.6.
+        small = ("1xf32", "1x1xf32", "4096xf32")
+        big = [tensor for tensor in found["conversions"] if tensor not in small]
         assert big == ["1x64x1x4x1xi32"], found  # 256 words for 4096 elements: half the bits of each go unused
         assert found["counts"]["wide multiply"] < 120, found  # 40 a word and thread; 16 words a thread without it
 
@@ -168,5 +170,8 @@ def test_attention_expands_its_mask_where_the_products_left_the_scores(programs)
         found = {tensor for tensor in program["conversions"] if tensor.endswith(("xi32", "xi1", "xi8", "xui32"))}
         transposed = program["program"] == "grad_key_value_kernel"
         if program["capability"] == 90:
-            assert program["counts"]["wide multiply"] < 150, program  # each word once: 40 in each of two loops
+            # Each word once: at most 40 products in each of two loops. Philox's alone: how many wide multiplies make
+            # addresses is the compiler's affair (60 more with Triton 3.6, which reads row statistics where they go).
+            dropped = program["form"] != "no dropout"
+            assert (40 if dropped else 0) <= program["philox_multiplies"] <= (80 if dropped else 0), program
         assert found == ({words[program["capability"], program["width"]]} if transposed else set()), program
