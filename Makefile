@@ -18,6 +18,7 @@ endif
 ifeq ($(TORCH),)
 CONSTRAINTS := constraints.txt
 PYTHON_NAMES := python3 python3.11 python3.12 python3.13 python3.14
+NO_PYTHON := Megaselect needs Python 3.11 or newer, and no python3 here is; install one, or name it with PY=
 else
 CONSTRAINTS := $(VENV)/constraints.txt
 # The fields of this version's line: torch, Python, packages.
@@ -26,6 +27,7 @@ ifeq ($(ROW),)
 $(error no line of torch-versions.txt is for torch $(TORCH); it has $(shell awk '!/^#/ { print $$1 }' torch-versions.txt))
 endif
 PYTHON_NAMES := python$(word 2,$(ROW)) $(wildcard $(HOME)/.pyenv/versions/$(word 2,$(ROW)).*/bin/python)
+NO_PYTHON := torch $(TORCH) is tested with Python $(word 2,$(ROW)), and there is no python$(word 2,$(ROW)) here
 endif
 
 # A process for each core, four at most, where pytest-xdist is installed. A file's tests share fixtures and so a process.
@@ -109,7 +111,7 @@ $(VENV)/.python:
 		echo "error: $$broken cannot make virtual environments; on Debian and Ubuntu: apt-get install $$package" >&2; exit 1; \
 	fi; \
 	if [ -z "$$python" ]; then \
-		echo "error: none of $(PYTHON_NAMES) is a Python of version 3.11 or newer here; install one, or name it with PY=" >&2; exit 1; \
+		echo "error: $(NO_PYTHON)" >&2; exit 1; \
 	fi; \
 	$$python -m venv --clear $(VENV)
 	@touch $@
