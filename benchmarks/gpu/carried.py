@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.gpu.child import ROOT
 
 WHEELS = ROOT / "build" / "gpu-wheels"
+MISSING = "MISSING"
 NEEDED = ("einops", "pydantic", "rich", "safetensors", "sentencepiece", "yaml", "zstandard")  # of what is imported
 
 
@@ -26,7 +27,7 @@ def install(target: Path, wheels: Path = WHEELS, seconds: float = 60) -> str:
         importlib.invalidate_caches()
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(target), os.environ.get("PYTHONPATH")]))
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    return f"{said}; MISSING: {', '.join(missing)}" if missing else said
+    return f"{said}; {MISSING}: {', '.join(missing)}" if missing else said  # wheels may not fit, and not be missed
 
 
 def _run(command: list[str], seconds: float) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.benchmark import Benchmark
-from benchmarks.gpu.carried import WHEELS
+from benchmarks.gpu.carried import MISSING, WHEELS
 from benchmarks.gpu.child import Child
 from benchmarks.gpu.origin import commit
 from benchmarks.gpu.parts import Clock, Part, Row
@@ -49,7 +49,7 @@ class Run:
         self.planned = cases_of(parse(["headline"]), torch.device("cuda"))[0]
         self.cases: list[Case] = cases_of(parse(["headline"]), torch.device("cpu"))[0] if dry else self.planned
         self.tests: list[str] = []
-        self.troubles: list[str] = [said] if "MISSING" in said or "failed" in said else []
+        self.troubles: list[str] = [said] if MISSING in said else []
         self.background: list[Child] = []
         self.collection: Child | None = None
         self.parts = [

@@ -57,12 +57,12 @@ def test_passes(number):
     pass
 def test_loses_the_gpu(break_gpu):
     assert not "the GPU failed"
+def test_fails():
+    assert 1 == 2, "as it should"
 def test_dies():
     os.abort()
 def test_hangs():
     threading.Event().wait()
-def test_fails():
-    assert 1 == 2, "as it should"
 def test_skips():
     pytest.skip("for a reason")
 def test_last():

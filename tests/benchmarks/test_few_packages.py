@@ -37,7 +37,7 @@ def test_every_script_runs_without_other_packages(runner):
         [PAGE],
     ]
     process = runner.process("-c", WITHOUT, json.dumps(scripts))
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     rivals, headline, kernels, growth, page = json.loads(out.splitlines()[-1])
 

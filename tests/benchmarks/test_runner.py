@@ -95,34 +95,40 @@ def test_turns_rotate_and_one_failure_ends_one_contender():
     assert (results["c"].status, results["c"].reason) == ("error", "RuntimeError: no")
 
 
-def test_what_a_failed_step_has_timed_is_nobody_elses():
+@pytest.fixture
+def clock(monkeypatch):
+    """The host's clock, from which times are taken: it stands still but for what a test puts it on by."""
+    hands = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("megaselect.training.clock.time", SimpleNamespace(perf_counter=lambda: hands.now))
+    return hands
+
+
+def test_what_a_failed_step_has_timed_is_nobody_elses(clock):
     def stumble():
-        time.sleep(0.05)
+        clock.now += 1
         raise RuntimeError("no")
 
-    clock = timing.Clock(torch.device("cpu"))
+    marks = timing.Clock(torch.device("cpu"))
     batch, optimizer = None, SimpleNamespace(backward=lambda _: stumble(), step=lambda _: None)
     family = SimpleNamespace(loss=lambda _: None, optimizer=optimizer, learning_rate=0.1)
     with pytest.raises(RuntimeError):
-        step_cases.step(family, batch, clock)
+        step_cases.step(family, batch, marks)
     optimizer.backward = lambda _: None
-    phases = step_cases.step(family, batch, clock)
-    assert len(phases) == 3
-    assert sum(phases) < 25
+    assert step_cases.step(family, batch, marks) == [0, 0, 0]
 
 
-def test_one_that_fails_in_a_later_round_ends_alone():
+def test_one_that_fails_in_a_later_round_ends_alone(clock):
     calls = iter(range(100))
 
     def wears_out():
         if next(calls) >= 4:  # after three to warm up and the first round
-            time.sleep(0.05)
+            clock.now += 1
             raise torch.OutOfMemoryError("full")
 
     results = timing.take_turns({"b": wears_out, "a": lambda: None}, timing.Stopwatch(torch.device("cpu")), 3, 0.0)
     assert (results["b"].status, results["b"].milliseconds) == ("oom", [])
-    assert (results["a"].status, len(results["a"].milliseconds)) == ("ok", 3)
-    assert max(results["a"].milliseconds) < 25  # the other's last moments are not among them
+    # The other's last moments are not among its times.
+    assert (results["a"].status, results["a"].milliseconds) == ("ok", [0, 0, 0])
 
 
 def test_what_made_the_gpu_fail_is_not_tried_again(tmp_path, monkeypatch):
@@ -161,10 +167,8 @@ def test_what_made_the_gpu_fail_is_not_tried_again(tmp_path, monkeypatch):
 def test_a_case_that_takes_too_long_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "GRACE_SECONDS", 0.0)
     path = tmp_path / "cases.jsonl"
-    endless = Case("endless", lambda bench: [bench.attempt("x", lambda: time.sleep(30))], 0)
-    started = time.monotonic()
-    outcome = run_cases([case("a"), endless, case("b")], bench(), CaseLog(path, CODE), 0.8 / 60)
-    assert time.monotonic() - started < 10
+    endless = Case("endless", lambda bench: [bench.attempt("x", lambda: time.sleep(600))], 0)
+    outcome = run_cases([case("a"), endless, case("b")], bench(), CaseLog(path, CODE), 2 / 60)
     assert [row["case"] for row in outcome.rows] == ["a"]
     assert outcome.left_out == dict.fromkeys(("endless", "b"), "the time was up while a case ran")
     assert set(CaseLog(path, CODE).finished) == {"a"}
