@@ -90,7 +90,7 @@ class Results:
     def _write(self, record: dict[str, object]) -> None:
         """In one write, since other processes append too."""
         line = json.dumps({"lane": self._lane, **record}) + "\n"
-        file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             os.write(file, line.encode())
         finally:
