@@ -13,6 +13,7 @@ TENSORBOARD = ["tensorboard>=2.18"]
 TEST = [
     *("pytest>=8", "hypothesis>=6", "pytest-xdist>=3.6", "ruff>=0.9"),
     *("transformers>=4.50", "megatron-core>=0.14"),  # what ours is compared with
+    "torch_remat>=0.2.2",  # what verify is tried on
     *(*REPORT, *DASHBOARD, *TENSORBOARD),
 ]
 
