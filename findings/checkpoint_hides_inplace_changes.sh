@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Checkpointing and saved-tensor hooks switch off autograd's check of tensors that were changed in place.
 #
-# torch 2.13.0 (2.15.0 gives the same).
+# torch 2.13.0 (2.14.1 and 2.15.0 give the same numbers).
 #
 # Autograd counts the changes of every tensor it saves, and refuses backward where one was changed since: one relies on
 # an error, never on a wrong gradient. But a tensor that went through a pack hook is not checked. So a hook that returns
 # what it was given, to count bytes or to look, makes a step that is refused without it run to its end, with wrong
-# gradients. A non-reentrant checkpoint is made of such hooks: what happens inside a region is not checked either. And of
+# gradients. A non-reentrant checkpoint is made of such hooks: what happens inside a region is not checked either. Of
 # what a region is called with, positional tensors alone are saved with the check. A mask that comes by keyword or
 # closure (transformers hands its layers all but the hidden state by keyword) is read as it is when backward comes,
 # whoever refilled the buffer since.

@@ -4,14 +4,14 @@
 # peft 0.21.2, transformers 5.23.0, torch 2.13.0.
 #
 # from_pretrained returns a model in evaluation mode. get_peft_model puts wrappers around it, and these are new modules,
-# in training mode: model.training is True. The layers inside are still in evaluation mode, and transformers recomputes a
-# layer only where layer.training is set; elsewhere gradient_checkpointing_enable() has no effect and no word is said.
+# in training mode: model.training is True. The layers inside are still in evaluation mode, and transformers recomputes
+# a layer only where layer.training is set; elsewhere gradient_checkpointing_enable() has no effect and no word is said.
 # Gradients are computed all the same, so a loop that looks at model.training before it calls train(), or trusts it,
 # keeps every activation; the model's own dropout is off, too, while the adapters' is on. The same happens to whoever
 # sets the frozen model to eval() to be rid of its dropout: with dropout goes recomputation.
 #
-# What to do: call train() always, whatever model.training says; set dropout to 0 in the config in place of eval(); count
-# the runs of a layer in one step.
+# What to do: call train() always, whatever model.training says; set dropout to 0 in the config in place of eval(), and
+# count the runs of a layer in one step.
 #
 # Seen, two layers:
 #   loaded and wrapped:  model.training True, is_gradient_checkpointing True, layer.training False
