@@ -61,9 +61,7 @@ class _Step:
             return
         judged = list(self._same_gradients())
         yield from judged
-        yield from module_checks.second_run(
-            as_is.watch, all(one.outcome in (Outcome.PASSED, Outcome.WARNING) for one in judged)
-        )
+        yield from module_checks.second_run(as_is.watch, judged)
         if self._can_be_switched_off() and not plain.error:
             yield check(module_checks.STATE, module_checks.state_faults(as_is, plain))
         yield module_checks.without_gradient(self.model, as_is, plain)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from megaselect.compatibility import CHECKPOINT_WRAPPER_MODULE
 from megaselect.verification.differences import differences
-from megaselect.verification.module_run import ModuleRun, as_line
+from megaselect.verification.module_run import ModuleRun, as_line, is_flagged
 from megaselect.verification.report import Check, Outcome, check
 from megaselect.verification.step_watch import StepWatch
 
@@ -33,11 +33,17 @@ def random_numbers(watch: StepWatch) -> Check:
     return check(RANDOM, watch.faults, f"{again} drawn again, each the same{once}" if again else "none drawn again")
 
 
-def second_run(watch: StepWatch, gradients_are_right: bool) -> Iterator[Check]:
-    """Where the second run departs from the first. Right gradients show that nothing that they depend on did."""
+def second_run(watch: StepWatch, judged: Sequence[Check]) -> Iterator[Check]:
+    """Where the second run departs from the first. Right gradients (judged) show that nothing that they need did.
+
+    But for another dtype, unless the bits are the same: differences are taken in one dtype.
+    """
     if not watch.rerun.calls:
         return
-    if watch.changed and gradients_are_right:
+    right = all(one.outcome in (Outcome.PASSED, Outcome.WARNING) for one in judged)
+    if watch.cast and not any(one.name == BITS for one in judged):
+        yield check(SECOND_RUN, watch.cast)
+    elif watch.changed and right:
         yield Check(SECOND_RUN, Outcome.WARNING, f"{watch.changed[0]}; no gradient shows it")
     else:
         yield check(SECOND_RUN, watch.changed, "each result is one that forward had")
@@ -109,7 +115,7 @@ def _signs(model: nn.Module, plain: ModuleRun) -> Iterator[str]:
     if plain.regions:
         yield f"{plain.regions} checkpointed regions ran in forward, and not again"
     flagged = len(list(_flagged(model)))
-    if flagged:
+    if flagged and plain.flagged_ran:  # a step may drop every layer at random
         yield f"gradient_checkpointing is set on {flagged} modules"
     wrapper: Any = getattr(sys.modules.get(CHECKPOINT_WRAPPER_MODULE), "CheckpointWrapper", ())
     wrapped = sum(isinstance(module, wrapper) for module in model.modules())
@@ -118,7 +124,7 @@ def _signs(model: nn.Module, plain: ModuleRun) -> Iterator[str]:
 
 
 def _flagged(model: nn.Module) -> Iterator[nn.Module]:
-    return (module for module in model.modules() if getattr(module, "gradient_checkpointing", False))
+    return (module for module in model.modules() if is_flagged(module))
 
 
 def notes(model: nn.Module, plain: ModuleRun, compiled: bool) -> Iterator[str]:

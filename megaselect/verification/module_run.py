@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,8 @@ class ModuleRun:
     """values: loss, then gradients of parameters and of inputs that ask for one. error: what backward raised, or None.
 
     state: buffers, and numbers and tensors in attributes of modules, after the step. regions: calls of torch's
-    checkpoint, counted where it was switched off.
+    checkpoint, counted where it was switched off. flagged_ran: whether an innermost module with gradient_checkpointing
+    set ran as it is without it.
     """
 
     values: dict[str, Tensor | None]
@@ -35,6 +36,7 @@ class ModuleRun:
     stored_bytes: int
     watch: StepWatch
     regions: int
+    flagged_ran: bool
     error: Exception | None
 
     @property
@@ -66,6 +68,7 @@ def run_module(
         leaf.grad = None
     watch = StepWatch(model, start.meet)
     with contextlib.ExitStack() as stack:
+        flagged = stack.enter_context(_calls_of_flagged(model))
         if compiled:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         recording = contextlib.ExitStack()
@@ -77,7 +80,26 @@ def run_module(
         error = _backward(loss)
     values = {LOSS: loss.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
     state = {**{name: buffer.clone() for name, buffer in model.named_buffers()}, **values_on(model)}
-    return ModuleRun(values, state, stored.total, watch, off.count if off else 0, error)
+    return ModuleRun(values, state, stored.total, watch, off.count if off else 0, bool(flagged), error)
+
+
+@contextlib.contextmanager
+def _calls_of_flagged(model: nn.Module) -> Iterator[list[None]]:
+    """An entry for each call of a module with gradient_checkpointing set, and of no module around such a one."""
+    calls: list[None] = []
+    flagged = [module for module in model.modules() if is_flagged(module)]
+    innermost = [module for module in flagged if not any(map(is_flagged, list(module.modules())[1:]))]
+    handles = [module.register_forward_pre_hook(lambda *_: calls.append(None)) for module in innermost]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def is_flagged(module: nn.Module) -> bool:
+    """Whether somebody has switched checkpointing on there, as transformers does."""
+    return bool(getattr(module, "gradient_checkpointing", False))
 
 
 def _backward(loss: Tensor) -> Exception | None:

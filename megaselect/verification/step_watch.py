@@ -21,7 +21,8 @@ class StepWatch(RerunMode):
     faults: a sentence for each random result of a second run that no call of the operator gave in forward. drawn,
     redrawn: how many calls there were of operators that torch tags as drawing from a generator.
     changed: a sentence for each other result of a second run that the operator did not give in forward. It names the
-    place where a second run departs from the first; whether that matters, gradients say.
+    place where a second run departs from the first; whether that matters, gradients say. cast: a sentence for each that
+    forward had in another dtype alone, as without its autocast; differences in fp64 do not show that.
     meet: called with each torch.Generator that is about to be drawn from.
     """
 
@@ -29,11 +30,13 @@ class StepWatch(RerunMode):
         super().__init__()
         self.faults: list[str] = []
         self.changed: list[str] = []
+        self.cast: list[str] = []
         self.drawn = self.redrawn = 0
         self._meet = meet
         self._paths = {id(module): path or type(module).__name__ for path, module in model.named_modules()}
         self._random: dict[str, list[_Draw]] = defaultdict(list)
         self._results: dict[str, set[int]] = defaultdict(set)
+        self._dtypes: dict[tuple[str, torch.Size], set[torch.dtype]] = defaultdict(set)
 
     def calling(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """An operator is about to run."""
@@ -61,13 +64,20 @@ class StepWatch(RerunMode):
 
     def _computed(self, name: str, out: Any, again: bool) -> None:
         """Operators that forward did not call at all (torch takes others where it needs no graph) say nothing."""
-        result = _hash(next(tensors_in(out), None))
-        if result is None:
+        result = next(tensors_in(out), None)
+        found = _hash(result)
+        if result is None or found is None:
             return
+        dtypes = self._dtypes[name, result.shape]
         if not again:
-            self._results[name].add(result)
-        elif name in self._results and result not in self._results[name]:
+            self._results[name].add(found)
+            dtypes.add(result.dtype)
+        elif name in self._results and found not in self._results[name]:
             self.changed.append(f"{self._path()}: {name} gives another result in its second run than in forward")
+            if dtypes and result.dtype not in dtypes:
+                first = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+                again_in = str(result.dtype).removeprefix("torch.")
+                self.cast.append(f"{self._path()}: {name} gives {again_in} in its second run, {first} in forward")
 
     def _path(self) -> str:
         """Of the innermost module that is running; what runs outside of all is the model's own doing."""
