@@ -7,10 +7,13 @@ from corpus.architectures import all_architectures
 from corpus.catalogue import FAULTS
 from corpus.hugging_face import REAL_FAULTS, WAYS
 from corpus.outcome import found, missing, report_of, sentence
+from corpus.variants import VARIANTS, case_of, cells
 from corpus.wrappers import WRAPPERS
 
 NAMES = [architecture.name for architecture in all_architectures()]
 ALWAYS = "non-reentrant"
+CELLS = {f"{one.name}, {way}, {variant}": (one, way, variant) for one, way, variant in cells()}
+PER_ARCHITECTURE = 2 * len(VARIANTS)
 IN_TURN = [way for way in WAYS if way != ALWAYS]
 
 
@@ -42,6 +45,22 @@ class TestArchitectures:
     @pytest.mark.parametrize("way", IN_TURN)
     def test_in_every_other_way(self, number, way):
         check_architecture(number, way)
+
+
+def check_cell(name):
+    report = report_of(functools.partial(case_of, *CELLS[name]))
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("name", list(CELLS)[:: PER_ARCHITECTURE - 1])  # another variant of each
+def test_other_precisions_and_frozen_parameters_pass(name):
+    check_cell(name)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", CELLS)
+def test_every_precision_and_frozen_parameters_pass(name):
+    check_cell(name)
 
 
 @pytest.mark.parametrize("name", WRAPPERS)

@@ -14,6 +14,7 @@ from corpus.architectures import all_architectures
 from corpus.catalogue import FAULTS
 from corpus.fault import Case, Fault
 from corpus.hugging_face import REAL_FAULTS, WAYS
+from corpus.variants import FORMS, VARIANTS, case_of, cells
 from corpus.wrappers import WRAPPERS
 from megaselect.verification.report import Report
 
@@ -38,6 +39,9 @@ def rows() -> Iterator[Row]:
             expected = REAL_FAULTS.get((architecture.name, way), "")
             make = functools.partial(architecture.case, switch_on)
             yield _judged("architectures", architecture.name, way, make, expected)
+    for architecture, way, variant in cells():
+        make = functools.partial(case_of, architecture, way, variant)
+        yield _judged("variants", f"{architecture.name}, {way}", variant, make, "")
     for name, wrapper in WRAPPERS.items():
         reason = outcome.missing(wrapper.needs, wrapper.torch)
         yield _left_out("wrappers", name, reason) if reason else _judged("wrappers", name, "", wrapper.make, "")
@@ -85,7 +89,7 @@ def markdown(found: Sequence[Row]) -> str:
 
 def _head(found: Sequence[Row]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in _versions())
-    architectures = [row for row in found if row.table == "architectures"]
+    cells = [row for row in found if row.table in ("architectures", "variants")]
     false_alarms = [row for row in found if not row.good and row.column != "wrong"]
     wrong = [row for row in found if row.column == "wrong"]
     return f"""# What verify was tried on
@@ -95,10 +99,12 @@ by name. Written by
 
     python tests/verify/survey.py --markdown
 
-on {datetime.now(UTC):%Y-%m-%d}, on a CPU, Python {platform.python_version()}, {versions}. The cases are in
-`tests/verify/corpus/`; `make test` runs every fault and wrapper and two cells of each architecture, `make soak` all.
+on {datetime.now(UTC):%Y-%m-%d}, on a CPU, Python {platform.python_version()},
+{versions}.
+The cases are in `tests/verify/corpus/`; `make test` runs every fault and wrapper and three cells of each architecture,
+`make soak` all.
 
-- {len(architectures)} cells of {len(all_architectures())} architectures: {len(false_alarms)} false alarms
+- {len(cells)} cells of {len(all_architectures())} architectures: {len(false_alarms)} false alarms
 - {len(wrong)} faults that torch does not raise for: {sum(row.good for row in wrong)} found, by the check and in the
   words that the corpus asks for; each passes when it is mended
 """
@@ -142,6 +148,26 @@ def _mark(row: Row) -> str:
     if (row.name, row.column) in REAL_FAULTS:
         return "found" if row.good else "**missed**"
     return "passed" if row.good else f"**{row.says}**"
+
+
+def _variants(found: Sequence[Row]) -> str:
+    lines = [
+        "## Precisions and frozen parameters",
+        "",
+        "Of the same architectures: how many pass. Left out are the cells in which transformers itself is at fault.",
+        "",
+        f"| variant | {' | '.join(FORMS)} |",
+        f"|---|{'---|' * len(FORMS)}",
+    ]
+    for variant in VARIANTS:
+        lines.append(f"| {variant} | {' | '.join(_passed_of(found, variant, way) for way in FORMS)} |")
+    return "\n".join([*lines, ""])
+
+
+def _passed_of(found: Sequence[Row], variant: str, way: str) -> str:
+    rows = [row for row in found if row.column == variant and row.name.endswith(f", {way}")]
+    bad = [f"**{row.name}: {row.says}**" for row in rows if not row.good]
+    return "; ".join([f"{len(rows) - len(bad)} of {len(rows)}", *bad])
 
 
 def _wrappers(found: Sequence[Row]) -> str:
