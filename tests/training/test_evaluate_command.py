@@ -1,9 +1,11 @@
 """megaselect evaluate: the numbers of a run, of its own data and of others', and what it refuses."""
 
+import io
 import json
 import math
 
 import pytest
+import sentencepiece
 import torch
 
 from megaselect.cli.main import main
@@ -237,5 +239,21 @@ def test_bytes_of_pieces_are_those_of_the_text(tokenizer):
     lengths = piece_bytes(tokenizer)
     assert lengths.shape == (VOCABULARY,)
     assert lengths[tokenizer.end_of_document_id] == 0
+    unknown = len(" \u2047 ".encode())
+    assert lengths[0] == unknown
     for text in (*LINES[:20], "", " ", "  a\n\tb  ", "▁ ▁", "\0", "日本語 🙂", "a\u0301 \r\n"):
         assert lengths[tokenizer.encode(text)].sum() == len(text.encode())
+
+
+def test_bytes_of_pieces_of_another_maker(tmp_path):
+    """A space before each text counts, although decoding drops it; what is no piece counts as it is decoded."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES), model_writer=model, vocab_size=60, model_type="char", minloglevel=2
+    )
+    (tmp_path / "plain.model").write_bytes(model.getvalue())
+    tokenizer = Tokenizer(tmp_path / "plain.model")
+    lengths = piece_bytes(tokenizer)
+    for text in ("line 7 of a text", "line \u6f22 of"):
+        ids = tokenizer.encode(text)
+        assert lengths[ids].sum() == len(tokenizer.decode(ids).encode()) + 1
