@@ -2,7 +2,7 @@
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,12 @@ sys.path.insert(0, str(Path(__file__).parent / "kernels"))  # importlib mode lea
 def pytest_configure():
     """Threads only wait for each other over tensors as small as the tests', and for the other workers' tests."""
     torch.set_num_threads(1)
+    with suppress(ImportError):  # a GPU's image has no hypothesis, and the tests that it runs need none
+        from hypothesis import HealthCheck, settings
+
+        # A machine with other work is no mistake of the code: no example is refused for how long it took.
+        settings.register_profile("megaselect", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.load_profile("megaselect")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -87,7 +87,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(tmp_path):
     child = subprocess.Popen([*TRAIN, "--config", str(pipe)], stderr=subprocess.PIPE, text=True)
     with pipe.open("wb"):  # returns once the child has opened the other end, and so is inside main
         child.send_signal(signal.SIGINT)
-        _, err = child.communicate(timeout=60)
+        _, err = child.communicate(timeout=600)
     assert (child.returncode, err) == (130, "interrupted\n")
 
 

@@ -185,13 +185,17 @@ DRAWS = st.integers(0, 2**64 - 1).map(random.Random)
 
 
 @given(DRAWS)
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_any_files_load_or_are_refused_in_one_line(tmp_path, draw):
     judge(tmp_path / "fuzz", *any_files(draw))
 
 
 @given(DRAWS)
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_valid_files_load(tmp_path, draw):
     assert judge(tmp_path / "fuzz", *valid_files(draw)) == "loaded"
 

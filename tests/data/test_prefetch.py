@@ -10,7 +10,7 @@ from megaselect.data.prefetch import Prefetcher
 from megaselect.data.sampler import TokenSource
 from megaselect.errors import DataError
 
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 600
 
 
 @pytest.fixture

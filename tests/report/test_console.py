@@ -296,7 +296,7 @@ def test_a_run_that_fails_gives_the_terminal_its_cursor_back(run_python, code):
     drain.start()
     result = run_python(child(code), stdout=writer, TERM="xterm", COLUMNS="80")
     os.close(writer)
-    drain.join(timeout=10)
+    drain.join(timeout=600)
     os.close(reader)
     output = b"".join(chunks).decode()
     assert "RuntimeError: out of memory" in result.stderr

@@ -142,7 +142,8 @@ def test_auto_with_a_key_in_netrc_records_online_and_a_resumed_run_sends_what_wa
     netrc.write_text(f"machine {host}\n  login user\n  password {KEY}\n")
     netrc.chmod(0o600)
     play = START + "play(WandbSink('auto', 'project-x', None, 'runs/tiny', print), [1, 2])"
-    output = run_python(play, WANDB_BASE_URL=f"http://{host}")
+    variables = {"WANDB_BASE_URL": f"http://{host}", "WANDB_INIT_TIMEOUT": "600", "WANDB_FINISH_TIMEOUT": "600"}
+    output = run_python(play, **variables)
     assert (output.returncode, output.stderr) == (0, "")
     (folder,) = run_folders(tmp_path)
     assert output.stdout == f"wandb: http://{host}/someone/project-x/runs/{identifier(folder)}\n"
@@ -155,7 +156,7 @@ lines = [_metrics(step, **({{'valid_loss': 6.5}} if step == 4 else {{}})) for st
 Path('runs/tiny/metrics.jsonl').write_text(''.join(json.dumps(line) + chr(10) for line in lines) + '{{"step": 7, "lo')
 play(WandbSink('auto', 'project-x', None, 'runs/tiny', print), [6], first_step=5, identity={identity})
 """
-    assert run_python(START + resumed, WANDB_BASE_URL=f"http://{host}").returncode == 0
+    assert run_python(START + resumed, **variables).returncode == 0
     rows = [(row["step"], row.get("train/loss", row.get("eval/loss"))) for row in server.history]
     assert rows == [(1, 8.4), (2, 8.3), (2, 6.75), (3, 8.2), (4, 8.1), (4, 6.5), (5, 8.0), (6, 7.9), (6, 6.75)]
     assert [row["_step"] for row in server.history] == list(range(9))

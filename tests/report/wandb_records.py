@@ -21,7 +21,7 @@ def run_python_in(folder, code, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=600,
         cwd=folder,
         env=environment | variables,
         check=False,

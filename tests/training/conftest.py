@@ -49,7 +49,7 @@ def run_child(child_environment, child_command):
         environment = child_environment | more.pop("extra_environment", {})
         options = {"stdin": subprocess.DEVNULL, **more}
         command = child_command("--wandb", "disabled", *flags)
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, **options)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, **options)
 
     return run
 

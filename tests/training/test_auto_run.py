@@ -78,14 +78,16 @@ def assert_plan_is_told(output, run_dir, budget, make_config, metrics):
     peak = step_peak(model.shape, plan, model.static, model.situation)
     assert (saved["predicted_peak_bytes"], saved["predicted_peak_moment"]) == peak
     assert peak.bytes <= saved["budget_bytes"] == budget
-    assert saved["extra_seconds_per_micro_batch"] > 0
+    extra = saved["extra_seconds_per_micro_batch"]  # by measured times: on a busy machine none may look as slow
     assert {line["stored_bytes"] for line in metrics} == {stored_bytes(model.shape, plan)}
     assert stored_bytes(model.shape, plan) < stored_bytes(model.shape, everything_kept(3))
     words = " ".join(output.split())
     assert f" recompute auto: {saved['description']} " in words
     held, room = f"{peak.bytes / 2**20:.2f} MiB", f"{budget / 2**20:.2f} MiB"
     assert f"note: auto predicts that tensors hold at most {held} of {room}, in the " in words
-    assert " ms a micro-batch more than none, by times measured on one layer" in words
+    cost = f"{1000 * extra:.1f} ms a micro-batch more than none, by times measured on one layer"
+    assert extra >= 0
+    assert f"; {cost if extra else 'as fast as none'} " in words
     assert " other settings: none " in words  # auto is none of them: all are others
     assert "WARNING" not in output
     assert [line for line in output.splitlines() if len(line) > 80 and str(run_dir) not in line] == []

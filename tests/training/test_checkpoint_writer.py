@@ -33,7 +33,7 @@ def test_what_is_written_is_the_state_that_was_handed_over(tmp_path, notes):
     """The thread is held up until the next step has changed every tensor."""
     trained, stepped = Tiny().train(3), threading.Event()
     expected = trained.tensors()
-    with trained.saver(tmp_path, notes, sync=lambda: stepped.wait(30)) as saver:
+    with trained.saver(tmp_path, notes, sync=lambda: stepped.wait(600)) as saver:
         saver.save(trained.model, trained.optimizer, RunState(3, 12), trained.config)
         assert "step-00000003" not in names(tmp_path)
         trained.train()
@@ -47,7 +47,7 @@ def test_what_is_written_is_the_state_that_was_handed_over(tmp_path, notes):
 def test_a_save_waits_for_the_one_before(tmp_path, notes):
     """Else the second one would be copied into what the thread still reads."""
     trained, release = Tiny(), threading.Event()
-    with trained.saver(tmp_path, notes, sync=lambda: release.wait(30)) as saver:
+    with trained.saver(tmp_path, notes, sync=lambda: release.wait(600)) as saver:
         saver.save(trained.train().model, trained.optimizer, RunState(1, 4), trained.config)
         first = trained.tensors()
         second = threading.Thread(
@@ -57,7 +57,7 @@ def test_a_save_waits_for_the_one_before(tmp_path, notes):
         second.join(0.2)
         assert second.is_alive()
         release.set()
-        second.join(30)
+        second.join(600)
     assert same(Tiny(seed=1).load(checkpoint_path(tmp_path, 1))[1], first)
     assert same(Tiny(seed=1).load(checkpoint_path(tmp_path, 2))[1], trained.tensors())
 

@@ -215,7 +215,7 @@ def run_limited(child_environment):
         words = [word for flags in runs for word in ("--", *map(str, flags))][1:]
         command = [sys.executable, str(Path(__file__).with_name("short_of_memory.py")), str(mib), *words]
         environment = child_environment | STEADY_ALLOCATOR
-        return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=600)
 
     return run
 

@@ -296,7 +296,7 @@ def test_an_interrupted_run_saves_its_step_and_continues_to_the_same_bits(
     try:
         _wait_for_lines(stopped / "metrics.jsonl", 3, child)
         os.kill(child.pid, number)
-        output, errors = child.communicate(timeout=60)
+        output, errors = child.communicate(timeout=600)
     finally:
         child.kill()
         child.wait()
@@ -310,7 +310,7 @@ def test_an_interrupted_run_saves_its_step_and_continues_to_the_same_bits(
     assert_same_run(stopped, whole, done + 3)
 
 
-def _wait_for_lines(path, count, child, seconds=60):
+def _wait_for_lines(path, count, child, seconds=600):
     """Until the file has so many lines; the child must go on running."""
     deadline = time.monotonic() + seconds
     while not path.exists() or path.read_text().count("\n") < count:

@@ -6,16 +6,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
+
+from megaselect.training import signals
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it
 import poison
 
 ALONE = ("--training.sample-tokens", 0, "--training.eval-interval", 0)
 NEVER_SAVED = ("--training.save-interval", 0, *ALONE)
-PATIENCE_SECONDS, POLL_SECONDS = 60, 0.005
+PATIENCE_SECONDS, POLL_SECONDS = 600, 0.005
 
 
 @pytest.fixture(autouse=True)
@@ -103,11 +106,13 @@ def test_a_run_that_is_to_stop_and_to_save_does_both(run_here, in_step, tmp_path
     assert saved_steps(tmp_path) == [2]
 
 
-def test_a_run_whose_time_is_up_goes_on_to_the_same_bits(run_here, read_metrics, tmp_path):
-    parts, whole = tmp_path / "parts", tmp_path / "whole"
-    assert run_here("--max-steps", 100_000, "--exit-after", "1s", *NEVER_SAVED, "--run-dir", parts) == 75
-    done = len(read_metrics(parts))
-    assert done >= 1
+def test_a_run_whose_time_is_up_goes_on_to_the_same_bits(run_here, in_step, read_metrics, monkeypatch, tmp_path):
+    """The clock that it looks at is put on by two hours in its third step."""
+    parts, whole, done, put_on = tmp_path / "parts", tmp_path / "whole", 3, []
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + sum(put_on)))
+    in_step(done, lambda: put_on.append(7200))
+    assert run_here("--max-steps", 100, "--exit-after", "1h", *NEVER_SAVED, "--run-dir", parts) == 75
+    assert [line["step"] for line in read_metrics(parts)] == [1, 2, 3]
     assert saved_steps(parts) == [done]
     for run_dir in (parts, whole):
         total = ("--max-steps", done + 2, "--training.save-interval", 100_000, *ALONE)

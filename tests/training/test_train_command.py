@@ -151,7 +151,7 @@ def test_wandb_without_a_key_is_offline_and_never_asks(child_command, child_envi
             stdin=theirs,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=600,
         )
     finally:
         os.close(ours)
