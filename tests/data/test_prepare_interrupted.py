@@ -134,7 +134,7 @@ def test_workers_end_with_a_parent_that_is_killed(mixed_corpus, tmp_path, start_
     with working(start_python, mixed_corpus, tmp_path / "text", default_dataset.tokenizer_path) as (child, _, handles):
         child.kill()
         for handle in handles:
-            assert select.select([handle], [], [], 30)[0], "a worker outlives its parent"
+            assert select.select([handle], [], [], 600)[0], "a worker outlives its parent"
 
 
 def test_a_worker_that_is_killed(mixed_corpus, tmp_path, start_python, default_dataset):
