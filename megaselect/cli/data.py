@@ -1,7 +1,7 @@
 """`megaselect data`: prepare datasets and look at them. Each command has a module of its own."""
 
-import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from megaselect.cli.data_inspect import add_inspect_parser
 from megaselect.cli.data_prepare import add_prepare_parser
@@ -24,7 +24,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
-def add_data_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_data_parser(subparsers: Any) -> None:
     """Add `data` and its commands. The parsed arguments carry `run`, to be called with them."""
     data = subparsers.add_parser("data", help="prepare datasets and look at them")
     commands = data.add_subparsers(title="commands", metavar="COMMAND", required=True)

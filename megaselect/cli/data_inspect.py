@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megaselect.errors import ConfigError
 
@@ -22,7 +22,7 @@ _BAR_COLUMNS = 30
 _SAMPLE_LINES = 3
 
 
-def add_inspect_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_inspect_parser(commands: Any) -> None:
     """Add `inspect`. The parsed arguments carry `run`, to be called with them."""
     inspect = commands.add_parser(
         "inspect",

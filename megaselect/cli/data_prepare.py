@@ -30,7 +30,7 @@ then train on it by setting data.prefix to data/books
 _COLUMNS = 80
 
 
-def add_prepare_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_prepare_parser(commands: Any) -> None:
     """Add `prepare`. The parsed arguments carry `run`, to be called with them."""
     prepare = commands.add_parser(
         "prepare",

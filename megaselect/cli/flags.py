@@ -5,6 +5,7 @@ Every command that takes a config has them: train, and those that tell about the
 
 import argparse
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -144,6 +145,10 @@ def _relative_to_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+# Megatron-LM's spellings: the epilog explains them, the list of flags does not show them.
+MEGATRON_FLAGS = ("--recompute-granularity", "--recompute-activations")
+
+
 def _run_parser(command: CommandFlags) -> OneLineParser:
     parser = OneLineParser(
         prog=command.prog,
@@ -168,9 +173,9 @@ def _run_parser(command: CommandFlags) -> OneLineParser:
     version = f"megaselect {megaselect.__version__}"
     top.add_argument("--version", action="version", version=version, help="show the version and exit")
     top.add_argument("-h", "--help", action="help", help="show this text and exit")
-    # Megatron-LM's spellings: the epilog explains them.
-    parser.add_argument("--recompute-granularity", help=argparse.SUPPRESS)
-    parser.add_argument("--recompute-activations", action="store_true", help=argparse.SUPPRESS)
+    granularity, activations = MEGATRON_FLAGS
+    parser.add_argument(granularity, help=argparse.SUPPRESS)
+    parser.add_argument(activations, action="store_true", help=argparse.SUPPRESS)
     for section, section_field in Config.model_fields.items():
         section_class: Any = section_field.annotation
         long_names = [f"{section}.{name}" for name in section_class.model_fields]
@@ -182,7 +187,7 @@ def _run_parser(command: CommandFlags) -> OneLineParser:
     return parser
 
 
-def _add_setting(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
+def _add_setting(group: Any, name: str, field: FieldInfo) -> None:
     """Values stay text: the schema converts and judges them, as it does those of a file."""
     flag, kind = _flag(name), field.annotation
     help_text = f"{field.description}{_default(field)}".replace("%", "%%")
@@ -259,11 +264,16 @@ def _map_megatron_flags(given: dict[str, Any], flags: dict[str, str]) -> list[st
     return [f"note: {shown} (Megatron-LM's) is read as {meaning}"]
 
 
+_OPTION_LINE = re.compile(r"^ +(-.*)", re.MULTILINE)  # of --help: `  -h, --help  show this text`
+_LONG_FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
+
+
 def _explain_unknown_flag(argument: str, parser: argparse.ArgumentParser) -> str:
     flag = argument.partition("=")[0]
     if not flag.startswith("-"):
         return f"unexpected argument {argument}; flags start with --, and --help lists them"
-    known = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+    shown = [name for line in _OPTION_LINE.findall(parser.format_help()) for name in _LONG_FLAG.findall(line)]
+    known = [*shown, *MEGATRON_FLAGS]
     if users := _other_commands_with(flag, known):
         others = f"megaselect {' and '.join(users)}"
         return f"{flag}: {parser.prog} does not use it; {others} {'does' if len(users) == 1 else 'do'}"

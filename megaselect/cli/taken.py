@@ -23,7 +23,7 @@ SETTINGS_OF_COMMAND = {
         *("training.micro_batch_size", "training.global_batch_size", "training.dtype"),
         *("training.compile", "training.loss_chunk_tokens"),
         # The command has a flag of its own for memory; neither weights nor kernels are ever made.
-        without=("recompute.memory", "model.init_std", "model.layernorm_epsilon", "model.kernel_backend"),
+        without=("recompute.memory", "model.init_std", "model.layernorm_epsilon"),
     ),
     "verify": _select(
         *("model", "recompute", "data", "training.micro_batch_size", "training.global_batch_size", "training.dtype"),

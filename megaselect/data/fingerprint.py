@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from megaselect.data.blend import BlendedSource, DataSource
 
@@ -25,7 +26,7 @@ def fingerprint(source: DataSource) -> str:
     return hashed.hexdigest()[:16]
 
 
-def _add_file(hashed: "hashlib._Hash", path: Path) -> None:
+def _add_file(hashed: Any, path: Path) -> None:
     with path.open("rb") as file:
         size = path.stat().st_size
         hashed.update(f"{size}\n".encode())
