@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+import torch
 from corpus.architectures import all_architectures
 from corpus.catalogue import FAULTS
 from corpus.hugging_face import REAL_FAULTS, WAYS
@@ -70,6 +71,16 @@ def test_right_wrappers_pass(name):
     report = report_of(wrapper.make)
     assert report.passed, str(report)
     assert report.subjects[0].figures["rerun"], "nothing ran again, so nothing was tried"
+
+
+@pytest.mark.parametrize("name", ["torch, non-reentrant", "torch, reentrant", "torch, selective", "torch, composable"])
+def test_torch_is_afterwards_as_it_was(name):
+    homes = (torch.utils.checkpoint, torch.autograd.graph.saved_tensors_hooks, torch.autograd.Function)
+    before = [dict(vars(home)) for home in homes]
+    report_of(WRAPPERS[name].make)
+    after = [dict(vars(home)) for home in homes]
+    changed = [key for old, new in zip(before, after, strict=True) for key in new if new[key] is not old.get(key)]
+    assert changed == []
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -26,7 +26,7 @@ def test_a_row_quotes_what_verify_says(name):
     assert guide.without_numbers(QUOTES[name]) == guide.without_numbers(guide.says_now(FAULTS[name]))
 
 
-@pytest.mark.parametrize("row", guide.ROW.finditer(GUIDE), ids=lambda row: row["name"])
+@pytest.mark.parametrize("row", list(guide.ROW.finditer(GUIDE)), ids=lambda row: row["name"])
 def test_a_row_says_all_that_a_row_must(row):
     parts = [line.partition(":")[0] for line in row["text"].splitlines() if line.startswith("**")]
     assert parts == ["**Done**", "**Happens**", "**Seen**", "**Mend**"]
