@@ -58,9 +58,12 @@ def relative_error(actual: Tensor, exact: Tensor) -> float:
     return error / scale if scale > 0 else (0.0 if error == 0 else float("inf"))
 
 
-def differ_by_rounding(actual: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None]) -> bool:
+def differ_by_rounding(
+    actual: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], rounds_as: torch.dtype | None = None
+) -> bool:
     """Whether another order of sums explains it: some roundings of the loss, and of the largest gradient for each.
 
+    rounds_as: what tensors are rounded to on the way, if not their own dtype.
     A gradient may be zero but for rounding, such as that of a bias before a softmax: its own size is no measure.
     """
     pairs = {
@@ -74,6 +77,6 @@ def differ_by_rounding(actual: Mapping[str, Tensor | None], expected: Mapping[st
     largest = max((size for name, size in sizes.items() if name != LOSS), default=0.0)
     return all(
         float((got.double() - want.double()).norm())
-        <= ROUNDING_STEPS * torch.finfo(got.dtype).eps * (sizes[name] if name == LOSS else largest)
+        <= ROUNDING_STEPS * torch.finfo(rounds_as or got.dtype).eps * (sizes[name] if name == LOSS else largest)
         for name, (got, want) in pairs.items()
     )

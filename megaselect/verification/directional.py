@@ -61,7 +61,7 @@ def check_directions(
     dtype = torch.float32 if compiled else torch.float64
     try:
         with in_dtype(model, dtype):
-            trial = _Trial(model, map_tensors(functools.partial(_in_dtype, dtype), batch), loss_fn, start)
+            trial = _Trial(model, map_tensors(functools.partial(tensor_in_dtype, dtype), batch), loss_fn, start)
             for precision in (IN_FP32,) if compiled else (IN_FP64, IN_FP32):
                 whole = trial.derivatives(trial.directions, precision)
                 if whole.smooth:
@@ -94,7 +94,8 @@ def in_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             tensor.data = data
 
 
-def _in_dtype(dtype: torch.dtype, leaf: Tensor) -> Tensor:
+def tensor_in_dtype(dtype: torch.dtype, leaf: Tensor) -> Tensor:
+    """A copy of a batch's tensor, in `dtype` where it holds floating-point numbers."""
     changed = leaf.detach().clone()
     changed = changed.to(dtype) if changed.is_floating_point() else changed
     return changed.requires_grad_(leaf.requires_grad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from megaselect.verification.attributes import values_on
 from megaselect.verification.differences import LOSS
 from megaselect.verification.module_state import Snapshot, leaves_of
 from megaselect.verification.step_watch import StepWatch
-from megaselect.verification.switched_off import switched_off
+from megaselect.verification.switched_off import Regions, switched_off
 
 LossFunction = Callable[[Any], Tensor]
 
@@ -71,16 +72,17 @@ def run_module(
         flagged = stack.enter_context(_calls_of_flagged(model))
         if compiled:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        recording = contextlib.ExitStack()
         stack.enter_context(watch)
-        stored = recording.enter_context(ledger.record(model))
-        off = None if checkpointing else stack.enter_context(switched_off(model))
-        with recording:
+        regions = Regions()
+        # Entered twice: what a ledger and this replace in torch must be put back in the order of a stack.
+        off = contextlib.nullcontext if checkpointing else functools.partial(switched_off, model, regions)
+        with ledger.record(model) as stored, off():
             loss = loss_of(call(model, batch), loss_fn)
-        error = _backward(loss)
+        with off():
+            error = _backward(loss)
     values = {LOSS: loss.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
     state = {**{name: buffer.clone() for name, buffer in model.named_buffers()}, **values_on(model)}
-    return ModuleRun(values, state, stored.total, watch, off.count if off else 0, bool(flagged), error)
+    return ModuleRun(values, state, stored.total, watch, regions.count, bool(flagged), error)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ class Snapshot:
         with torch.no_grad():
             for name, tensor in _tensors_of(self.model):
                 kept = self.tensors.get(name)
-                if kept is not None and not torch.equal(tensor, kept):
+                if kept is not None and (kept.dtype != tensor.dtype or not torch.equal(tensor, kept)):
                     tensor.data.copy_(kept)
         self.attributes.put_back()
         self.put_back_random_states()

@@ -38,6 +38,11 @@ class StepWatch(RerunMode):
         self._results: dict[str, set[int]] = defaultdict(set)
         self._dtypes: dict[tuple[str, torch.Size], set[torch.dtype]] = defaultdict(set)
 
+    @property
+    def ran_in_16_bit(self) -> bool:
+        """Whether an operator of forward gave results in bf16 or fp16."""
+        return any(dtype in (torch.bfloat16, torch.float16) for dtypes in self._dtypes.values() for dtype in dtypes)
+
     def calling(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """An operator is about to run."""
         for given in (*args, *kwargs.values()):

@@ -32,20 +32,19 @@ class Regions:
 
 
 @contextlib.contextmanager
-def switched_off(model: nn.Module) -> Iterator[Regions]:
-    """torch's checkpoint keeps everything inside, in all its forms, and so does a model of ours.
+def switched_off(model: nn.Module, regions: Regions) -> Iterator[None]:
+    """torch's checkpoint keeps everything inside, in all its forms, and so does a model of ours. regions: counts them.
 
     Everything that ends in torch.utils.checkpoint is reached, under whatever name it was imported. Autograd functions
     of somebody's own are not. Not for several threads at a time.
     """
-    regions = Regions()
     with contextlib.ExitStack() as stack:
         stack.enter_context(regions_run_by(regions.around))
         stack.enter_context(replaced(checkpoint, "CheckpointFunction", lambda _: regions))
         for module in model.modules():
             if isinstance(module, GPT):
                 stack.enter_context(_keeping_all(module))
-        yield regions
+        yield
 
 
 @contextlib.contextmanager
