@@ -94,9 +94,7 @@ class _Step:
         if differ_by_rounding(actual, expected):
             return Check(BITS, Outcome.WARNING, f"{faults[0]}: no more than another order of sums makes")
         if self.as_is.watch.ran_in_16_bit and self._differs_by_rounding_alone():
-            return Check(
-                BITS, Outcome.WARNING, f"{faults[0]}: rounding of 16 bit, with more bits there is no difference"
-            )
+            return Check(BITS, Outcome.WARNING, f"{faults[0]}: rounding of 16 bit, with more bits there is none")
         repeated = self._run(checkpointing=False).values
         unstable = list(differences(repeated, expected))
         if not unstable or differ_by_rounding(repeated, expected):
