@@ -28,7 +28,7 @@ WRONG_FLAGS = {
     ),
     "head size of fused attention": (
         ("--attention", "fused", "--kernel-backend", "triton", "--device", "cpu", "--model.hidden-size", 516),
-        ["head sizes to 128 on cpu", "516 / 4 heads is 129", "--attention unfused"],
+        ["head sizes to 128 in its Triton kernels", "516 / 4 heads is 129", "--attention unfused"],
     ),
     "sdpa with dropout": (("--attention", "sdpa"), ["sdpa drops nothing", "--attention fused"]),
     "chunk of nothing": (("--training.loss-chunk-tokens", 0), ["--training.loss-chunk-tokens", "0"]),
