@@ -146,8 +146,11 @@ def kept_score_tile(
 @triton.jit
 def load_sample_transposed(sample_index, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COPIES: tl.constexpr):
     """`load_sample` for `kept_tile_transposed`; COPIES: threads for each word, where a tile has fewer words."""
-    copies = tl.load(sample_index + tl.zeros([BLOCK_N // 16, BLOCK_M // 2, COPIES], tl.int32)).to(tl.uint32)
-    return tl.max(copies, 2)
+    if COPIES == 1:  # no axis to reduce: Triton 3.8 converts Philox's words from the layout that remains of one
+        return tl.load(sample_index + tl.zeros([BLOCK_N // 16, BLOCK_M // 2], tl.int32)).to(tl.uint32)
+    else:
+        copies = tl.load(sample_index + tl.zeros([BLOCK_N // 16, BLOCK_M // 2, COPIES], tl.int32)).to(tl.uint32)
+        return tl.max(copies, 2)
 
 
 @triton.jit
