@@ -12,11 +12,14 @@ from torch import nn
 
 from megaselect.trees import map_tensors
 from megaselect.verification import directional, module_checks
-from megaselect.verification.differences import differ_by_rounding, differences
+from megaselect.verification.differences import differ_by_rounding, differences, distance
 from megaselect.verification.module_checks import BITS, present
 from megaselect.verification.module_run import LossFunction, ModuleRun, as_line, run_module, runs_compiled
 from megaselect.verification.module_state import Snapshot, preserved
 from megaselect.verification.report import Check, Outcome, Report, Subject, check
+
+REPETITIONS = 3  # of a step without checkpointing, where it may not repeat itself
+MOST_NOISE = 1e-3  # of the largest gradient: a kernel's order of sums in 16 bit; a random mask makes far more
 
 
 def verify(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) -> Report:
@@ -95,9 +98,14 @@ class _Step:
             return Check(BITS, Outcome.WARNING, f"{faults[0]}: no more than another order of sums makes")
         if self.as_is.watch.ran_in_16_bit and self._differs_by_rounding_alone():
             return Check(BITS, Outcome.WARNING, f"{faults[0]}: rounding of 16 bit, with more bits there is none")
-        repeated = self._run(checkpointing=False).values
-        unstable = list(differences(repeated, expected))
-        if not unstable or differ_by_rounding(repeated, expected):
+        repeated = [self._run(checkpointing=False).values for _ in range(REPETITIONS)]
+        unstable = [fault for again in repeated for fault in differences(again, expected)]
+        if all(differ_by_rounding(again, expected) for again in repeated):
+            return check(BITS, faults)
+        noise = max(distance(again, expected) for again in repeated)
+        if noise <= MOST_NOISE and distance(actual, expected) <= 4 * noise:
+            return Check(BITS, Outcome.WARNING, f"{faults[0]}: no more than the step differs from its own repetition")
+        if not unstable:
             return check(BITS, faults)
         detail = f"without checkpointing the step does not repeat itself: {unstable[0]}"
         return Check(BITS, Outcome.NOT_CHECKED, detail)

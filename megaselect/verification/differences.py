@@ -58,6 +58,17 @@ def relative_error(actual: Tensor, exact: Tensor) -> float:
     return error / scale if scale > 0 else (0.0 if error == 0 else float("inf"))
 
 
+def distance(actual: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None]) -> float:
+    """The largest error of a gradient, as a share of the largest gradient."""
+    pairs = [
+        (_dense(got).double(), _dense(want).double())
+        for name, want in expected.items()
+        if name != LOSS and want is not None and (got := actual.get(name)) is not None
+    ]
+    largest = max((float(want.norm()) for _, want in pairs), default=0.0)
+    return max((float((got - want).norm()) for got, want in pairs), default=0.0) / (largest or 1.0)
+
+
 def differ_by_rounding(
     actual: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], rounds_as: torch.dtype | None = None
 ) -> bool:
