@@ -26,7 +26,7 @@ def programs(tmp_path_factory):
     for half, output in enumerate(outputs):
         command = [sys.executable, str(REPORT), "--half", str(half)]
         children.append(subprocess.Popen(command, env=environment, stdout=output.open("w")))
-    assert [child.wait(timeout=300) for child in children] == [0, 0]
+    assert [child.wait(timeout=900) for child in children] == [0, 0]
     return [json.loads(line) for output in outputs for line in output.read_text().splitlines()]
 
 
