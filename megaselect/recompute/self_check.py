@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from megaselect.compatibility import Hooks, unsupported, version_of
+from megaselect.compatibility import Hooks, argument_names, graph_of, storage_address, unsupported, version_of
 from megaselect.errors import UnsupportedTorchError
 from megaselect.recompute.rerun import RerunMode
 from megaselect.recompute.torch_checkpoint import watched
@@ -62,10 +63,23 @@ def _differences() -> list[str]:
     faults = [
         f"shows a {name} region as {seen[name]}, not {want}" for name, want in expected.items() if seen[name] != want
     ]
-    tensor = torch.ones(1)
+    return [*faults, *_wrong_answers()]
+
+
+def _wrong_answers() -> Iterator[str]:
+    """A sentence for each question about one tensor or operator that is not answered as it must be."""
+    tensor = torch.ones(2)
     alias, before = tensor.detach(), version_of(tensor)
     tensor.add_(1)
-    return faults if version_of(alias) == before + 1 else [*faults, "does not count changes in place"]
+    if version_of(alias) != before + 1:
+        yield "does not count changes in place"
+    if storage_address(tensor) != storage_address(alias[:1]) or storage_address(tensor) == storage_address(tensor + 1):
+        yield "does not tell storages apart"
+    node = graph_of(torch.ones(2, requires_grad=True).exp()[:1])
+    if node is None or "Exp" not in node.name():
+        yield "does not say what made a tensor"
+    if argument_names(torch.ops.aten.mul.Tensor) != ["self", "other"]:
+        yield "does not name an operator's arguments"
 
 
 class _Region:

@@ -67,6 +67,24 @@ def test_what_observes_refuses_with_the_version_and_what_was_seen(a_later_torch)
         megaselect.verify(nn.Linear(2, 1), torch.ones(1, 2))
 
 
+@pytest.mark.parametrize(
+    ("name", "answer", "said"),
+    [
+        ("version_of", lambda tensor: 0, "does not count changes in place"),
+        ("storage_address", lambda tensor: tensor.gone, "fails where regions are watched (AttributeError"),
+        ("graph_of", lambda tensor: tensor.grad_fn, "does not say what made a tensor"),
+        ("argument_names", lambda op: [], "does not name an operator's arguments"),
+    ],
+)
+def test_each_private_name_that_it_needs_is_asked(monkeypatch, name, answer, said):
+    monkeypatch.setattr(self_check, name, answer)
+    self_check._fault.cache_clear()
+    with pytest.raises(UnsupportedTorchError) as refused:
+        self_check.check_observation()
+    self_check._fault.cache_clear()
+    assert said in str(refused.value)
+
+
 def test_verify_exits_with_2_and_one_line(a_later_torch, tiny_data, capsys):
     assert main(["verify", *tiny_data]) == 2
     error = capsys.readouterr().err
