@@ -33,6 +33,11 @@ def pytest_runtest_setup():
     torch.manual_seed(0)
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Bytes name no test: gzip's hold the time, and pytest-xdist's workers must collect the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items):
     from megaselect.devices import missing_for_compile
 
