@@ -1,6 +1,7 @@
 """What all tests share: one thread, one seed, Triton's interpreter and no GPU tests without a GPU, saved tensors."""
 
 import os
+import signal
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent / "kernels"))  # importlib mode lea
 
 
 def pytest_configure():
-    """Threads only wait for each other over tensors as small as the tests', and for the other workers' tests."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # threads would wait for each other over tensors this small, and for other workers' tests
+    # A suite in the background (`&`, nohup) ignores these, and so would every child that a test sends one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with suppress(ImportError):  # a GPU's image has no hypothesis, and the tests that it runs need none
         from hypothesis import HealthCheck, settings
 
