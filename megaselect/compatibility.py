@@ -123,9 +123,6 @@ def _only_observed() -> bool:
     return top is None or any(top[0] is pack for pack in _observers)
 
 
-Around = Callable[[Callable[[], Iterator[None]], Callable[..., Any], dict[str, Any]], Iterator[None]]
-
-
 def is_compiled_module(module: nn.Module) -> bool:
     """Whether torch.compile or Module.compile has been at the module: a hook on what is inside has it compiled anew."""
     wrapper = _found("torch._dynamo", "OptimizedModule") if "torch._dynamo" in sys.modules else None
@@ -161,6 +158,9 @@ def other_hooks_watched(packed: Callable[[Tensor, Any], None]) -> Iterator[None]
 
     with replaced(torch.autograd.graph.saved_tensors_hooks, "__enter__", watched):
         yield
+
+
+Around = Callable[[Callable[[], Iterator[None]], Callable[..., Any], dict[str, Any]], Iterator[None]]
 
 
 @contextlib.contextmanager
