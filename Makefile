@@ -30,8 +30,9 @@ PYTHON_NAMES := python$(word 2,$(ROW)) $(wildcard $(HOME)/.pyenv/versions/$(word
 NO_PYTHON := torch $(TORCH) is tested with Python $(word 2,$(ROW)), and there is no python$(word 2,$(ROW)) here
 endif
 
-# A process for each core, four at most, where pytest-xdist is installed. A file's tests share fixtures and so a process.
-WORKERS = $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses auto --maxprocesses 4 --dist loadfile)
+# A process for each core, four at most, where pytest-xdist is installed. A file's tests share fixtures and so a process;
+# in the order of tests/conftest.py.
+WORKERS = $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 
 INPUTS := setup.py pyproject.toml $(CONSTRAINTS)
 # pip passes -c to no build environment. It used to pass PIP_CONSTRAINT; newer versions read PIP_BUILD_CONSTRAINT there.

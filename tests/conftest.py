@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def pytest_make_parametrize_id(val, argname):
 
 
 def pytest_collection_modifyitems(items):
+    _sort_by_length(items)
     from megaselect.devices import missing_for_compile
 
     missing = missing_for_compile(torch.device("cpu"))
@@ -55,6 +57,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(no_gpu)
+
+
+def _sort_by_length(items):
+    """Files of few tests first: those start processes and take long, and the last one would leave workers idle."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: tests[item.path])  # stable: files of equally many tests stay whole
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def kill_at_random(nursery, arguments, whole, tmp_path, kills):
 
 
 def test_killed_at_random_moments(nursery, arguments, whole, tmp_path):
-    met = kill_at_random(nursery, arguments, whole, tmp_path, kills=50)
+    met = kill_at_random(nursery, arguments, whole, tmp_path, kills=20)
     assert met["saving"] > 0
 
 
@@ -119,7 +119,7 @@ def test_killed_before_any_of_its_changes(nursery, arguments, whole, tmp_path):
     """From one change to the next a run is as it would be after any moment between them."""
     seed = random.randrange(2**32)
     print(f"changes drawn with seed {seed}")
-    for number in random.Random(seed).sample(range(whole.changes), 12):
+    for number in random.Random(seed).sample(range(whole.changes), 6):
         check_kill_before_change(nursery, arguments, whole, tmp_path / f"run{number}", number)
 
 
