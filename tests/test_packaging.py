@@ -167,7 +167,10 @@ def test_make_runs_without_installing_where_nothing_changed(tree):
 
 
 @needs_make
-@pytest.mark.parametrize(("status", "workers"), [(0, "--numprocesses auto --maxprocesses 4 --dist loadfile"), (1, "")])
+PARALLEL = "--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
+
+
+@pytest.mark.parametrize(("status", "workers"), [(0, PARALLEL), (1, "")])
 def test_make_tests_in_parallel_where_it_can(tree, status, workers):
     python = tree / "python"
     python.write_text(f"#!/bin/sh\n[ \"$*\" = '-c import xdist' ] && exit {status}\n")

@@ -107,5 +107,7 @@ def _last_words(code: int, log: Path) -> str:
         return f"{OUT_OF_MEMORY}: the system ended the process"
     if code < 0:
         return f"the process ended by {signal.Signals(-code).name}"
-    lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-    return f"the process ended with code {code}: {lines[-1]}"
+    last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+    if "cannot allocate memory" in last:  # the C library's words, where a thread's own data meet the limit
+        return f"{OUT_OF_MEMORY}: {last}"
+    return f"the process ended with code {code}: {last}"

@@ -33,6 +33,10 @@ def nursery_that(body):
         ("echo -9", "out of memory: the system ended the process"),
         ("echo -11", "the process ended by SIGSEGV"),
         ("printf 'first\nlast\n' > $log; echo 3", "the process ended with code 3: last"),
+        (
+            "echo 'cannot allocate memory for thread-local data: ABORT' > $log; echo 127",
+            "out of memory: cannot allocate memory for thread-local data: ABORT",
+        ),
         ("echo 0", "the process ended with code 0: it said nothing"),
         ("echo '{\"measurement\": 1}' > $answer; echo 0", "the process ended with code 0: it said nothing"),
         ("echo broken >&2; exit 7", "the process ended with code 7: broken"),

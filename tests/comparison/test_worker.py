@@ -85,11 +85,16 @@ def ask():
         yield some.ask
 
 
+def is_memory(failure):
+    """In torch's words, or in the C library's where a library's thread is the first to meet the limit (torch 2.11)."""
+    return failure in ("out of memory", "out of memory: cannot allocate memory for thread-local data: ABORT")
+
+
 def test_a_micro_batch_beyond_the_limit_ends_the_process_and_is_logged(tmp_path, config, ask):
     log = tmp_path / "log"
     outcomes = ((2, ""), (4096, "out of memory"))  # the next size is in the middle, 2049: 0.5 GB of probs a layer
     job = BatchJob(config.to_dict(), outcomes, 600 * 2**20, str(log))
-    assert ask(Task(batch=job)) == Answer(failure="out of memory")
+    assert is_memory(ask(Task(batch=job)).failure)
     assert log.read_text() == "2049 begins\n"
 
 
@@ -98,7 +103,7 @@ def test_the_largest_micro_batch_within_a_limit(config, ask):
     small, beyond = largest_micro_batch(ask, config.to_dict(), 2, 600 * 2**20)
     recomputing = Config.from_dict(config.to_dict(), overrides={"recompute.mode": "full"})
     large, _ = largest_micro_batch(ask, recomputing.to_dict(), 2, 600 * 2**20)
-    assert beyond == "out of memory"
+    assert is_memory(beyond)
     assert large > small > 0
 
 

@@ -23,7 +23,9 @@ def losses(metrics):
 def fused_run(run, run_dir, *flags):
     """(what it printed, its run directory) of a run with fused attention; run: run_child or run_main."""
     done = run(*FLAGS, *FUSED, *flags, "--run-dir", run_dir)
-    assert (done.returncode, done.stderr) == (0, "")
+    # torch 2.11 says so where its build for CUDA compiles, there is an nvcc, and there is no GPU.
+    errors = [line for line in done.stderr.splitlines() if "No CUDA runtime is found" not in line]
+    assert (done.returncode, errors) == (0, [])
     return done.stdout, run_dir
 
 
