@@ -166,10 +166,10 @@ def test_make_runs_without_installing_where_nothing_changed(tree):
     ]
 
 
-@needs_make
 PARALLEL = "--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
 
 
+@needs_make
 @pytest.mark.parametrize(("status", "workers"), [(0, PARALLEL), (1, "")])
 def test_make_tests_in_parallel_where_it_can(tree, status, workers):
     python = tree / "python"
