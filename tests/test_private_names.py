@@ -1,6 +1,7 @@
 """Private names of other libraries stand in one module, behind checks that run."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HOME = ROOT / "megaselect" / "compatibility.py"
 SOURCES = [path for folder in ("megaselect", "kernels") for path in sorted((ROOT / folder).rglob("*.py"))]
+DOCUMENT = ROOT / "docs" / "torch-versions.md"
 # Documented under these names: namedtuple's methods, sys._getframe, os._exit.
 DOCUMENTED = {"_replace", "_asdict", "_fields", "_getframe", "_exit"}
 
@@ -82,3 +84,12 @@ def test_the_search_sees_them(trees):
     )
     assert [line for line, _ in foreign_names(ast.parse(source), own)] == [1, 2, 3, 4]
     assert any(foreign_names(trees[HOME], own))
+
+
+def test_the_document_counts_them_and_has_none_that_is_gone():
+    section = DOCUMENT.read_text(encoding="utf-8").partition("## The private names that are left")[2]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    assert f"\n{len(rows)} uses, each with its reason:" in section
+    names = [name for row in rows for name in re.findall(r"`…?([^`]+)`", row.split("|")[1])]
+    source = HOME.read_text(encoding="utf-8")
+    assert [name for name in names if name.split(".")[-1] not in source] == []
