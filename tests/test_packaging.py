@@ -8,7 +8,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from email import message_from_bytes
+from email import message_from_bytes, message_from_string
 from importlib import metadata
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def wheel(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("wheel")
     tree = directory / "tree"
     tree.mkdir()
-    for name in ("setup.py", "pyproject.toml"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     for name in ("megaselect", "kernels", "configs"):
         shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -54,7 +54,21 @@ def test_the_wheel_holds_the_package_the_kernels_and_the_configs(wheel):
     assert "megaselect/configs/tiny.yaml" in configs
     page = {f"megaselect/{name}" for pattern in ("*.css", "*.js") for name in sources("megaselect", pattern)}
     assert page == {"megaselect/report/compare_page.css", "megaselect/report/compare_page.js"}
-    assert names == kernels | configs | package | page
+    assert names == kernels | configs | package | page | {"megaselect/py.typed"}
+
+
+def test_the_wheel_says_what_it_is_and_under_which_licence(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        found = {Path(name).name: archive.read(name) for name in archive.namelist() if ".dist-info/" in name}
+    described = message_from_string(found["METADATA"].decode())
+    assert found["LICENSE"] == (ROOT / "LICENSE").read_bytes()
+    assert described["License-Expression"] == "Apache-2.0"
+    assert described["Description-Content-Type"] == "text/markdown"
+    assert described.get_payload().strip() == (ROOT / "README.md").read_text().strip()
+    assert "activation checkpointing" in described["Keywords"]
+    tested = {line.split()[1] for line in (ROOT / "torch-versions.txt").read_text().splitlines() if line[0] != "#"}
+    named = {entry.rpartition(" :: ")[2] for entry in described.get_all("Classifier") if "Python :: 3." in entry}
+    assert tested == named
 
 
 def test_the_installed_wheel_works_away_from_the_source_tree(wheel, tmp_path):
