@@ -54,6 +54,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--settings",
         nargs="+",
+        action="extend",
         metavar="NAME",
         help='what to compare: none, selective, all, full, or modules, such as "core_attn dropout"; another attention '
         'before it, as in "fused none" (default: these five, "fused none", "fused all", "sdpa none")',

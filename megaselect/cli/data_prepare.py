@@ -49,6 +49,7 @@ def _add_files(prepare: argparse.ArgumentParser) -> None:
         "--input",
         type=Path,
         nargs="+",
+        action="extend",
         required=True,
         metavar="PATH",
         help="text files in UTF-8, each one document; JSON Lines (.jsonl), each line one document; either as .gz or "

@@ -22,7 +22,8 @@ REFRESH_SECONDS, LINE_SECONDS = 0.1, 10.0
 _DESCRIPTION = """\
 Loss, perplexity and bits per byte of a run's model, without dropout, on a split
 of the run's data or on another dataset. With the run's own micro-batch, dtype and
-device the loss is the one that the run told, to the bit."""
+device, and --samples as training.eval_samples was, the loss is the one that the
+run told, to the bit."""
 
 _EPILOG = """\
 Bits per byte are all of the loss, ends of documents included, by the bytes of

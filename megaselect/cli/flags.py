@@ -194,7 +194,7 @@ def _add_setting(group: Any, name: str, field: FieldInfo) -> None:
     if kind is bool:
         group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=help_text)
     elif get_origin(kind) is tuple:
-        group.add_argument(flag, dest=name, nargs="+", metavar="NAME", help=help_text)
+        group.add_argument(flag, dest=name, nargs="+", action="extend", metavar="NAME", help=help_text)
     else:
         group.add_argument(flag, dest=name, metavar=_metavar(kind), help=help_text)
 

@@ -38,7 +38,7 @@ _COMMANDS = {
 _EXTRAS = {"plotly": "report", "tensorboard": "tensorboard", "wandb_workspaces": "wandb"}
 
 _USAGE = """\
-usage: megaselect {{{commands}}} ...
+usage: megaselect COMMAND ...
 
 Trains GPT models; --recompute changes memory and time and nothing else.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from megaselect.cli.flags import OneLineParser
 from megaselect.errors import ConfigError
+from megaselect.report.text import without_controls
 
 if TYPE_CHECKING:
     from megaselect.data.tokenizer import Tokenizer
@@ -108,7 +109,8 @@ def _print_sample(
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    """As it is to a file or a pipe. A terminal would obey what a model writes."""
+    sys.stdout.write(without_controls(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

@@ -7,7 +7,6 @@ import statistics
 import sys
 import textwrap
 import time
-import unicodedata
 from collections.abc import Mapping
 from typing import IO, cast
 
@@ -169,10 +168,10 @@ class ConsoleSink:
                 self._console.print(Text(line, style), soft_wrap=True)
 
     def _printable(self, content: str) -> str:
-        """Without control characters (a sample may hold any) and without what the output cannot encode."""
-        # Categories C*: control characters, escape among them, marks that reverse text, and lone surrogates.
-        kept = "".join(char if char in "\n\t" or unicodedata.category(char)[0] != "C" else "\ufffd" for char in content)
-        return kept.encode(self._console.encoding, REPLACE_SIGNS).decode(self._console.encoding)
+        """Without control characters and without what the output cannot encode."""
+        return (
+            text.without_controls(content).encode(self._console.encoding, REPLACE_SIGNS).decode(self._console.encoding)
+        )
 
     def _start_bar(self, header: RunHeader) -> None:
         columns = (

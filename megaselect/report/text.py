@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import NamedTuple
 
 from megaselect.training.events import Metrics, RunHeader, RunSummary, StoredReport
@@ -17,6 +18,11 @@ class Line(NamedTuple):
     text: str
     style: str = ""
     indent: int = 2
+
+
+def without_controls(content: str) -> str:
+    """A sample may hold any: U+FFFD for control characters, escape among them, and marks that reverse text."""
+    return "".join(char if char in "\n\t" or unicodedata.category(char)[0] != "C" else "\ufffd" for char in content)
 
 
 def duration(seconds: float) -> str:

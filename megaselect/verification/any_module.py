@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 
 from megaselect.trees import map_tensors
 from megaselect.verification import directional, module_checks
-from megaselect.verification.differences import differ_by_rounding, differences, distance
+from megaselect.verification.differences import LOSS, Values, differ_by_rounding, differences, distance, unlike
 from megaselect.verification.module_checks import BITS, present
 from megaselect.verification.module_run import LossFunction, ModuleRun, as_line, run_module, runs_compiled
 from megaselect.verification.module_state import Snapshot, preserved
@@ -33,7 +35,7 @@ def verify(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) ->
     a second copy of the parameters. Raises VerificationError where there is no scalar loss, UnsupportedTorchError where
     this torch cannot be observed.
     """
-    with preserved(model, batch) as start:
+    with torch.enable_grad(), preserved(model, batch) as start:
         step = _Step(model, batch, loss_fn, start)
         checks = tuple(step.checks())
     as_is, plain = step.as_is, step.plain
@@ -68,7 +70,7 @@ class _Step:
             return
         judged = list(self._same_gradients())
         yield from judged
-        yield from module_checks.second_run(as_is.watch, judged)
+        yield from module_checks.second_run(as_is, judged)
         if self._can_be_switched_off() and not plain.error:
             yield check(module_checks.STATE, module_checks.state_faults(as_is, plain))
         yield module_checks.without_gradient(self.model, as_is, plain)
@@ -83,10 +85,25 @@ class _Step:
         if self.plain.error:
             yield module_checks.hidden_error(self.plain.error)
             return
+        loss = float(self.as_is.values[LOSS])
+        if not math.isfinite(loss):
+            yield Check(BITS, Outcome.NOT_CHECKED, f"the loss is {loss}: nothing can be told from what follows of it")
+            return
         if self._can_be_switched_off() and not self.compiled:
             yield self._bits()
-        if self.plain.rerun.calls or self.compiled:
-            yield directional.check_directions(self.model, self.batch, self.loss_fn, self.start, self.compiled)
+        if self.plain.rerun.calls or self.compiled or self.as_is.watch.own_draws:
+            yield self._differences()
+
+    def _differences(self) -> Check:
+        """Of a model that stops gradients, as a straight-through estimator does, backward is no derivative."""
+        found = directional.check_directions(self.model, self.batch, self.loss_fn, self.start, self.compiled)
+        watch = self.as_is.watch
+        if found.outcome is Outcome.FAILED and watch.own_draws:
+            return replace(found, detail=f"{found.detail}; {watch.own_draws[0]}")
+        if found.outcome is Outcome.FAILED and watch.stops_gradients:
+            detail = f"{found.detail}; the model detaches tensors, and so its gradients need be no derivatives"
+            return replace(found, outcome=Outcome.NOT_CHECKED, detail=detail)
+        return found
 
     def _bits(self) -> Check:
         """Loss and gradients against those without checkpointing, where these repeat themselves."""
@@ -95,7 +112,7 @@ class _Step:
         if not faults:
             return Check(BITS, Outcome.PASSED, "the loss and each gradient that is there, as without checkpointing")
         if differ_by_rounding(actual, expected):
-            return Check(BITS, Outcome.WARNING, f"{faults[0]}: no more than another order of sums makes")
+            return self._of_rounding(faults[0])
         if self.as_is.watch.ran_in_16_bit and self._differs_by_rounding_alone():
             return Check(BITS, Outcome.WARNING, f"{faults[0]}: rounding of 16 bit, with more bits there is none")
         repeated = [self._run(checkpointing=False).values for _ in range(REPETITIONS)]
@@ -110,15 +127,37 @@ class _Step:
         detail = f"without checkpointing the step does not repeat itself: {unstable[0]}"
         return Check(BITS, Outcome.NOT_CHECKED, detail)
 
+    def _of_rounding(self, fault: str) -> Check:
+        """Of a difference that rounding makes of the largest gradient: behind a small scale it may be anything.
+
+        In fp64 rounding shrinks and a wrong mask does not. What is no more there than fp32 rounds, where parts of the
+        model cast to that, may be a gradient that is zero but for rounding.
+        """
+        rounding = Check(BITS, Outcome.WARNING, f"{fault}: no more than another order of sums makes")
+        values = self._values_in(torch.float64)
+        if values is None or differ_by_rounding(*values):
+            return rounding
+        wrong = unlike(*values)
+        if wrong is None:
+            return rounding
+        if wrong.size > torch.finfo(torch.float32).eps:
+            return check(BITS, [f"{wrong.sentence}, in float64"])
+        detail = f"{wrong.sentence}: too small a gradient to tell rounding from a fault"
+        return Check(BITS, Outcome.NOT_CHECKED, detail)
+
     def _differs_by_rounding_alone(self) -> bool:
         """Judged in fp64, which autocast leaves alone, or in fp32 where an operator has no fp64.
 
         Parts that cast to fp32 round as that does.
         """
-        for dtype in (torch.float64, torch.float32):
-            batch = map_tensors(functools.partial(directional.tensor_in_dtype, dtype), self.batch)
-            with contextlib.suppress(Exception), directional.in_dtype(self.model, dtype):
-                as_is = run_module(self.model, batch, self.loss_fn, self.start, True, self.compiled)
-                plain = run_module(self.model, batch, self.loss_fn, self.start, False, self.compiled)
-                return differ_by_rounding(as_is.values, plain.values, torch.float32)
-        return False
+        values = self._values_in(torch.float64) or self._values_in(torch.float32)
+        return values is not None and differ_by_rounding(*values, torch.float32)
+
+    def _values_in(self, dtype: torch.dtype) -> tuple[Values, Values] | None:
+        """As it is and without checkpointing, in `dtype`; None where the model does not run in it."""
+        batch = map_tensors(functools.partial(directional.tensor_in_dtype, dtype), self.batch)
+        with contextlib.suppress(Exception), directional.in_dtype(self.model, dtype):
+            as_is = run_module(self.model, batch, self.loss_fn, self.start, True, self.compiled)
+            plain = run_module(self.model, batch, self.loss_fn, self.start, False, self.compiled)
+            return as_is.values, plain.values
+        return None

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+Values = Mapping[str, Tensor | None]
 LOSS = "loss"  # its name among a step's values; all others are gradients
+UNLIKE = 1e-3  # of a gradient's own size: another mask makes far more
 ROUNDING_STEPS = 32  # of fp32 or fp64: a difference so small is another order of sums, no wrong mask
 
 
-def differences(actual: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None]) -> Iterator[str]:
+def differences(actual: Values, expected: Values) -> Iterator[str]:
     """A sentence for each tensor that is not the expected one to the bit, in the order of `expected`."""
     for name, want in expected.items():
         got = actual.get(name)
@@ -58,7 +61,7 @@ def relative_error(actual: Tensor, exact: Tensor) -> float:
     return error / scale if scale > 0 else (0.0 if error == 0 else float("inf"))
 
 
-def distance(actual: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None]) -> float:
+def distance(actual: Values, expected: Values) -> float:
     """The largest error of a gradient, as a share of the largest gradient."""
     pairs = [
         (_dense(got).double(), _dense(want).double())
@@ -69,9 +72,7 @@ def distance(actual: Mapping[str, Tensor | None], expected: Mapping[str, Tensor 
     return max((float((got - want).norm()) for got, want in pairs), default=0.0) / (largest or 1.0)
 
 
-def differ_by_rounding(
-    actual: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], rounds_as: torch.dtype | None = None
-) -> bool:
+def differ_by_rounding(actual: Values, expected: Values, rounds_as: torch.dtype | None = None) -> bool:
     """Whether another order of sums explains it: some roundings of the loss, and of the largest gradient for each.
 
     rounds_as: what tensors are rounded to on the way, if not their own dtype.
@@ -91,3 +92,25 @@ def differ_by_rounding(
         <= ROUNDING_STEPS * torch.finfo(rounds_as or got.dtype).eps * (sizes[name] if name == LOSS else largest)
         for name, (got, want) in pairs.items()
     )
+
+
+class Unlike(NamedTuple):
+    """A gradient that is another one. size: as a share of the largest."""
+
+    sentence: str
+    size: float
+
+
+def unlike(actual: Values, expected: Values) -> Unlike | None:
+    """The largest of the gradients that are off by more than UNLIKE of themselves, if any are."""
+    pairs = {
+        name: (_dense(got), _dense(want))
+        for name, want in expected.items()
+        if name != LOSS and want is not None and (got := actual.get(name)) is not None
+    }
+    sizes = {name: float(want.double().norm()) for name, (_, want) in pairs.items()}
+    wrong = [name for name, (got, want) in pairs.items() if relative_error(got, want) > UNLIKE]
+    if not wrong:
+        return None
+    name = max(wrong, key=sizes.__getitem__)
+    return Unlike(f"{name} {by_how_much(*pairs[name])}", sizes[name] / max(sizes.values()))

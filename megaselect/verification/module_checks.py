@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from megaselect.compatibility import CHECKPOINT_WRAPPER_MODULE
-from megaselect.verification.differences import differences
+from megaselect.verification.differences import LOSS, differences
 from megaselect.verification.module_run import ModuleRun, as_line, is_flagged
 from megaselect.verification.report import Check, Outcome, check
 from megaselect.verification.step_watch import StepWatch
@@ -24,6 +24,7 @@ BACKWARD, RANDOM, BITS, SECOND_RUN, STATE, GRADIENTS, SAVES = (
     "gradients",
     "recomputes",
 )
+SMALL = 1e-5  # of the largest gradient: what differences no longer show
 
 
 def random_numbers(watch: StepWatch) -> Check:
@@ -33,20 +34,35 @@ def random_numbers(watch: StepWatch) -> Check:
     return check(RANDOM, watch.faults, f"{again} drawn again, each the same{once}" if again else "none drawn again")
 
 
-def second_run(watch: StepWatch, judged: Sequence[Check]) -> Iterator[Check]:
+def second_run(as_is: ModuleRun, judged: Sequence[Check]) -> Iterator[Check]:
     """Where the second run departs from the first. Right gradients (judged) show that nothing that they need did.
 
-    But for another dtype, unless the bits are the same: differences are taken in one dtype.
+    But for another dtype, unless the bits are the same: differences are taken in one dtype. And but for gradients too
+    small to show it, as behind a layer's scale of 1e-6: where bits differ there, rounding does not explain it.
     """
+    watch = as_is.watch
     if not watch.rerun.calls:
         return
-    right = all(one.outcome in (Outcome.PASSED, Outcome.WARNING) for one in judged)
-    if watch.cast and not any(one.name == BITS for one in judged):
+    outcomes = {one.name: one.outcome for one in judged}
+    unseen = _too_small(as_is.values, BITS in outcomes) if watch.departed else []
+    if watch.cast and BITS not in outcomes:
         yield check(SECOND_RUN, watch.cast)
-    elif watch.changed and right:
-        yield Check(SECOND_RUN, Outcome.WARNING, f"{watch.changed[0]}; no gradient shows it")
-    else:
+    elif not watch.changed or not set(outcomes.values()) <= {Outcome.PASSED, Outcome.WARNING}:
         yield check(SECOND_RUN, watch.changed, "each result is one that forward had")
+    elif watch.departed and outcomes.get(BITS) is Outcome.WARNING:
+        yield check(SECOND_RUN, watch.departed)
+    elif unseen:
+        detail = f"{watch.departed[0]}; what it does to {_names(unseen)} cannot be told: the gradient is too small"
+        yield Check(SECOND_RUN, Outcome.NOT_CHECKED, detail)
+    else:
+        yield Check(SECOND_RUN, Outcome.WARNING, f"{watch.changed[0]}; no gradient shows it")
+
+
+def _too_small(values: Mapping[str, Tensor | None], compared_by_bits: bool) -> list[str]:
+    """The gradients in which a wrong one would not show: zeros, and by differences what is small beside the others."""
+    sizes = {name: float(value.norm()) for name, value in values.items() if name != LOSS and value is not None}
+    least = 0.0 if compared_by_bits else SMALL * max(sizes.values(), default=0.0)
+    return [name for name, size in sizes.items() if size <= least]
 
 
 def hidden_error(error: Exception) -> Check:
@@ -70,8 +86,9 @@ def state_faults(as_is: ModuleRun, plain: ModuleRun) -> Iterator[str]:
 
 
 def without_gradient(model: nn.Module, as_is: ModuleRun, plain: ModuleRun) -> Check:
-    """Trainable parameters that training would leave as they are."""
-    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    """Trainable parameters that training would leave as they are, and inputs that ask for a gradient and get none."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    trainable = [name for name in as_is.gradients if name not in frozen]
     missing = [name for name in trainable if as_is.values[name] is None]
     lost = [name for name in missing if plain.values[name] is not None]
     if lost:
@@ -81,7 +98,9 @@ def without_gradient(model: nn.Module, as_is: ModuleRun, plain: ModuleRun) -> Ch
     if missing:
         detail = f"{_names(missing)}: without a gradient, also without checkpointing"
         return Check(GRADIENTS, Outcome.WARNING, detail)
-    return Check(GRADIENTS, Outcome.PASSED, f"all {len(trainable)} trainable parameters have one")
+    inputs = [name for name in trainable if name not in dict(model.named_parameters())]
+    among = f" and {len(inputs)} inputs" if inputs else ""
+    return Check(GRADIENTS, Outcome.PASSED, f"all {len(trainable) - len(inputs)} trainable parameters{among} have one")
 
 
 def _names(names: list[str]) -> str:

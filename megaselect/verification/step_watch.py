@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable
 from sys import _getframe
@@ -10,9 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from megaselect.compatibility import is_in_backward
+from megaselect.recompute import recorder
 from megaselect.recompute.rerun import MODULE_CALL, RerunMode, operator_name
 from megaselect.trees import tensors_in
 from megaselect.verification.differences import by_how_much
+
+# Of a result's norm: what no rounding makes of it, in 16 bit and in more. Another mask makes about half.
+_DEPARTURE_16_BIT, _DEPARTURE = 0.1, 1e-3
+_16_BIT = (torch.bfloat16, torch.float16)
 
 
 class StepWatch(RerunMode):
@@ -22,7 +29,10 @@ class StepWatch(RerunMode):
     redrawn: how many calls there were of operators that torch tags as drawing from a generator.
     changed: a sentence for each other result of a second run that the operator did not give in forward. It names the
     place where a second run departs from the first; whether that matters, gradients say. cast: a sentence for each that
-    forward had in another dtype alone, as without its autocast; differences in fp64 do not show that.
+    forward had in another dtype alone, as without its autocast; differences in fp64 do not show that. departed: those
+    of `changed` that are further from all that forward had than rounding takes them.
+    own_draws: a sentence for each random result that backward code of its own drew and forward did not.
+    stops_gradients: whether forward detached a tensor that has a gradient.
     meet: called with each torch.Generator that is about to be drawn from.
     """
 
@@ -31,23 +41,30 @@ class StepWatch(RerunMode):
         self.faults: list[str] = []
         self.changed: list[str] = []
         self.cast: list[str] = []
+        self.departed: list[str] = []
+        self.own_draws: list[str] = []
+        self.stops_gradients = False
         self.drawn = self.redrawn = 0
         self._meet = meet
         self._paths = {id(module): path or type(module).__name__ for path, module in model.named_modules()}
         self._random: dict[str, list[_Draw]] = defaultdict(list)
         self._results: dict[str, set[int]] = defaultdict(set)
         self._dtypes: dict[tuple[str, torch.Size], set[torch.dtype]] = defaultdict(set)
+        self._sketches: dict[tuple[str, torch.Size], list[float]] = defaultdict(list)
 
     @property
     def ran_in_16_bit(self) -> bool:
         """Whether an operator of forward gave results in bf16 or fp16."""
-        return any(dtype in (torch.bfloat16, torch.float16) for dtypes in self._dtypes.values() for dtype in dtypes)
+        return any(dtype in _16_BIT for dtypes in self._dtypes.values() for dtype in dtypes)
 
     def calling(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """An operator is about to run."""
         for given in (*args, *kwargs.values()):
             if isinstance(given, torch.Generator):
                 self._meet(given)
+        if op is torch.ops.aten.detach.default and torch.is_grad_enabled() and not is_in_backward():
+            by_the_ledger = _getframe(2).f_globals.get("__name__") == recorder.__name__
+            self.stops_gradients |= args[0].requires_grad and not by_the_ledger
 
     def called(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, again: bool) -> None:
         """An operator returned `out`; again: in a second run."""
@@ -58,6 +75,10 @@ class StepWatch(RerunMode):
 
     def _drew(self, name: str, results: list[Tensor], again: bool) -> None:
         draw = _Draw(self._path(), results)
+        if not again and is_in_backward():
+            fault = _fault(draw, self._random[name])
+            self.own_draws += [f"{draw.path}: {name} in backward {fault}"] if fault else []
+            return
         if not again:
             self.drawn += 1
             self._random[name].append(draw)
@@ -77,12 +98,21 @@ class StepWatch(RerunMode):
         if not again:
             self._results[name].add(found)
             dtypes.add(result.dtype)
+            self._sketches[name, result.shape].append(_sketch(result))
         elif name in self._results and found not in self._results[name]:
             self.changed.append(f"{self._path()}: {name} gives another result in its second run than in forward")
+            if self._departs(name, result):
+                self.departed.append(self.changed[-1])
             if dtypes and result.dtype not in dtypes:
                 first = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
                 again_in = str(result.dtype).removeprefix("torch.")
                 self.cast.append(f"{self._path()}: {name} gives {again_in} in its second run, {first} in forward")
+
+    def _departs(self, name: str, result: Tensor) -> bool:
+        """Whether no call of forward's gave about this. A difference's sketch is about as large as the difference."""
+        sketch, size = _sketch(result), float(result.detach().double().norm())
+        nearest = min((abs(sketch - first) for first in self._sketches[name, result.shape]), default=0.0)
+        return nearest > (_DEPARTURE_16_BIT if result.dtype in _16_BIT else _DEPARTURE) * size
 
     def _path(self) -> str:
         """Of the innermost module that is running; what runs outside of all is the model's own doing."""
@@ -132,3 +162,15 @@ def _hash(result: Tensor | None) -> int | None:
         return None
     plain = result.detach().cpu().contiguous().reshape(-1)
     return hash((result.dtype, result.shape, plain.view(torch.uint8).numpy().tobytes()))
+
+
+def _sketch(result: Tensor) -> float:
+    """The sum of the elements with random signs, the same for all results of one size, in fp64."""
+    flat = result.detach().double().cpu().reshape(-1)
+    return float(flat @ _signs(flat.numel()))
+
+
+@functools.lru_cache(maxsize=4)
+def _signs(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(0, 2, (count,), generator=generator).double() * 2 - 1
