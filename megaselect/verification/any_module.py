@@ -33,7 +33,7 @@ def verify(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) ->
     a second copy of the parameters. Raises VerificationError where there is no scalar loss, UnsupportedTorchError where
     this torch cannot be observed.
     """
-    with preserved(model, batch) as start:
+    with preserved(model, batch, loss_fn) as start:
         step = _Step(model, batch, loss_fn, start)
         checks = tuple(step.checks())
     as_is, plain = step.as_is, step.plain
@@ -86,6 +86,7 @@ class _Step:
         if self._can_be_switched_off() and not self.compiled:
             yield self._bits()
         if self.plain.rerun.calls or self.compiled:
+            self.start.put_back()
             yield directional.check_directions(self.model, self.batch, self.loss_fn, self.start, self.compiled)
 
     def _bits(self) -> Check:
@@ -116,6 +117,7 @@ class _Step:
         Parts that cast to fp32 round as that does.
         """
         for dtype in (torch.float64, torch.float32):
+            self.start.put_back()  # buffers in whose place a run has put others, before the dtype is changed
             batch = map_tensors(functools.partial(directional.tensor_in_dtype, dtype), self.batch)
             with contextlib.suppress(Exception), directional.in_dtype(self.model, dtype):
                 as_is = run_module(self.model, batch, self.loss_fn, self.start, True, self.compiled)
