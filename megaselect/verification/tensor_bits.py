@@ -29,8 +29,12 @@ def put_into(tensor: Tensor, kept: Tensor) -> None:
     if same_bits(tensor, kept):
         return
     with torch.no_grad():
-        if tensor.shape != kept.shape or tensor.layout is torch.sparse_coo or tensor.layout in _INDICES:
-            tensor.data = kept.to(tensor.dtype).clone()  # another number of elements has no place in the old ones
+        if tensor.layout is torch.sparse_coo:
+            tensor.sparse_resize_and_clear_(kept.shape, kept.sparse_dim(), kept.dense_dim()).copy_(kept)
+        elif tensor.layout in _INDICES:
+            tensor.resize_as_sparse_(kept).copy_(kept)
+        elif tensor.shape != kept.shape:
+            tensor.data = kept.to(tensor.dtype).clone()
         else:
             _copy(tensor.data, kept)
 
