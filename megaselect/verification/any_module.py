@@ -28,8 +28,8 @@ def verify(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) ->
     batch: a tensor (model(batch)), a tuple (model(*batch)) or a mapping (model(**batch)). The loss is what the model
     returns, its `.loss` or "loss", or loss_fn of it: a scalar. Finds random numbers and other results that differ in a
     second run, lost and wrong gradients, state that was updated twice, tensors changed in place that checkpointing
-    hides, and checkpoints that recompute or save nothing. Parameters, gradients, buffers, attributes of modules and
-    random states are afterwards as they were; hooks on gradients run, so call it before such are set. Needs memory for
+    hides, and checkpoints that recompute or save nothing. Parameters, gradients, buffers, attributes of modules,
+    random states and the batch are afterwards as they were; hooks on gradients run, so call it before such are set. Needs memory for
     a second copy of the parameters. Raises VerificationError where there is no scalar loss, UnsupportedTorchError where
     this torch cannot be observed.
     """

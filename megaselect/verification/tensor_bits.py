@@ -18,10 +18,19 @@ _INDICES = {
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether they are of one kind and hold the same bits: a NaN is itself, and zero is not minus zero."""
-    if any(getattr(one, name) != getattr(other, name) for name in ("dtype", "layout", "device", "shape")):
+    if any(getattr(one, name) != getattr(other, name) for name in ("dtype", "layout", "device", "is_nested")):
         return False
-    pairs = zip(_parts(one.detach()), _parts(other.detach()), strict=True)
-    return one.is_meta or all(part.shape == like.shape and torch.equal(part, like) for part, like in pairs)
+    if not _of_one_shape(one, other):
+        return False
+    if one.is_meta:
+        return True
+    parts, others = list(_parts(one.detach())), list(_parts(other.detach()))
+    return len(parts) == len(others) and all(map(torch.equal, parts, others))
+
+
+def _of_one_shape(one: Tensor, other: Tensor) -> bool:
+    """A nested tensor may refuse to say its shape; its parts have one each."""
+    return one.is_nested or one.shape == other.shape
 
 
 def put_into(tensor: Tensor, kept: Tensor) -> None:
@@ -33,7 +42,7 @@ def put_into(tensor: Tensor, kept: Tensor) -> None:
             tensor.sparse_resize_and_clear_(kept.shape, kept.sparse_dim(), kept.dense_dim()).copy_(kept)
         elif tensor.layout in _INDICES:
             tensor.resize_as_sparse_(kept).copy_(kept)
-        elif tensor.shape != kept.shape:
+        elif not _of_one_shape(tensor, kept):
             tensor.data = kept.to(tensor.dtype).clone()
         else:
             _copy(tensor.data, kept)

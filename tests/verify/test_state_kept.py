@@ -286,10 +286,24 @@ def test_bits_of_tensors():
     quantized = [torch.quantize_per_tensor(torch.tensor([value]), 0.5, 0, torch.qint8) for value in (1.0, 1.0, 2.0)]
     assert same_bits(*quantized[:2])
     assert not same_bits(*quantized[1:])
-    ragged = torch.nested.nested_tensor([torch.ones(1, 2), torch.ones(3, 2)], layout=torch.jagged)
+    assert same_bits(torch.empty(3, device="meta"), torch.empty(3, device="meta"))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+def test_bits_of_nested_tensors(layout):
+    def nested(*lengths):
+        return torch.nested.nested_tensor([torch.ones(length, 2) for length in lengths], layout=layout)
+
+    ragged = nested(1, 3)
     assert same_bits(ragged, ragged.clone())
     assert not same_bits(ragged, ragged * 2)
-    assert same_bits(torch.empty(3, device="meta"), torch.empty(3, device="meta"))
+    assert not same_bits(ragged, nested(3, 1))
+    assert not same_bits(ragged, nested(1, 3, 1))
+    kept = ragged.clone()
+    ragged.mul_(2)
+    put_into(ragged, kept)
+    assert same_bits(ragged, kept)
 
 
 @pytest.mark.parametrize("layout", SPARSE)
