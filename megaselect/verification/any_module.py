@@ -29,9 +29,9 @@ def verify(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) ->
     returns, its `.loss` or "loss", or loss_fn of it: a scalar. Finds random numbers and other results that differ in a
     second run, lost and wrong gradients, state that was updated twice, tensors changed in place that checkpointing
     hides, and checkpoints that recompute or save nothing. Parameters, gradients, buffers, attributes of modules,
-    random states and the batch are afterwards as they were; hooks on gradients run, so call it before such are set. Needs memory for
-    a second copy of the parameters. Raises VerificationError where there is no scalar loss, UnsupportedTorchError where
-    this torch cannot be observed.
+    random states and the batch are afterwards as they were; hooks on gradients run, so call it before such are set.
+    Needs memory for a second copy of the parameters. Raises VerificationError where there is no scalar loss,
+    UnsupportedTorchError where this torch cannot be observed.
     """
     with preserved(model, batch, loss_fn) as start:
         step = _Step(model, batch, loss_fn, start)
