@@ -30,12 +30,12 @@ def verify(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) ->
     batch: a tensor (model(batch)), a tuple (model(*batch)) or a mapping (model(**batch)). The loss is what the model
     returns, its `.loss` or "loss", or loss_fn of it: a scalar. Finds random numbers and other results that differ in a
     second run, lost and wrong gradients, state that was updated twice, tensors changed in place that checkpointing
-    hides, and checkpoints that recompute or save nothing. Parameters, gradients, buffers, attributes of modules and
-    random states are afterwards as they were; hooks on gradients run, so call it before such are set. Needs memory for
-    a second copy of the parameters. Raises VerificationError where there is no scalar loss, UnsupportedTorchError where
-    this torch cannot be observed.
+    hides, and checkpoints that recompute or save nothing. Parameters, gradients, buffers, attributes of modules,
+    random states and the batch are afterwards as they were; hooks on gradients run, so call it before such are set.
+    Needs memory for a second copy of the parameters. Raises VerificationError where there is no scalar loss,
+    UnsupportedTorchError where this torch cannot be observed.
     """
-    with torch.enable_grad(), preserved(model, batch) as start:
+    with torch.enable_grad(), preserved(model, batch, loss_fn) as start:
         step = _Step(model, batch, loss_fn, start)
         checks = tuple(step.checks())
     as_is, plain = step.as_is, step.plain
@@ -73,7 +73,7 @@ class _Step:
         yield from module_checks.second_run(as_is, judged)
         if self._can_be_switched_off() and not plain.error:
             yield check(module_checks.STATE, module_checks.state_faults(as_is, plain))
-        yield module_checks.without_gradient(self.model, as_is, plain)
+        yield module_checks.without_gradient(self.start, as_is, plain)
         yield module_checks.recomputes(self.model, as_is, plain)
 
     def _can_be_switched_off(self) -> bool:
@@ -96,6 +96,7 @@ class _Step:
 
     def _differences(self) -> Check:
         """Of a model that stops gradients, as a straight-through estimator does, backward is no derivative."""
+        self.start.put_back()
         found = directional.check_directions(self.model, self.batch, self.loss_fn, self.start, self.compiled)
         watch = self.as_is.watch
         if found.outcome is Outcome.FAILED and watch.own_draws:
@@ -155,6 +156,7 @@ class _Step:
 
     def _values_in(self, dtype: torch.dtype) -> tuple[Values, Values] | None:
         """As it is and without checkpointing, in `dtype`; None where the model does not run in it."""
+        self.start.put_back()  # buffers in whose place a run has put others, before the dtype is changed
         batch = map_tensors(functools.partial(directional.tensor_in_dtype, dtype), self.batch)
         with contextlib.suppress(Exception), directional.in_dtype(self.model, dtype):
             as_is = run_module(self.model, batch, self.loss_fn, self.start, True, self.compiled)

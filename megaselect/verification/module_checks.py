@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from megaselect.compatibility import CHECKPOINT_WRAPPER_MODULE
 from megaselect.verification.differences import LOSS, differences
 from megaselect.verification.module_run import ModuleRun, as_line, is_flagged
+from megaselect.verification.module_state import Snapshot
 from megaselect.verification.report import Check, Outcome, check
 from megaselect.verification.step_watch import StepWatch
 
@@ -85,9 +86,10 @@ def state_faults(as_is: ModuleRun, plain: ModuleRun) -> Iterator[str]:
         yield f"{fault} from without checkpointing: the second run updates it again"
 
 
-def without_gradient(model: nn.Module, as_is: ModuleRun, plain: ModuleRun) -> Check:
+def without_gradient(start: Snapshot, as_is: ModuleRun, plain: ModuleRun) -> Check:
     """Trainable parameters that training would leave as they are, and inputs that ask for a gradient and get none."""
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    parameters = start.parameters()
+    frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
     trainable = [name for name in as_is.gradients if name not in frozen]
     missing = [name for name in trainable if as_is.values[name] is None]
     lost = [name for name in missing if plain.values[name] is not None]
@@ -98,7 +100,7 @@ def without_gradient(model: nn.Module, as_is: ModuleRun, plain: ModuleRun) -> Ch
     if missing:
         detail = f"{_names(missing)}: without a gradient, also without checkpointing"
         return Check(GRADIENTS, Outcome.WARNING, detail)
-    inputs = [name for name in trainable if name not in dict(model.named_parameters())]
+    inputs = [name for name in trainable if name not in parameters]
     among = f" and {len(inputs)} inputs" if inputs else ""
     return Check(GRADIENTS, Outcome.PASSED, f"all {len(trainable) - len(inputs)} trainable parameters{among} have one")
 

@@ -16,7 +16,7 @@ from megaselect.recompute import ledger
 from megaselect.recompute.rerun import Rerun
 from megaselect.verification.attributes import values_on
 from megaselect.verification.differences import LOSS
-from megaselect.verification.module_state import Snapshot, leaves_of
+from megaselect.verification.module_state import Snapshot, leaves_of, own_copy
 from megaselect.verification.step_watch import StepWatch
 from megaselect.verification.switched_off import Regions, switched_off
 
@@ -64,7 +64,8 @@ def run_module(
     Then it runs uncompiled: the compiler gives up, for good, what it is called for while operators are watched.
     """
     start.put_back()
-    leaves = {**dict(model.named_parameters()), **leaves_of(batch)}
+    batch = own_copy(batch, model)
+    leaves = {**start.parameters(), **leaves_of(batch)}
     for leaf in leaves.values():
         leaf.grad = None
     watch = StepWatch(model, start.meet)
@@ -77,12 +78,20 @@ def run_module(
         # Entered twice: what a ledger and this replace in torch must be put back in the order of a stack.
         off = contextlib.nullcontext if checkpointing else functools.partial(switched_off, model, regions)
         with ledger.record(model) as stored, off():
-            loss = loss_of(call(model, batch), loss_fn)
+            loss = loss_of(_called_with(model, batch), loss_fn)
         with off():
             error = _backward(loss)
     values = {LOSS: loss.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
-    state = {**{name: buffer.clone() for name, buffer in model.named_buffers()}, **values_on(model)}
-    return ModuleRun(values, state, stored.total, watch, regions.count, bool(flagged), error)
+    return ModuleRun(values, _state_of(model, start), stored.total, watch, regions.count, bool(flagged), error)
+
+
+def _state_of(model: nn.Module, start: Snapshot) -> dict[str, Tensor | None]:
+    """Of the model, and with its name before theirs, of what the loss function is made of."""
+    state: dict[str, Tensor | None] = {}
+    for prefix, root in {"": model, **start.loss_modules}.items():
+        state.update({name: buffer.detach().clone() for name, buffer in root.named_buffers(prefix=prefix)})
+        state.update(values_on(root, prefix))
+    return state
 
 
 @contextlib.contextmanager
@@ -137,7 +146,11 @@ def runs_compiled(model: nn.Module, batch: Any, loss_fn: LossFunction | None, st
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """model(batch) for a tensor, model(*batch) for a tuple or list, model(**batch) for a mapping."""
+    """model(batch) for a tensor, model(*batch) for a tuple or list, model(**batch) for a mapping; of a copy of it."""
+    return _called_with(model, own_copy(batch, model))
+
+
+def _called_with(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, tuple | list) else model(batch)
