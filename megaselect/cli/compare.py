@@ -175,7 +175,7 @@ def _finish(comparison: Comparison, command: RunCommand, out: Path) -> None:
         print(to_json(comparison))
     else:
         print_comparison(comparison, stdout_console())
-        print(f"written: {out / 'compare.json'}, {page}")
+        print(f"written to {out}: compare.json, {page.name}")
     logging = command.config.logging
     group = group_for(logging) or out.name
     log_comparison(

@@ -311,3 +311,8 @@ def test_help_and_mistakes_come_before_torch_is_imported():
     )
     child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert child.stdout.endswith("exit 0\nrc 2 []\n")
+
+
+def test_a_flag_of_several_values_that_is_given_twice_has_them_all():
+    command = parse("--recompute selective --recompute-modules dropout --recompute-modules gelu layernorm")
+    assert command.config.recompute.modules == ("dropout", "gelu", "layernorm")

@@ -70,7 +70,9 @@ def test_debug_shows_the_traceback_before_the_line():
 def test_help_and_version():
     code, text, err = run(MEGASELECT)
     assert (code, err) == (0, "")
-    assert text.startswith(f"usage: megaselect {{{','.join(COMMANDS)}}} ...\n")
+    assert text.startswith("usage: megaselect COMMAND ...\n")
+    assert [name for name in COMMANDS if f"\n  {name} " not in text] == []
+    assert max(map(len, text.splitlines())) <= 80
     assert run(MEGASELECT, "--help") == (0, text, "")
     assert run(MEGASELECT, "--version") == (0, "megaselect 0.1.0\n", "")
     assert run(TRAIN, "--version") == (0, "megaselect 0.1.0\n", "")

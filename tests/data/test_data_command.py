@@ -83,3 +83,15 @@ def test_data_alone_asks_for_a_command(megaselect_command):
 def test_an_unknown_command(capsys, word, message):
     assert main(["data", word, "--output", "x"]) == 2
     assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+def test_inputs_of_a_flag_that_is_given_twice_are_all_read(tmp_path, megaselect_command):
+    for name in ("cats", "dogs"):
+        (tmp_path / f"{name}.txt").write_text(f"the {name} sat on the mat\n" * 200)
+    inputs = ["--input", tmp_path / "cats.txt", "--input", tmp_path / "dogs.txt"]
+    status, out, err = megaselect_command(
+        "data", "prepare", *inputs, "--output", tmp_path / "both", "--vocab-size", 280
+    )
+    assert (status, err) == (0, "")
+    assert "text files: 2" in out.replace("\n", " ")
+    assert len(IndexedDataset(tmp_path / "both")) == 2

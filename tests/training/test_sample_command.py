@@ -230,6 +230,18 @@ def test_a_reader_may_leave(run_dir, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_terminal_is_not_told_what_to_do(run_dir, monkeypatch):
+    """A file gets what the model writes, or was told; a terminal no control characters."""
+    received = {}
+    for kind, stream in (("terminal", io.StringIO()), ("file", io.StringIO())):
+        stream.isatty = lambda kind=kind: kind == "terminal"
+        monkeypatch.setattr("sys.stdout", stream)
+        assert main(["sample", "--run", str(run_dir), "--prompt", "a\x1b[2Jb\u202e\tc", "--tokens", "1"]) == 0
+        received[kind] = stream.getvalue()
+    assert received["file"].startswith("a\x1b[2Jb\u202e\tc")
+    assert received["terminal"].startswith("a\ufffd[2Jb\ufffd\tc")
+
+
 def test_help_needs_no_torch(child_environment):
     code = (
         "import sys; from megaselect.cli.main import main\n"
