@@ -19,7 +19,10 @@ from megaselect.kernels.limits import refused_attention
 if TYPE_CHECKING:
     from megaselect.config import ModelConfig
 
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED", "can't start new thread")
+_OUT_OF_MEMORY = (
+    *("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED", "can't start new thread"),
+    "std::bad_alloc",  # C++ inside torch, as a RuntimeError
+)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
