@@ -100,6 +100,13 @@ def test_the_installed_wheel_works_away_from_the_source_tree(wheel, tmp_path):
     assert (child.returncode, child.stdout, child.stderr) == (2, "", message)
 
 
+def test_what_is_said_elsewhere_of_versions_is_so():
+    assert f"rev: v{pins()['ruff']}\n" in (ROOT / ".pre-commit-config.yaml").read_text()
+    own = re.search(r'^__version__ = "(.+)"$', (ROOT / "megaselect/__init__.py").read_text(), re.MULTILINE)[1]
+    assert f"\nversion: {own}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {own} " in (ROOT / "CHANGELOG.md").read_text()
+
+
 def pins() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))

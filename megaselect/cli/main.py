@@ -116,7 +116,7 @@ def _dispatch(arguments: list[str], debug: bool, train_prog: str) -> int:
         return import_module(f"megaselect.cli.{command}").main([*rest, "--debug"] if debug else rest, prog)
     if command in ("-h", "--help"):
         summaries = "\n".join(f"  {name:<10}  {summary}" for name, summary in _COMMANDS.items())
-        print(_USAGE.format(commands=",".join(_COMMANDS), summaries=summaries))
+        print(_USAGE.format(summaries=summaries))
         return 0
     if command == "--version":
         print(f"megaselect {__version__}")

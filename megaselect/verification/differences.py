@@ -63,13 +63,18 @@ def relative_error(actual: Tensor, exact: Tensor) -> float:
 
 def distance(actual: Values, expected: Values) -> float:
     """The largest error of a gradient, as a share of the largest gradient."""
-    pairs = [
-        (_dense(got).double(), _dense(want).double())
-        for name, want in expected.items()
-        if name != LOSS and want is not None and (got := actual.get(name)) is not None
-    ]
+    pairs = [(got.double(), want.double()) for name, (got, want) in _pairs(actual, expected).items() if name != LOSS]
     largest = max((float(want.norm()) for _, want in pairs), default=0.0)
     return max((float((got - want).norm()) for got, want in pairs), default=0.0) / (largest or 1.0)
+
+
+def _pairs(actual: Values, expected: Values) -> dict[str, tuple[Tensor, Tensor]]:
+    """What both have, dense."""
+    return {
+        name: (_dense(got), _dense(want))
+        for name, want in expected.items()
+        if want is not None and (got := actual.get(name)) is not None
+    }
 
 
 def differ_by_rounding(actual: Values, expected: Values, rounds_as: torch.dtype | None = None) -> bool:
@@ -78,11 +83,7 @@ def differ_by_rounding(actual: Values, expected: Values, rounds_as: torch.dtype 
     rounds_as: what tensors are rounded to on the way, if not their own dtype.
     A gradient may be zero but for rounding, such as that of a bias before a softmax: its own size is no measure.
     """
-    pairs = {
-        name: (_dense(got), _dense(want))
-        for name, want in expected.items()
-        if want is not None and (got := actual.get(name)) is not None
-    }
+    pairs = _pairs(actual, expected)
     if any(got.dtype not in (torch.float32, torch.float64) for got, _ in pairs.values()):
         return False
     sizes = {name: float(want.double().norm()) for name, (_, want) in pairs.items()}
@@ -103,14 +104,10 @@ class Unlike(NamedTuple):
 
 def unlike(actual: Values, expected: Values) -> Unlike | None:
     """The largest of the gradients that are off by more than UNLIKE of themselves, if any are."""
-    pairs = {
-        name: (_dense(got), _dense(want))
-        for name, want in expected.items()
-        if name != LOSS and want is not None and (got := actual.get(name)) is not None
-    }
+    pairs = {name: pair for name, pair in _pairs(actual, expected).items() if name != LOSS}
     sizes = {name: float(want.double().norm()) for name, (_, want) in pairs.items()}
     wrong = [name for name, (got, want) in pairs.items() if relative_error(got, want) > UNLIKE]
     if not wrong:
         return None
     name = max(wrong, key=sizes.__getitem__)
-    return Unlike(f"{name} {by_how_much(*pairs[name])}", sizes[name] / max(sizes.values()))
+    return Unlike(f"{name} {by_how_much(*pairs[name])}", sizes[name] / (max(sizes.values()) or 1.0))

@@ -118,21 +118,20 @@ def kill_at_random_moments(start_python, arguments, num_calls, workers):
     print(f"seed {seed}")
     lines = outcome(start_python(KILL_AT_RANDOM_MOMENTS, *arguments, seed, num_calls, workers))
     num_killed = int(lines.pop().removeprefix("killed "))
-    assert num_killed > num_calls / 4
     assert any(line.startswith("Going on after ") for line in lines)
     return num_killed
 
 
 def test_killed_at_random_moments(mixed_corpus, tmp_path, start_python, default_dataset):
     arguments = (mixed_corpus, tmp_path / "out" / "text", default_dataset.tokenizer_path)
-    kill_at_random_moments(start_python, arguments, num_calls=12, workers=1)
+    assert kill_at_random_moments(start_python, arguments, num_calls=12, workers=1) > 3
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_at_many_random_moments(mixed_corpus, tmp_path, start_python, default_dataset, workers):
     arguments = (mixed_corpus, tmp_path / "out" / "text", default_dataset.tokenizer_path)
-    kill_at_random_moments(start_python, arguments, num_calls=100, workers=workers)
+    assert kill_at_random_moments(start_python, arguments, num_calls=100, workers=workers) > 25
 
 
 def test_killed_before_every_change_of_a_file(tmp_path, start_python, default_dataset):

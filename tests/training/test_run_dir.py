@@ -90,7 +90,10 @@ def test_a_look_at_the_lock_does_not_refuse_a_run_that_begins(tmp_path, monkeypa
     with (tmp_path / LOCK_NAME).open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         monkeypatch.setattr("megaselect.training.run_lock.time.sleep", lambda _: fcntl.flock(file, fcntl.LOCK_UN))
-        RunLock(tmp_path).release()
+        lock = RunLock(tmp_path)
+        with pytest.raises(BlockingIOError):  # the run has it
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        lock.release()
 
 
 def test_a_lock_on_a_file_that_was_removed_meanwhile_is_taken_again(tmp_path, monkeypatch):

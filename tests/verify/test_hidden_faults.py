@@ -51,6 +51,12 @@ def test_a_mask_that_is_drawn_anew_behind_any_scale(scale):
     assert megaselect.verify(Scaled(scale, anew=False), torch.randn(8, WIDTH)).passed
 
 
+def test_behind_a_scale_that_rounds_to_nothing_it_cannot_be_told():
+    report = megaselect.verify(Scaled(1e-9, anew=True), torch.randn(8, WIDTH))
+    assert outcomes(report)["same bits"] == "not checked", str(report)
+    assert details(report)["same bits"].endswith("too small a gradient to tell rounding from a fault")
+
+
 def test_behind_a_scale_of_zero_no_gradient_can_tell():
     """As a layer with adaptive norms begins. The second run departs from the first: that is not passed."""
     model = Scaled(0.0, anew=True)
