@@ -16,6 +16,7 @@ from checkpointed_models import (
     with_parameters,
     wrapped,
 )
+from reports import details, failed, outcomes
 from tiny_models import build_unchecked, make_batch, make_config
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -24,18 +25,6 @@ import megaselect
 from megaselect.errors import VerificationError
 
 KEEPS_NOTHING = torch_checkpoint(use_reentrant=False)
-
-
-def outcomes(report):
-    return {check.name: str(check.outcome) for subject in report.subjects for check in subject.checks}
-
-
-def details(report):
-    return {check.name: check.detail for subject in report.subjects for check in subject.checks}
-
-
-def failed(report):
-    return {check.name for _, check in report.failures()}
 
 
 RIGHT = {

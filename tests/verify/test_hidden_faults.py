@@ -4,20 +4,13 @@ import numpy as np
 import pytest
 import torch
 from checkpointed_models import OwnCheckpoint, with_parameters
+from reports import details, outcomes
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import megaselect
 
 WIDTH = 16
-
-
-def outcomes(report):
-    return {check.name: str(check.outcome) for subject in report.subjects for check in subject.checks}
-
-
-def details(report):
-    return {check.name: check.detail for subject in report.subjects for check in subject.checks}
 
 
 def mlp():
