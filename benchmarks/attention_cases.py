@@ -67,26 +67,30 @@ class Problem:
 
 
 def cases(
-    bench: Bench, sequences: Sequence[int], head_sizes: Sequence[int], dropouts: Sequence[float], rivals: Sequence[str]
+    bench: Bench,
+    sequences: Sequence[int],
+    head_sizes: Sequence[int],
+    dropouts: Sequence[float],
+    baselines: Sequence[str],
 ) -> list[Case]:
     """One case a sequence length and head size; all dropout probabilities take turns within it."""
     made = []
     for head_size in head_sizes:
         for sequence in sequences:
-            key = f"K2 d={head_size} s={sequence} p={','.join(f'{p:g}' for p in dropouts)} [{len(rivals)} rivals]"
-            run = functools.partial(_run, sequence, head_size, tuple(dropouts), tuple(rivals))
-            made.append(Case(key, run, bench.seconds + (25 if bench.on_gpu else 3), ",".join(rivals)))
+            key = f"K2 d={head_size} s={sequence} p={','.join(f'{p:g}' for p in dropouts)} [{len(baselines)} baselines]"
+            run = functools.partial(_run, sequence, head_size, tuple(dropouts), tuple(baselines))
+            made.append(Case(key, run, bench.seconds + (25 if bench.on_gpu else 3), ",".join(baselines)))
     return made
 
 
-def rivals_of(bench: Bench, all_of_them: bool = True) -> list[str]:
-    """Names of the rivals that the device has."""
+def baselines_of(bench: Bench, all_of_them: bool = True) -> list[str]:
+    """Names of the baselines that the device has."""
     if not bench.on_gpu:
         return [SDPA, CHAIN]
     return [FLASH, DETERMINISTIC, CUDNN, *([EFFICIENT, CHAIN, FLEX] if all_of_them else [])]
 
 
-def _run(sequence: int, head_size: int, dropouts: Sequence[float], rivals: Sequence[str], bench: Bench) -> list[Row]:
+def _run(sequence: int, head_size: int, dropouts: Sequence[float], baselines: Sequence[str], bench: Bench) -> list[Row]:
     tokens, hidden = (16384, 2048) if bench.on_gpu else (max(sequence, 512), 2 * head_size)
     batch, heads = max(tokens // sequence, 1), hidden // head_size
     generator = torch.Generator(bench.device).manual_seed(SEED)
@@ -97,10 +101,10 @@ def _run(sequence: int, head_size: int, dropouts: Sequence[float], rivals: Seque
     makers = []
     for dropout_p in dropouts:
         makers.append((OURS, dropout_p, functools.partial(_ours, problem, dropout_p)))
-        for name in rivals:
+        for name in baselines:
             if (name == FLEX and dropout_p) or (name == CHAIN and sequence > LONGEST_CHAIN):
                 continue
-            makers.append((name, dropout_p, functools.partial(_rival, problem, name, dropout_p, exact)))
+            makers.append((name, dropout_p, functools.partial(_baseline, problem, name, dropout_p, exact)))
     contenders, failed = prepare(bench, makers)
     shape = {"kernel": "K2", "sequence": sequence, "head_size": head_size, "batch": batch, "heads": heads}
     rows = measure(bench, [matmul_ceiling(bench), *contenders], OURS, shape)
@@ -124,7 +128,7 @@ def _ours(problem: Problem, dropout_p: float) -> list[Contender]:
     return _pair(OURS, dropout_p, problem, forward, backward, errors)
 
 
-def _rival(problem: Problem, name: str, dropout_p: float, exact: references.AttentionReference) -> list[Contender]:
+def _baseline(problem: Problem, name: str, dropout_p: float, exact: references.AttentionReference) -> list[Contender]:
     leaves, grad = problem.split(), problem.split_grad()
     attend = _attend(name, problem.scale)
     determinism = _deterministic if name == DETERMINISTIC else contextlib.nullcontext

@@ -23,7 +23,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class LayerShape:
     """dtype: of DTYPES; head_size, sequence, micro_batch: d, s, b."""
 
     dtype: str
@@ -40,17 +40,17 @@ class Shape:
 
 
 GPU_SHAPES = (
-    Shape("bf16", 64, 1024, 4),
-    Shape("bf16", 128, 2048, 1),
-    Shape("bf16", 120, 1024, 1),
-    Shape("bf16", 64, 1100, 1),
-    Shape("fp16", 64, 1024, 1),
-    Shape("fp32", 64, 1024, 1),
-    Shape("bf16", 128, 1024, 4),
-    Shape("fp16", 120, 1024, 4),
-    Shape("fp32", 128, 1024, 4),
+    LayerShape("bf16", 64, 1024, 4),
+    LayerShape("bf16", 128, 2048, 1),
+    LayerShape("bf16", 120, 1024, 1),
+    LayerShape("bf16", 64, 1100, 1),
+    LayerShape("fp16", 64, 1024, 1),
+    LayerShape("fp32", 64, 1024, 1),
+    LayerShape("bf16", 128, 1024, 4),
+    LayerShape("fp16", 120, 1024, 4),
+    LayerShape("fp32", 128, 1024, 4),
 )
-CPU_SHAPES = (Shape("fp32", 64, 128, 1), Shape("bf16", 64, 96, 2))
+CPU_SHAPES = (LayerShape("fp32", 64, 128, 1), LayerShape("bf16", 64, 96, 2))
 
 
 def cases(bench: Bench, compiled: bool = False, attentions: Sequence[str] = ATTENTIONS) -> list[Case]:
@@ -64,7 +64,7 @@ def cases(bench: Bench, compiled: bool = False, attentions: Sequence[str] = ATTE
     return made
 
 
-def _run(shape: Shape, attentions: Sequence[str], compiled: bool, bench: Bench) -> list[Row]:
+def _run(shape: LayerShape, attentions: Sequence[str], compiled: bool, bench: Bench) -> list[Row]:
     dtype, config = DTYPES[shape.dtype], shape.config
     settings = [Setting(attention, name, compiled) for attention in attentions for name in SETTINGS]
     refused = {setting: refusal(config.of(setting), dtype) for setting in settings}

@@ -63,7 +63,7 @@ def measure(config: Any, steps: int, depths: tuple[int, ...], read_ms: float) ->
 
 
 def main() -> int:
-    """Exit status: 0 within the goal, 1 above it, 2 for settings that cannot run."""
+    """Exit status: 0 within the target, 1 above it, 2 for settings that cannot run."""
     from benchmarks.device import describe, environment
     from megaselect.cli.flags import find_config
     from megaselect.config import Config

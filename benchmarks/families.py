@@ -1,7 +1,7 @@
 """Models that train on random data, each with several ways to run: what step benchmarks time and what checks compare.
 
 A family is one model with one optimizer; its variants share the weights, so that settings of a large model can take
-turns on one GPU. Every family, rivals included, has the same optimizer with fp32 master weights.
+turns on one GPU. Every family, baselines included, has the same optimizer with fp32 master weights.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from benchmarks.settings import BenchConfig, Setting
 from megaselect.errors import RecomputeError
-from megaselect.model.attention import CORE_ATTENTION
-from megaselect.model.gpt import GPT
-from megaselect.recompute.apply import apply_recompute
-from megaselect.recompute.plan import make_plan
-from megaselect.recompute.theory import check_saves
+from megaselect.models.gpt.apply_plan import apply_recompute
+from megaselect.models.gpt.attention import CORE_ATTENTION
+from megaselect.models.gpt.model import GPT
+from megaselect.prediction.saved_bytes import check_saves
+from megaselect.recomputation.plan import make_plan
 from megaselect.training.optimizer import MixedPrecisionAdamW
 
 DATA_SEED = 1234

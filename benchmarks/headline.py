@@ -7,7 +7,7 @@ import argparse
 import torch
 
 from benchmarks import attention_cases, bitwise, scores_cases
-from benchmarks.rival_models import plain_sdpa_family
+from benchmarks.baseline_models import plain_sdpa_family
 from benchmarks.runner import Bench, Case
 from benchmarks.settings import BenchConfig, Setting, read_config
 from benchmarks.step_cases import step_case
@@ -31,32 +31,32 @@ def cases(_: argparse.Namespace, bench: Bench, dtype: torch.dtype) -> list[Case]
 
 def _kernels(bench: Bench) -> list[Case]:
     if not bench.on_gpu:
-        rivals = attention_cases.rivals_of(bench)
+        baselines = attention_cases.baselines_of(bench)
         return [
             *scores_cases.cases(bench, (256,), DROPOUTS),
-            *attention_cases.cases(bench, (128,), (64, 128), DROPOUTS, rivals),
+            *attention_cases.cases(bench, (128,), (64, 128), DROPOUTS, baselines),
         ]
-    rivals = attention_cases.rivals_of(bench, all_of_them=False)
+    baselines = attention_cases.baselines_of(bench, all_of_them=False)
     return [
         *scores_cases.cases(bench, (4096, 2048), DROPOUTS),
-        *attention_cases.cases(bench, (4096, 2048), (64, 128), CUDNN_DROPOUTS, rivals),
+        *attention_cases.cases(bench, (4096, 2048), (64, 128), CUDNN_DROPOUTS, baselines),
     ]
 
 
 def _steps(bench: Bench, dtype: torch.dtype) -> list[Case]:
     """At the configs' own sizes, then with more tokens, of which MFU is judged: there the optimizer's share is small.
 
-    A large model takes the rival beside few settings: with two optimizers there is no room for unfused activations.
+    A large model takes the baseline beside few settings: with two optimizers there is no room for unfused activations.
     """
     if not bench.on_gpu:
         config = read_config("tiny").sized(micro_batch=4)
-        return [_step(config, MAIN, dtype, bench, rival=True)]
+        return [_step(config, MAIN, dtype, bench, baseline=True)]
     small, large, medium, wide = (read_config(name) for name in ("gpt2-124m", "gpt-1.3b", "gpt-350m", "gpt-760m"))
     return [
-        _step(small, MAIN, dtype, bench, rival=True),
+        _step(small, MAIN, dtype, bench, baseline=True),
         _step(large, MAIN, dtype, bench),
         *(_step(_with_tokens(config), SHORT, dtype, bench) for config in (large, medium, wide)),
-        _step(large, SHORT, dtype, bench, rival=True),
+        _step(large, SHORT, dtype, bench, baseline=True),
     ]
 
 
@@ -79,14 +79,14 @@ def _step(
     names: tuple[tuple[str, str], ...],
     dtype: torch.dtype,
     bench: Bench,
-    rival: bool = False,
+    baseline: bool = False,
     compiled: bool = False,
 ) -> Case:
     settings = [Setting(*pair) for pair in names]
     if compiled:
         settings += [Setting(*pair, True) for pair in names]
-    rivals = [("plain sdpa", lambda: plain_sdpa_family(config, bench.device, dtype))] if rival else []
+    baselines = [("plain sdpa", lambda: plain_sdpa_family(config, bench.device, dtype))] if baseline else []
     size = f"s={config.model.seq_length} b={config.training.micro_batch_size}"
-    key = f"{config.name} {size}{' compiled' * compiled} [{len(settings)} settings{', plain' * rival}]"
+    key = f"{config.name} {size}{' compiled' * compiled} [{len(settings)} settings{', plain' * baseline}]"
     once = (70 if compiled else 25) if bench.on_gpu else 8
-    return step_case(key, config, settings, dtype, bench.seconds + once, rivals)
+    return step_case(key, config, settings, dtype, bench.seconds + once, baselines)

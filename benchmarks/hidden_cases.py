@@ -100,7 +100,7 @@ def _our_bdrl(inputs: Inputs, plane: Plane, _: float) -> tuple[Tensor, ...]:
     samples = torch.arange(inputs.x.shape[1], device=inputs.x.device)
     return bias_dropout_residual_layer_norm(
         inputs.x, inputs.bias, inputs.residual, inputs.weight, inputs.shift, samples, plane,
-        epsilon=EPSILON, store_mask=False,
+        epsilon=EPSILON, save_mask=False,
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ class Contender:
 
 
 def dtype_of(bench: Bench) -> torch.dtype:
-    """bf16 on a GPU; fp32 on a CPU, whose twins are for that."""
+    """bf16 on a GPU; fp32 on a CPU, whose fallbacks are for that."""
     return torch.bfloat16 if bench.on_gpu else torch.float32
 
 

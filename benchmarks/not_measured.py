@@ -1,6 +1,6 @@
 """What the runner would measure on a GPU, as a page: `python benchmarks/not_measured.py > PAGE.md`. Needs no GPU.
 
-Every goal, then every case of every part, each with the command that measures it.
+Every target, then every case of every part, each with the command that measures it.
 """
 
 from __future__ import annotations
@@ -8,18 +8,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from benchmarks import targets
+
 INTRODUCTION = """# Not measured on a GPU
 
 `python benchmarks/not_measured.py` writes this page from the runner's own lists. None of what follows has been
 measured, and no figure of it is claimed anywhere. Every command stops itself after 7.5 minutes; with `--out` it skips
 what an earlier start has finished. Status 3 means that the GPU failed, and that the same command goes on without what
 made it fail. `--list --device cuda` names a part's cases on any machine. `make gpu` ([gpu.md](../gpu.md)) measures the
-goals, checks the bits and runs the tests in one call."""
+targets, checks the bits and runs the tests in one call."""
 
 
 PEAK = (
     "| predicted peak of a step against `max_memory_allocated` | within 5 % | not measured | "
-    "`pytest -m cuda tests/recompute/test_peak.py` |"
+    "`pytest -m cuda tests/recomputation/test_peak.py` |"
 )
 COMPARISON = (
     "| every setting beside the others: time, memory, bits | - | not measured | "
@@ -39,14 +41,13 @@ def page() -> list[str]:
     """Its lines."""
     import torch
 
-    from benchmarks import goals
     from benchmarks.run import PARTS, parse
     from benchmarks.session import cases_of, command
 
-    lines = [INTRODUCTION, "", "## Goals on one H100", ""]
-    lines += ["| goal | wanted | measured | command |", "|---|---|---|---|"]
-    for goal in goals.judge([], on_gpu=True):
-        lines.append(f"| {goal['goal']} | {goal['wanted']} | not measured | `{goals.COMMAND}` |")
+    lines = [INTRODUCTION, "", "## Targets on one H100", ""]
+    lines += ["| target | wanted | measured | command |", "|---|---|---|---|"]
+    for target in targets.judge([], on_gpu=True):
+        lines.append(f"| {target['target']} | {target['wanted']} | not measured | `{targets.COMMAND}` |")
     lines += [PEAK, COMPARISON, TRAINING, WAITS]
     lines.append("| kernels: error to twice torch's, bits, masks, odd sizes | pass | not measured | `pytest -m cuda` |")
     for part, what in PARTS.items():

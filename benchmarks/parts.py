@@ -8,19 +8,19 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks import attention_cases, hidden_cases, scores_cases
+from benchmarks.baseline_models import baseline_makers
 from benchmarks.largest_batch import largest_case
-from benchmarks.rival_models import rival_makers
 from benchmarks.runner import Bench, Case
-from benchmarks.settings import ATTENTIONS, RECOMPUTE, RIVALS, BenchConfig, Setting, read_config
+from benchmarks.settings import ATTENTIONS, BASELINES, RECOMPUTE, BenchConfig, Setting, read_config
 from benchmarks.step_cases import step_case
 
 GPU_CONFIGS, CPU_CONFIGS = ("gpt2-124m", "gpt-1.3b", "gpt-350m", "gpt-760m"), ("tiny",)
 GPU_SEQUENCES = (1024, 2048, 4096, 8192)
 OWN = " own "  # in the key of a case at the sequence length that the config names
-BESIDE_A_RIVAL = {"gpt-1.3b": 1}  # micro-batches on a GPU: two such models and their optimizers are 47 GB
+BESIDE_A_BASELINE = {"gpt-1.3b": 1}  # micro-batches on a GPU: two such models and their optimizers are 47 GB
 KERNELS = ("k1", "k2", "bdrl", "layernorm")
 SWEPT = (("unfused", "none"), ("unfused", "selective"), ("fused", "none"), ("fused", "all"), ("fused", "full"))
-BESIDE_RIVALS = (
+BESIDE_BASELINES = (
     ("unfused", "none"), ("unfused", "selective"), ("unfused", "full"),
     ("fused", "none"), ("fused", "all"), ("fused", "full"), ("sdpa", "none"),
 )  # fmt: skip
@@ -39,7 +39,7 @@ def kernels(arguments: argparse.Namespace, bench: Bench, dtype: torch.dtype) -> 
         made += scores_cases.cases(bench, k1_lengths, dropouts)
     made += hidden_cases.cases(bench, wanted, dropouts[:2])
     if "k2" in wanted:
-        made += attention_cases.cases(bench, k2_lengths, head_sizes, dropouts, attention_cases.rivals_of(bench))
+        made += attention_cases.cases(bench, k2_lengths, head_sizes, dropouts, attention_cases.baselines_of(bench))
     return made
 
 
@@ -96,20 +96,20 @@ def sweep(arguments: argparse.Namespace, bench: Bench, dtype: torch.dtype) -> li
     return list(made.values())
 
 
-def rivals(arguments: argparse.Namespace, bench: Bench, dtype: torch.dtype) -> list[Case]:
-    """One case a rival, each with our settings beside it: on a GPU two large models fit at a time, not five."""
+def baselines(arguments: argparse.Namespace, bench: Bench, dtype: torch.dtype) -> list[Case]:
+    """One case a baseline, each with our settings beside it: on a GPU two large models fit at a time, not five."""
     made = []
     for config in _configs(arguments, bench):
         for sized in _lengths(config, arguments, bench, every=False):
-            if bench.on_gpu and not arguments.micro_batch and config.name in BESIDE_A_RIVAL:
-                sized = sized.sized(micro_batch=BESIDE_A_RIVAL[config.name])
-            for name in arguments.rival or RIVALS:
+            if bench.on_gpu and not arguments.micro_batch and config.name in BESIDE_A_BASELINE:
+                sized = sized.sized(micro_batch=BESIDE_A_BASELINE[config.name])
+            for name in arguments.baseline or BASELINES:
                 compiled = name == "plain-compiled"
-                settings = _settings(arguments, False, BESIDE_RIVALS)
+                settings = _settings(arguments, False, BESIDE_BASELINES)
                 if compiled:
                     settings += [Setting("unfused", "selective", True), Setting("fused", "all", True)]
-                makers = rival_makers([name], sized, bench.device, dtype)
-                made.append(_case(f"rival {name}:", sized, settings, dtype, bench, compiled, makers))
+                makers = baseline_makers([name], sized, bench.device, dtype)
+                made.append(_case(f"baseline {name}:", sized, settings, dtype, bench, compiled, makers))
     return made
 
 

@@ -1,4 +1,4 @@
-"""The rival: the same GPT as an average good user of PyTorch writes it, with nothing of Megaselect's inside.
+"""The baseline: the same GPT as an average good user of PyTorch writes it, with nothing of Megaselect's inside.
 
 Shapes: b micro-batch, s sequence, h hidden, a heads, d = h/a head size, V padded vocabulary. Layout [b, s, h].
 """

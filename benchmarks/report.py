@@ -37,7 +37,7 @@ class Report:
     rows: list[Row]
     not_measured: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    goals: list[Row] = field(default_factory=list)
+    targets: list[Row] = field(default_factory=list)
 
     def tables(self) -> list[Table]:
         """Of the rows."""
@@ -53,8 +53,8 @@ class Report:
         blocks += [textwrap.fill(note, WIDTH, break_on_hyphens=False) for note in self.notes]
         if self.not_measured:
             blocks.append("\n".join(["not measured", *(_plain_missing(row) for row in self.not_measured)]))
-        if self.goals:
-            blocks.append(_plain(goal_table(self.goals)))
+        if self.targets:
+            blocks.append(_plain(target_table(self.targets)))
         return "\n\n".join(blocks)
 
     def markdown(self) -> str:
@@ -70,8 +70,8 @@ class Report:
             f"{record['date']}, commit {record['commit'] or 'unknown'}, sources {record['sources']}.",
             *self.notes,
         ]
-        if self.goals:
-            blocks.append(markdown_table(goal_table(self.goals)))
+        if self.targets:
+            blocks.append(markdown_table(target_table(self.targets)))
         blocks += [markdown_table(table) for table in self.tables()]
         if self.not_measured:
             lines = [f"- {row['case']}: {row['why']}: `{row['command']}`" for row in self.not_measured]
@@ -159,8 +159,8 @@ def _step_tables(case: str, rows: Sequence[Row]) -> list[Table]:
         low, ratio, high = (f"{row['ratio'][name]:.3f}" for name in ("low", "median", "high"))
         times.append([name, _number(step["median"]), _spread(step), *phases, ratio, f"{low} {high}"])
         use = [f"{row['tokens_per_s']:.0f}", _percent(row["mfu"]), _percent(row["hfu"]), _gibibytes(row)]
-        stored = [_mebibytes(row.get("stored_predicted")), _exactness(row)]
-        sizes.append([name, *use, *stored, _number(row["optimizer_ms"])])
+        saved = [_mebibytes(row.get("saved_predicted")), _exactness(row)]
+        sizes.append([name, *use, *saved, _number(row["optimizer_ms"])])
     header = ["setting", "tokens/s", "MFU", "HFU", "peak", "kept", "found", "optim."]
     lower_title = f"ratio: to {rows[0]['ratio_to']}. peak: GiB; kept: MiB for backward, predicted; found: measured"
     return [
@@ -214,8 +214,8 @@ def _short(contender: str) -> str:
 
 
 def _exactness(row: Row) -> str:
-    """Whether the ledger measured what was predicted; for rivals what it measured."""
-    predicted, measured = row.get("stored_predicted"), row.get("stored_measured")
+    """Whether the ledger measured what was predicted; for baselines what it measured."""
+    predicted, measured = row.get("saved_predicted"), row.get("saved_measured")
     if measured is None:
         return "-"
     if predicted is None:
@@ -223,9 +223,9 @@ def _exactness(row: Row) -> str:
     return "equal" if predicted == measured else f"{measured - predicted:+d} B"
 
 
-def goal_table(goals: Sequence[Row]) -> Table:
-    return Table("goals", ["goal", "wanted", "measured", "verdict"], [
-        [goal["goal"], goal["wanted"], goal["measured"], goal["verdict"]] for goal in goals
+def target_table(targets: Sequence[Row]) -> Table:
+    return Table("targets", ["target", "wanted", "measured", "verdict"], [
+        [target["target"], target["wanted"], target["measured"], target["verdict"]] for target in targets
     ])  # fmt: skip
 
 

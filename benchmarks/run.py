@@ -1,4 +1,4 @@
-"""One runner for all figures: `python benchmarks/run.py headline|kernels|step|sweep|rivals`.
+"""One runner for all figures: `python benchmarks/run.py headline|kernels|step|sweep|baselines`.
 
 Needs torch, triton, NumPy and PyYAML. Every figure is a median with its 20 % and 80 % quantiles; what is compared takes
 turns in one run. With --out, finished cases are remembered beside the file, and a second start skips them.
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NoReturn
 
 PARTS = {
-    "headline": "bits of the modes, then K1 and K2, then whole steps; at the end each goal",
+    "headline": "bits of the modes, then K1 and K2, then whole steps; at the end each target",
     "kernels": "K1, K2, layernorm and bias+dropout+residual+layernorm beside torch's",
     "step": "step time, memory and bits of every recompute setting",
     "sweep": "step time and peak over sequence lengths and micro-batches",
-    "rivals": "other GPTs with the same shapes, data and optimizer beside ours",
+    "baselines": "other GPTs with the same shapes, data and optimizer beside ours",
 }
 MINUTES = 7.5
 
@@ -32,7 +32,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = OneLineParser(prog="benchmarks/run.py", description="Measures Megaselect and its rivals.")
+    parser = OneLineParser(prog="benchmarks/run.py", description="Measures Megaselect and its baselines.")
     parts = parser.add_subparsers(dest="part", required=True, metavar="|".join(PARTS))
     for name, description in PARTS.items():
         part = parts.add_parser(name, help=description, description=description)
@@ -65,7 +65,7 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_models(parser: argparse.ArgumentParser, part: str) -> None:
-    from benchmarks.settings import ATTENTIONS, RECOMPUTE, RIVALS
+    from benchmarks.settings import ATTENTIONS, BASELINES, RECOMPUTE
 
     parser.add_argument("--config", nargs="+", help="names in configs/ or YAML files")
     parser.add_argument("--seq", type=_count, nargs="+", help="sequence lengths (tokens a micro-batch stay)")
@@ -75,8 +75,8 @@ def _add_models(parser: argparse.ArgumentParser, part: str) -> None:
     parser.add_argument("--dtype", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
     if part == "step":
         parser.add_argument("--compile", choices=("no", "yes", "both"), help="default both; CPU no")
-    if part == "rivals":
-        parser.add_argument("--rival", nargs="+", choices=RIVALS)
+    if part == "baselines":
+        parser.add_argument("--baseline", nargs="+", choices=BASELINES)
 
 
 def _count(text: str) -> int:

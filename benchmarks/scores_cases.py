@@ -1,6 +1,6 @@
 """K1, softmax and dropout of scores that stay in memory, as a share of a copy's bandwidth, beside torch's eager chain.
 
-Selective's path: nothing is stored but scores and row statistics. Bytes are counted per element of the s*s scores, e
+Selective's path: nothing is saved but scores and row statistics. Bytes are counted per element of the s*s scores, e
 bytes an element, the dead half of which is written as zeros and never read: forward 1.5e (3 in 16 bit), backward 3e (6:
 half of scores and half of the gradient read, gradient and dropped probs written). Row statistics are left out. The head
 size does not enter. On a GPU there are 2²⁸ scores at every s.
@@ -100,7 +100,7 @@ def _chain_runs(scores: Tensor, grad: Tensor, dropout_p: float) -> list[Contende
 
 
 def _kernels(tensor: Tensor) -> Any:
-    """The Triton kernels on a GPU, their torch twin elsewhere: the same two functions."""
+    """The Triton kernels on a GPU, their torch fallback elsewhere: the same two functions."""
     if resolve_backend("auto", tensor.device) == "torch":
         return softmax_dropout.TorchTwin
     from megaselect.kernels import softmax_dropout_triton

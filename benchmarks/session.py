@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import attention_cases, goals, headline, hidden_cases, parts, scores_cases
+from benchmarks import attention_cases, headline, hidden_cases, parts, scores_cases, targets
 from benchmarks.device import environment, fingerprint
 from benchmarks.report import Report
 from benchmarks.run import MINUTES
@@ -24,7 +24,7 @@ CASES = {
     "kernels": parts.kernels,
     "step": parts.step,
     "sweep": parts.sweep,
-    "rivals": parts.rivals,
+    "baselines": parts.baselines,
 }
 SECONDS = {"kernels": (3.0, 1.0)}  # of measuring a case, on a GPU and on a CPU
 MODEL_SECONDS = (8.0, 5.0)
@@ -62,10 +62,12 @@ def run_part(arguments: argparse.Namespace) -> tuple[Report | None, int]:
         report.notes.append(
             f"{log.foreign} remembered cases, of another device, version, code or number of rounds, were not used"
         )
-    judged = goals.judge(outcome.rows, bench.on_gpu)
-    report.goals = judged if arguments.part == "headline" else [goal for goal in judged if goal["value"] is not None]
-    if any(goal["verdict"] == "not measured" for goal in report.goals):
-        report.notes.append(f"goals that are not measured: `{goals.COMMAND}` on an H100 measures them")
+    judged = targets.judge(outcome.rows, bench.on_gpu)
+    report.targets = (
+        judged if arguments.part == "headline" else [target for target in judged if target["value"] is not None]
+    )
+    if any(target["verdict"] == "not measured" for target in report.targets):
+        report.notes.append(f"targets that are not measured: `{targets.COMMAND}` on an H100 measures them")
     return report, DEVICE_LOST if outcome.lost else int(bool(wrong))
 
 
@@ -116,7 +118,7 @@ def log_path(out: Path | None) -> Path | None:
 
 
 def wrong_rows(rows: list[Row]) -> list[tuple[Row, str]]:
-    """Of what is ours: bits that differ, stored bytes not as predicted, kernels far from fp64. sdpa is torch's."""
+    """Of what is ours: bits that differ, saved bytes not as predicted, kernels far from fp64. sdpa is torch's."""
     wrong = []
     for row in rows:
         if row["contender"].startswith("sdpa"):
@@ -128,7 +130,7 @@ def wrong_rows(rows: list[Row]) -> list[tuple[Row, str]]:
             wrong.append((row, f"relative error {error:.1e} against fp64"))
         if row.get("same_bits") is False:
             wrong.append((row, "loss or gradients differ from the first setting's"))
-        predicted, measured = row.get("stored_predicted"), row.get("stored_measured")
+        predicted, measured = row.get("saved_predicted"), row.get("saved_measured")
         if predicted is not None and measured is not None and predicted != measured:
             wrong.append((row, f"keeps {measured} bytes, and {predicted} were predicted"))
     return wrong

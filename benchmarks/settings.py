@@ -20,12 +20,12 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 VOCABULARY_MULTIPLE = 128
 MODULES = ("softmax", "dropout", "core_attn", "layernorm", "gelu")
 ATTENTIONS = ("unfused", "fused", "sdpa")
-RIVALS = ("plain", "plain-compiled", "huggingface", "megatron")
+BASELINES = ("plain", "plain-compiled", "huggingface", "megatron")
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Shape of the GPT model; what is None follows from the other fields."""
+    """LayerShape of the GPT model; what is None follows from the other fields."""
 
     num_layers: int
     hidden_size: int
@@ -74,7 +74,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class RecomputeSettings:
-    """What is kept for backward and what is computed again, in every layer."""
+    """What is saved for backward and what is computed again, in every layer."""
 
     mode: str = "none"
     modules: tuple[str, ...] = ("softmax", "dropout")

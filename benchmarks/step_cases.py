@@ -25,23 +25,23 @@ from benchmarks.families import Family, RandomBatch, megaselect_family, random_b
 from benchmarks.runner import Bench, Case, Row
 from benchmarks.settings import BenchConfig, Setting
 from benchmarks.timing import summary
+from megaselect import ledger
 from megaselect.comparison.quantiles import quantiles
 from megaselect.devices import peak_flops, synchronise
-from megaselect.recompute import ledger
-from megaselect.recompute.flops import micro_batch_flops
-from megaselect.recompute.plan import make_plan
-from megaselect.recompute.theory import Shape, stored_bytes
+from megaselect.prediction.flops import micro_batch_flops
+from megaselect.prediction.saved_bytes import LayerShape, saved_bytes
+from megaselect.recomputation.plan import make_plan
 from megaselect.training.clock import Clock
 
 PHASES = ("forward", "backward", "optimizer")
 FEWEST_ROUNDS = 3
-UNSEEN_BY_HOOKS = ("compiled", "SAC")  # rivals whose stored bytes the ledger would not see, or see wrongly
+UNSEEN_BY_HOOKS = ("compiled", "SAC")  # baselines whose saved bytes the ledger would not see, or see wrongly
 MakeFamily = Callable[[], Family]
 
 
 @dataclass
 class Contender:
-    """A family's variant. setting: None for a rival. row: its results so far; milliseconds: by round and phase."""
+    """A family's variant. setting: None for a baseline. row: its results so far; milliseconds: by round and phase."""
 
     family: Family
     variant: str
@@ -65,22 +65,22 @@ def step_case(
     settings: Sequence[Setting],
     dtype: torch.dtype,
     seconds: float,
-    rivals: Sequence[tuple[str, MakeFamily]] = (),
+    baselines: Sequence[tuple[str, MakeFamily]] = (),
 ) -> Case:
-    """Compare settings, and rivals (name, maker), on one config. seconds: the case's limit, see Case."""
-    spec = repr((config, list(settings), dtype, [name for name, _ in rivals]))
-    return Case(key, functools.partial(_run, config, settings, dtype, rivals), seconds, spec)
+    """Compare settings, and baselines (name, maker), on one config. seconds: the case's limit, see Case."""
+    spec = repr((config, list(settings), dtype, [name for name, _ in baselines]))
+    return Case(key, functools.partial(_run, config, settings, dtype, baselines), seconds, spec)
 
 
 def _run(
     config: BenchConfig,
     settings: Sequence[Setting],
     dtype: torch.dtype,
-    rivals: Sequence[tuple[str, MakeFamily]],
+    baselines: Sequence[tuple[str, MakeFamily]],
     bench: Bench,
 ) -> list[Row]:
-    contenders, rows = make_contenders(config, settings, dtype, rivals, bench)
-    if rivals and len(rivals) == sum(row["status"] == "skipped" for row in rows):
+    contenders, rows = make_contenders(config, settings, dtype, baselines, bench)
+    if baselines and len(baselines) == sum(row["status"] == "skipped" for row in rows):
         return rows  # ours alone are measured elsewhere
     batch = random_batch(config, 0, bench.device)
     expected: dict[str, list[Tensor]] = {}
@@ -99,7 +99,7 @@ def make_contenders(
     config: BenchConfig,
     settings: Sequence[Setting],
     dtype: torch.dtype,
-    rivals: Sequence[tuple[str, MakeFamily]],
+    baselines: Sequence[tuple[str, MakeFamily]],
     bench: Bench,
 ) -> tuple[list[Contender], list[Row]]:
     """All that can run, and rows for what is refused or cannot be made."""
@@ -116,7 +116,7 @@ def make_contenders(
         makers.append(("Megaselect", lambda: megaselect_family(config, allowed, bench.device, dtype)))
     by_label = {setting.label: setting for setting in allowed}
     contenders = []
-    for name, make in (*makers, *rivals):
+    for name, make in (*makers, *baselines):
         made: list[Family] = []
         status, reason = bench.attempt(name, lambda make=make, made=made: made.append(make()))
         if not made:
@@ -151,7 +151,7 @@ def guarded(bench: Bench, contender: Contender, work: Callable[[], Any]) -> None
 
 
 def _inspect(contender: Contender, config: BenchConfig, batch: RandomBatch, expected: dict[str, list[Tensor]]) -> None:
-    """Stored bytes, loss and bits, from one forward and backward. Compiles what is to be compiled."""
+    """Saved bytes, loss and bits, from one forward and backward. Compiles what is to be compiled."""
     family, row, setting = contender.family, contender.row, contender.setting
     contender.prepare()
     if setting is None and any(way in contender.variant for way in UNSEEN_BY_HOOKS):
@@ -159,12 +159,12 @@ def _inspect(contender: Contender, config: BenchConfig, batch: RandomBatch, expe
     else:
         with ledger.record(family.model) as kept:
             loss = family.loss(batch)
-        row["stored_measured"] = kept.total
+        row["saved_measured"] = kept.total
     family.optimizer.backward(loss)
     if setting is not None:
         chosen = config.of(setting)
-        shape = Shape.of(chosen, next(family.model.parameters()).element_size())
-        row["stored_predicted"] = stored_bytes(shape, make_plan(chosen.recompute, chosen.model.num_layers))
+        shape = LayerShape.of(chosen, next(family.model.parameters()).element_size())
+        row["saved_predicted"] = saved_bytes(shape, make_plan(chosen.recompute, chosen.model.num_layers))
         row["same_bits"] = _same_bits(setting, [loss.detach(), *family.gradients()], expected)
     row["loss"] = loss.item()
     family.drop_gradients()
@@ -261,8 +261,8 @@ def _add_times(contenders: Sequence[Contender], config: BenchConfig, dtype: torc
         item.row["ratio_to"] = timed[0].variant
         seconds = item.row["step_ms"]["median"] / 1e3
         item.row["tokens_per_s"] = tokens / seconds
-        chosen = config.of(item.setting or Setting("unfused", "none"))  # a rival's mathematics needs as much
+        chosen = config.of(item.setting or Setting("unfused", "none"))  # a baseline's mathematics needs as much
         plan = make_plan(chosen.recompute, chosen.model.num_layers)
-        flops = micro_batch_flops(Shape.of(chosen, dtype.itemsize), plan)
+        flops = micro_batch_flops(LayerShape.of(chosen, dtype.itemsize), plan)
         item.row["mfu"] = flops.model / seconds / peak if peak else None
         item.row["hfu"] = flops.hardware / seconds / peak if peak and item.setting else None

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from megaselect.kernels.backend import resolve_backend
 from megaselect.kernels.dropout_mask import Plane, signed_seed, unsigned_seed
-from megaselect.kernels.twin import wide_dtype
+from megaselect.kernels.fallback import wide_dtype
 
 
 def fused_attention(qkv: Tensor, sample_index: Tensor, plane: Plane, *, scale: float, backend: str = "auto") -> Tensor:
@@ -130,9 +130,9 @@ def _backward_flops(_: object, qkv_shape: torch.Size, *__: object, **___: object
 
 def _kernels(backend: str, tensor: Tensor):  # noqa: ANN202
     if resolve_backend(backend, tensor.device, tensor.dtype) == "torch":
-        from megaselect.kernels import attention_twin
+        from megaselect.kernels import attention_fallback
 
-        return attention_twin
+        return attention_fallback
     from megaselect.kernels import attention_triton
 
     return attention_triton

@@ -1,6 +1,6 @@
 """Backward of the fused attention (attention_triton.py): three Triton kernels, deterministic, without atomics.
 
-With delta = rowsum(grad_context * context) and p rebuilt from the log-sum-exp (Dao et al. 2022):
+With delta = rowsum(grad_context * context) and p recomputed from the log-sum-exp (Dao et al. 2022):
     grad_value  = keep_scale * (keep * p)ᵀ @ grad_context
     grad_scores = p * (keep_scale * keep * (grad_context @ valueᵀ) - delta)
     grad_query  = scale * grad_scores @ key,  grad_key = scale * grad_scoresᵀ @ query

@@ -59,7 +59,7 @@ def _add_rows(
     scores = tl.dot(key, tl.trans(query_tile), input_precision="ieee")  # [BLOCK_N, BLOCK_M]
     p = tl.exp2(scores * score_scale - statistic[None, :])
     if MASKED:
-        # Columns outside need no comparison: what they make of p stays in rows of the sums that are not stored.
+        # Columns outside need no comparison: what they make of p stays in rows of the sums that are not saved.
         ahead = first_column - first_row - (row_offset - column_offset)  # of the first column, to the first row
         dead = tl.arange(0, BLOCK_N)[:, None] + ahead > lane[None, :]
         p = tl.where(dead, 0.0, p)

@@ -129,7 +129,7 @@ def load_tile(
 def own_positions(start, size, BLOCK: tl.constexpr):
     """int32 [BLOCK]: the positions of a program's own tile, those outside replaced by the nearest inside.
 
-    What comes of the replaced ones is not stored. A comparison would stay in registers until the store.
+    What comes of the replaced ones is not saved. A comparison would stay in registers until the store.
     """
     return tl.maximum(tl.minimum(start + tl.arange(0, BLOCK), size - 1), 0)
 

@@ -1,7 +1,7 @@
 """Fused causal core attention with dropout (K2) as Triton kernels: forward here, backward in its own file.
 
 Flash attention (Dao et al. 2022): scores, probs and mask exist only as tiles in registers; kept are the context and
-each row's log-sum-exp. The mask is that of docs/dropout-mask.md, built where it is used, so no mask is stored either.
+each row's log-sum-exp. The mask is that of docs/dropout-mask.md, built where it is used, so no mask is saved either.
 Shapes and tiles are described in attention_tiles_triton.py.
 
 Multiplies and adds may be contracted here, unlike in softmax_dropout_triton: no value is computed by two kernels that

@@ -1,4 +1,4 @@
-"""Which implementation of a fused op runs: the Triton kernel or its plain-torch twin."""
+"""Which implementation of a fused op runs: the Triton kernel or its plain-torch fallback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BACKENDS = ("auto", "triton", "torch")
 
 
 def resolve_backend(requested: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
-    """ "triton" or "torch". `auto` takes Triton on a GPU that has it and the torch twin elsewhere.
+    """ "triton" or "torch". `auto` takes Triton on a GPU that has it and the torch fallback elsewhere.
 
     dtype: of what the op computes, if known. Raises ValueError where Triton is asked for and cannot run (the launch
     itself would only say "0 active drivers"), or would run wrongly: Triton's interpreter computes on bf16's raw bits.

@@ -1,9 +1,9 @@
-"""Bias, dropout and residual addition as one differentiable op that needs no stored mask.
+"""Bias, dropout and residual addition as one differentiable op that needs no saved mask.
 
     out = residual + keep * keep_scale * (x + bias)
 
 Shapes: s sequence, b micro-batch, h hidden; x, residual and out are [s, b, h], bias is [h]. The arithmetic is fp32,
-rounded once to x's dtype. Kept for backward: the mask (int8, s*b*h bytes) with `store_mask`, nothing without it.
+rounded once to x's dtype. Saved for backward: the mask (int8, s*b*h bytes) with `save_mask`, nothing without it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def bias_dropout_residual(
     sample_index: Tensor,
     plane: Plane,
     *,
-    store_mask: bool,
+    save_mask: bool,
     backend: str = "auto",
 ) -> Tensor:
     """[s, b, h] in x's dtype. The mask plane of a sample has token positions as rows and channels as columns.
@@ -30,7 +30,7 @@ def bias_dropout_residual(
     bias and residual may be absent. Raises ValueError for a backend that cannot run here.
     """
     return torch.ops.megaselect.bias_dropout_residual(
-        x, bias, residual, sample_index.contiguous(), signed_seed(plane.seed), *plane[1:], store_mask, backend
+        x, bias, residual, sample_index.contiguous(), signed_seed(plane.seed), *plane[1:], save_mask, backend
     )[0]
 
 
@@ -45,17 +45,17 @@ def _forward(
     threshold: int,
     row_offset: int,
     column_offset: int,
-    store_mask: bool,
+    save_mask: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     plane = Plane(unsigned_seed(seed), site, threshold, row_offset, column_offset)
     kernels = _kernels(backend, x)
-    return kernels.forward(x.contiguous(), bias, residual, sample_index, plane, store_mask and threshold > 0)
+    return kernels.forward(x.contiguous(), bias, residual, sample_index, plane, save_mask and threshold > 0)
 
 
 @_forward.register_fake
-def _(x, bias, residual, sample_index, seed, site, threshold, row_offset, column_offset, store_mask, backend):  # noqa: ANN001, ANN202
-    mask_shape = x.shape if store_mask and threshold > 0 else (0,)
+def _(x, bias, residual, sample_index, seed, site, threshold, row_offset, column_offset, save_mask, backend):  # noqa: ANN001, ANN202
+    mask_shape = x.shape if save_mask and threshold > 0 else (0,)
     return x.new_empty(x.shape), x.new_empty(mask_shape, dtype=torch.int8)
 
 
@@ -119,7 +119,7 @@ class TorchTwin:
 
     @staticmethod
     def forward(
-        x: Tensor, bias: Tensor | None, residual: Tensor | None, sample_index: Tensor, plane: Plane, store_mask: bool
+        x: Tensor, bias: Tensor | None, residual: Tensor | None, sample_index: Tensor, plane: Plane, save_mask: bool
     ) -> tuple[Tensor, Tensor]:
         """(out, mask or empty)."""
         wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
@@ -131,11 +131,11 @@ class TorchTwin:
             out = scaled if residual is None else scaled.add_(residual)
         else:
             out = biased.clone() if residual is None else biased + residual
-        return out.to(x.dtype), keep if store_mask else x.new_empty(0, dtype=torch.int8)
+        return out.to(x.dtype), keep if save_mask else x.new_empty(0, dtype=torch.int8)
 
     @staticmethod
     def backward(grad_out: Tensor, sample_index: Tensor, plane: Plane, mask: Tensor) -> Tensor:
-        """grad_x from the stored mask, or from one that is rebuilt where `mask` is empty."""
+        """grad_x from the saved mask, or from one that is recomputed where `mask` is empty."""
         keep = mask if mask.numel() else _keep(grad_out, sample_index, plane)
         return torch.mul(grad_out, keep).mul_(-keep_scale(plane.threshold))
 

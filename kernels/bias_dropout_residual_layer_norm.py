@@ -5,8 +5,8 @@
 
 Shapes: s sequence, b micro-batch, h hidden; x, residual, out and normed are [s, b, h]; bias, weight, ln_bias are [h].
 Both outputs and all gradients have the bits of bias_dropout_residual followed by layer_norm on the same backend, so a
-layer may run one or the other, and may have normed made again from out by layer_norm alone. Kept for backward: out,
-mean and 1/standard deviation in fp32 (8 bytes a row), and with `store_mask` the mask (int8, s*b*h bytes).
+layer may run one or the other, and may have normed made again from out by layer_norm alone. Saved for backward: out,
+mean and 1/standard deviation in fp32 (8 bytes a row), and with `save_mask` the mask (int8, s*b*h bytes).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from megaselect.kernels import bias_dropout_residual, layer_norm
 from megaselect.kernels.backend import resolve_backend
 from megaselect.kernels.dropout_mask import Plane, signed_seed, unsigned_seed
-from megaselect.kernels.twin import wide_dtype
+from megaselect.kernels.fallback import wide_dtype
 
 
 def bias_dropout_residual_layer_norm(
@@ -30,7 +30,7 @@ def bias_dropout_residual_layer_norm(
     plane: Plane,
     *,
     epsilon: float,
-    store_mask: bool,
+    save_mask: bool,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """(out, normed), [s, b, h] in x's dtype. A sample's mask plane has token positions as rows, channels as columns.
@@ -39,7 +39,7 @@ def bias_dropout_residual_layer_norm(
     """
     scalars = (signed_seed(plane.seed), *plane[1:])
     return torch.ops.megaselect.bias_dropout_residual_layer_norm(
-        x, bias, residual, weight, ln_bias, sample_index.contiguous(), *scalars, epsilon, store_mask, backend
+        x, bias, residual, weight, ln_bias, sample_index.contiguous(), *scalars, epsilon, save_mask, backend
     )[:2]
 
 
@@ -57,13 +57,13 @@ def _forward(
     row_offset: int,
     column_offset: int,
     epsilon: float,
-    store_mask: bool,
+    save_mask: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(out, normed, mean [s, b, 1], 1/standard deviation [s, b, 1], mask or empty)."""
     plane = Plane(unsigned_seed(seed), site, threshold, row_offset, column_offset)
     tensors = (x.contiguous(), bias, residual, weight, ln_bias, sample_index)
-    return _kernels(backend, x, plane).forward(*tensors, plane, epsilon, store_mask and threshold > 0)
+    return _kernels(backend, x, plane).forward(*tensors, plane, epsilon, save_mask and threshold > 0)
 
 
 @_forward.register_fake
@@ -161,10 +161,10 @@ class Pair:
         sample_index: Tensor,
         plane: Plane,
         epsilon: float,
-        store_mask: bool,
+        save_mask: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(out, normed, mean, 1/standard deviation, mask or empty)."""
-        out, mask = self.dropout.forward(x, bias, residual, sample_index, plane, store_mask)
+        out, mask = self.dropout.forward(x, bias, residual, sample_index, plane, save_mask)
         normed, mean, rstd = self.normalisation.forward(out, weight, ln_bias, epsilon)
         return out, normed, mean, rstd, mask
 

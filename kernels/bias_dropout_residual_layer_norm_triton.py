@@ -4,7 +4,7 @@
 
 Shapes: s sequence, b micro-batch, h hidden; x, residual, out, normed and their gradients are contiguous [s, b, h];
 bias, weight and ln_bias are [h]. Bytes an element in 16 bit: forward reads 4 and writes 4, backward reads 6 and writes
-4, and the mask's one where it is stored.
+4, and the mask's one where it is saved.
 
 A program owns whole rows in the tensor's order, as the kernels of layer_norm_triton do, whose tiles, order of sums and
 functions these share: so the bits are those of bias_dropout_residual_triton followed by layer_norm_triton.
@@ -65,7 +65,7 @@ def _kept(
 def _store_sum(
     x, bias, residual, out, mask, sample_index, seed_low, seed_high, site, rows, batch, row_offset, column_blocks,
     row, start, lane, columns,
-    THRESHOLD: tl.constexpr, STORE_MASK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    THRESHOLD: tl.constexpr, SAVE_MASK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Write a tile of out (and mask), and return it as rounded, in fp32, 0 outside."""
     offset = row.to(tl.int64) * columns + start + lane
@@ -78,7 +78,7 @@ def _store_sum(
             THRESHOLD, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         value = scaled_where_kept(value, kept, THRESHOLD)
-        if STORE_MASK:
+        if SAVE_MASK:
             tl.store(mask + offset, -kept.to(tl.int8), mask=inside)
     value += tl.load(residual + offset, mask=inside, other=0.0).to(tl.float32)  # after the mask: kept_tile says why
     rounded = value.to(out.dtype.element_ty)
@@ -90,7 +90,7 @@ def _store_sum(
 def _forward_kernel(
     x, bias, residual, weight, ln_bias, out, normed, mean, rstd, mask, sample_index,
     seed_low, seed_high, site, rows, batch, column_units, row_offset, column_blocks, epsilon,
-    UNIT: tl.constexpr, WHOLE: tl.constexpr, THRESHOLD: tl.constexpr, STORE_MASK: tl.constexpr,
+    UNIT: tl.constexpr, WHOLE: tl.constexpr, THRESHOLD: tl.constexpr, SAVE_MASK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     columns = column_units * UNIT
@@ -101,7 +101,7 @@ def _forward_kernel(
     if WHOLE:
         value = _store_sum(
             x, bias, residual, out, mask, sample_index, seed_low, seed_high, site, rows, batch, row_offset,
-            column_blocks, row, 0, lane, columns, THRESHOLD, STORE_MASK, BLOCK_M, BLOCK_N,
+            column_blocks, row, 0, lane, columns, THRESHOLD, SAVE_MASK, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         row_mean, row_rstd = row_statistics(value, 0.0, count, columns, epsilon)
         normalised = normalise(value, row_mean, row_rstd, weight, ln_bias, lane, columns)
@@ -112,7 +112,7 @@ def _forward_kernel(
         for start in range(0, columns, BLOCK_N):
             value = _store_sum(
                 x, bias, residual, out, mask, sample_index, seed_low, seed_high, site, rows, batch, row_offset,
-                column_blocks, row, start, lane, columns, THRESHOLD, STORE_MASK, BLOCK_M, BLOCK_N,
+                column_blocks, row, start, lane, columns, THRESHOLD, SAVE_MASK, BLOCK_M, BLOCK_N,
             )  # fmt: skip
             inside = (row < rows) & (start + lane < columns)
             lane_mean, lane_square = add_chunk(value, inside, start // BLOCK_N + 1.0, lane_mean, lane_square)
@@ -135,7 +135,7 @@ def _load_direct(grad_out, offset, inside, HAS_GRAD_OUT: tl.constexpr):
 def _store_gradients(
     grad_in, direct, grad_x, grad_residual, mask, sample_index, seed_low, seed_high, site, rows, batch, row_offset,
     column_blocks, row, start, lane, columns,
-    HAS_GRAD_OUT: tl.constexpr, THRESHOLD: tl.constexpr, STORED_MASK: tl.constexpr,
+    HAS_GRAD_OUT: tl.constexpr, THRESHOLD: tl.constexpr, SAVED_MASK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Write a tile of grad_residual and grad_x. Every gradient is rounded where the two ops round it."""
@@ -146,7 +146,7 @@ def _store_gradients(
         total = (total.to(tl.float32) + direct.to(tl.float32)).to(grad_residual.dtype.element_ty)
     tl.store(grad_residual + offset, total, mask=inside)
     if THRESHOLD > 0:
-        if STORED_MASK:
+        if SAVED_MASK:
             kept = tl.load(mask + offset, mask=inside, other=0) != 0
         else:
             kept = _kept(
@@ -162,7 +162,7 @@ def _backward_kernel(
     grad_out, grad_normed, out, mean, rstd, weight, mask, sample_index, grad_x, grad_residual, partial,
     seed_low, seed_high, site, rows, batch, column_units, row_offset, column_blocks,
     UNIT: tl.constexpr, WHOLE: tl.constexpr, HAS_GRAD_OUT: tl.constexpr, THRESHOLD: tl.constexpr,
-    STORED_MASK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SAVED_MASK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     columns = column_units * UNIT
     lane = tl.arange(0, BLOCK_N)[None, :]
@@ -184,7 +184,7 @@ def _backward_kernel(
             grad_in = input_gradient(scaled, normalised, row_rstd, scaled_mean, projected_mean)
             _store_gradients(
                 grad_in, direct, grad_x, grad_residual, mask, sample_index, seed_low, seed_high, site, rows, batch,
-                row_offset, column_blocks, row, 0, lane, columns, HAS_GRAD_OUT, THRESHOLD, STORED_MASK,
+                row_offset, column_blocks, row, 0, lane, columns, HAS_GRAD_OUT, THRESHOLD, SAVED_MASK,
                 BLOCK_M, BLOCK_N,
             )  # fmt: skip
             weight_sum += grad * normalised
@@ -203,7 +203,7 @@ def _backward_kernel(
                 grad_in = input_gradient(scaled, normalised, row_rstd, scaled_mean, projected_mean)
                 _store_gradients(
                     grad_in, direct, grad_x, grad_residual, mask, sample_index, seed_low, seed_high, site, rows,
-                    batch, row_offset, column_blocks, row, start, lane, columns, HAS_GRAD_OUT, THRESHOLD, STORED_MASK,
+                    batch, row_offset, column_blocks, row, start, lane, columns, HAS_GRAD_OUT, THRESHOLD, SAVED_MASK,
                     BLOCK_M, BLOCK_N,
                 )  # fmt: skip
                 store_partial(partial, grad * normalised, grad, start + lane, columns, ADD=True)
@@ -229,12 +229,12 @@ class Fused:
     @staticmethod
     def forward(
         x: Tensor, bias: Tensor, residual: Tensor, weight: Tensor, ln_bias: Tensor, sample_index: Tensor,
-        plane: Plane, epsilon: float, store_mask: bool,
+        plane: Plane, epsilon: float, save_mask: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """(out, normed, mean, 1/standard deviation, mask or empty). A strided bias or residual is made contiguous."""
         out, normed = torch.empty_like(x), torch.empty_like(x)
         mean, rstd = (x.new_empty((*x.shape[:-1], 1), dtype=torch.float32) for _ in range(2))
-        mask = x.new_empty(x.shape if store_mask else (0,), dtype=torch.int8)
+        mask = x.new_empty(x.shape if save_mask else (0,), dtype=torch.int8)
         options = launch_options(x.shape[-1], x.element_size(), "forward")
         grid = (triton.cdiv(mean.numel(), options["BLOCK_M"]),)
         inputs = (tensor.contiguous() for tensor in (x, bias, residual, weight, ln_bias))
@@ -243,7 +243,7 @@ class Fused:
             with torch.cuda.device_of(x):
                 _forward_kernel[grid](
                     *tensors, *_scalars(x, plane, options), epsilon,
-                    THRESHOLD=plane.threshold, STORE_MASK=store_mask, **options,
+                    THRESHOLD=plane.threshold, SAVE_MASK=save_mask, **options,
                 )  # fmt: skip
         return out, normed, mean, rstd, mask
 
@@ -262,7 +262,7 @@ class Fused:
         partial = new_partials(out, options)
         direct = grad_normed if grad_out is None else grad_out
         tensors = (direct, grad_normed, out, mean, rstd, weight.contiguous(), mask, sample_index, grad_x, grad_residual)
-        flags = {"HAS_GRAD_OUT": grad_out is not None, "STORED_MASK": mask.numel() > 0, "THRESHOLD": plane.threshold}
+        flags = {"HAS_GRAD_OUT": grad_out is not None, "SAVED_MASK": mask.numel() > 0, "THRESHOLD": plane.threshold}
         with torch.cuda.device_of(out):
             _backward_kernel[(partial.shape[1],)](*tensors, partial, *_scalars(out, plane, options), **flags, **options)
             sum_partials(partial, grad_weight, grad_ln_bias)

@@ -4,7 +4,7 @@
 
 Shapes: s sequence, b micro-batch, h hidden; x, residual, out and grad_out are contiguous [s, b, h], bias is [h]. The
 mask plane of a sample has token positions as rows and channels as columns. Arithmetic is fp32, rounded once, in the
-order written and without contraction of multiply and add, so the bits do not depend on whether the mask is stored.
+order written and without contraction of multiply and add, so the bits do not depend on whether the mask is saved.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _forward_kernel(
     x, bias, residual, out, mask, sample_index,
     seed_low, seed_high, site, rows, batch, column_units, row_offset, column_offset_units,
     UNIT: tl.constexpr, THRESHOLD: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    STORE_MASK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SAVE_MASK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     columns, column_offset = column_units * UNIT, column_offset_units * UNIT
     column_lead = column_offset_units % (64 // UNIT) * UNIT
@@ -83,7 +83,7 @@ def _forward_kernel(
             site, seed_low, seed_high, THRESHOLD, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         value = scaled_where_kept(value, kept, THRESHOLD)
-        if STORE_MASK:
+        if SAVE_MASK:
             tl.store(mask + offset, -kept.to(tl.int8), mask=inside)
     if HAS_RESIDUAL:
         value += tl.load(residual + offset, mask=inside, other=0.0).to(tl.float32)
@@ -94,7 +94,7 @@ def _forward_kernel(
 def _backward_kernel(
     grad_out, mask, grad_x, sample_index,
     seed_low, seed_high, site, rows, batch, column_units, row_offset, column_offset_units,
-    UNIT: tl.constexpr, THRESHOLD: tl.constexpr, STORED_MASK: tl.constexpr,
+    UNIT: tl.constexpr, THRESHOLD: tl.constexpr, SAVED_MASK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     columns, column_offset = column_units * UNIT, column_offset_units * UNIT
@@ -102,7 +102,7 @@ def _backward_kernel(
     sample, tile, start, offset, inside = _place(rows, batch, columns, row_offset, column_lead, BLOCK_M, BLOCK_N)
     grad = tl.load(grad_out + offset, mask=inside, other=0.0).to(tl.float32)
     if THRESHOLD > 0:
-        if STORED_MASK:
+        if SAVED_MASK:
             kept = tl.load(mask + offset, mask=inside, other=0) != 0
         else:
             kept = kept_tile(
@@ -114,24 +114,24 @@ def _backward_kernel(
 
 
 def forward(
-    x: Tensor, bias: Tensor | None, residual: Tensor | None, sample_index: Tensor, plane: Plane, store_mask: bool
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, sample_index: Tensor, plane: Plane, save_mask: bool
 ) -> tuple[Tensor, Tensor]:
     """(out, mask): out [s, b, h] in x's dtype; mask int8 [s, b, h], -1 where kept, 0 where dropped, or empty.
 
     sample_index: int64 [b]. A strided bias or residual is made contiguous.
     """
     out = torch.empty_like(x)
-    mask = x.new_empty(x.shape if store_mask else (0,), dtype=torch.int8)
+    mask = x.new_empty(x.shape if save_mask else (0,), dtype=torch.int8)
     tensors = (x, x if bias is None else bias.contiguous(), x if residual is None else residual.contiguous(), out, mask)
-    options = {"HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None, "STORE_MASK": store_mask}
+    options = {"HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None, "SAVE_MASK": save_mask}
     _launch(_forward_kernel, tensors, sample_index, plane, **options)
     return out, mask
 
 
 def backward(grad_out: Tensor, sample_index: Tensor, plane: Plane, mask: Tensor) -> Tensor:
-    """grad_x [s, b, h] from the stored mask, or where `mask` is empty from the sample index."""
+    """grad_x [s, b, h] from the saved mask, or where `mask` is empty from the sample index."""
     grad_x = torch.empty_like(grad_out)
-    _launch(_backward_kernel, (grad_out, mask, grad_x), sample_index, plane, STORED_MASK=mask.numel() > 0)
+    _launch(_backward_kernel, (grad_out, mask, grad_x), sample_index, plane, SAVED_MASK=mask.numel() > 0)
     return grad_x
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from megaselect.kernels.twin import LOG2_E, wide_dtype
+from megaselect.kernels.fallback import LOG2_E, wide_dtype
 
 ELEMENTS_PER_CHUNK = {"cpu": 1 << 17, "cuda": 1 << 25}  # a CPU core's cache; on a GPU 128 MiB of fp32 at a time
 

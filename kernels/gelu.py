@@ -1,7 +1,7 @@
 """GELU in its tanh approximation (Hendrycks and Gimpel 2016) as an op of its own, with torch's arithmetic.
 
 An op of its own because a compiler cannot see into it, so that a policy that recomputes ops by name can name it.
-Shapes: any. Kept for backward: the input.
+Shapes: any. Saved for backward: the input.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Layer normalisation that keeps its statistics in fp32 on every device.
 
-Shapes: x [..., h]; weight and bias [h]. Kept for backward: x, and mean and 1/standard deviation in fp32, 8 bytes a row.
-The torch twin is torch's kernel, but for a CPU in 16 bit: there torch's saves 16-bit statistics, and its weight
-gradients are then off by percents, so it gets fp32 values.
+Shapes: x [..., h]; weight and bias [h]. Saved for backward: x, and in fp32 mean and 1/standard deviation, 8 bytes a
+row. The torch fallback is torch's kernel, but for a CPU in 16 bit: there torch's saves 16-bit statistics, and its
+weight gradients are then off by percents, so it gets fp32 values.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megaselect.kernels.backend import resolve_backend
-from megaselect.kernels.twin import wide_dtype
+from megaselect.kernels.fallback import wide_dtype
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, backend: str = "auto") -> Tensor:

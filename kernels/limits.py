@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MAX_FUSED_HEAD_SIZE = 128  # of the Triton kernels; the torch twin takes any
+MAX_FUSED_HEAD_SIZE = 128  # of the Triton kernels; the torch fallback takes any
 
 
 def refused_attention(attention: str, backend: str, hidden_size: int, heads: int) -> str | None:

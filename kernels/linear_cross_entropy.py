@@ -1,9 +1,9 @@
 """The output product and cross-entropy in one op that holds the logits of some tokens at a time.
 
-Shapes: n tokens, h hidden, V padded vocabulary, v real vocabulary, c tokens a chunk. Kept for backward: hidden, targets
-and one fp32 number a token; no logits. Backward computes each chunk's logits again, which costs one more product
-(2nhV FLOPs). The arithmetic is that of the product followed by cross_entropy.py, with logits rounded to the compute
-dtype; the weight's gradient is summed over chunks in fp32. So chunks change the order of sums and nothing else.
+Shapes: n tokens, h hidden, V padded vocabulary, v real vocabulary, c tokens a chunk. Saved for backward: hidden,
+targets and one fp32 number a token; no logits. Backward computes each chunk's logits again, which costs one more
+product (2nhV FLOPs). The arithmetic is that of the product followed by cross_entropy.py, with logits rounded to the
+compute dtype; the weight's gradient is summed over chunks in fp32. So chunks change the order of sums and nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from torch.utils.flop_counter import register_flop_formula
 
 from megaselect.kernels.cross_entropy import overwrite_with_gradient, picked_logits, row_log_sum_exp
-from megaselect.kernels.twin import wide_dtype
+from megaselect.kernels.fallback import wide_dtype
 
 
 def linear_cross_entropy(

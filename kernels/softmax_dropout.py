@@ -1,4 +1,4 @@
-"""Causal softmax, dropout and the product with V as one differentiable op, with a plain-torch twin of the kernel.
+"""Causal softmax, dropout and the product with V as one differentiable op, with a plain-torch fallback of the kernel.
 
 Shapes: b micro-batch, a heads, q query and k key positions (q = k = s without context parallelism), d head size.
 
@@ -9,13 +9,13 @@ Shapes: b micro-batch, a heads, q query and k key positions (q = k = s without c
 The keep scale sits in the matrix product, which applies it in fp32 and for nothing. One op spans all three because a
 separate product with V would make autograd keep the dropped probs. What it keeps instead is set by two flags:
 
-    store_probs  store_mask    kept for backward (besides value and context)   bytes a score, 16 bit
+    save_probs  save_mask    saved for backward (besides value and context)   bytes a score, 16 bit
     True         True          probs, mask, dropped                            5     `none`
     True         False         probs                                           2     `dropout`
     False        True          scores, row max, 1/row sum, mask                3     `softmax`
     False        False         scores, row max, 1/row sum                      2     `softmax` and `dropout`
 
-All four give the same bits: rebuilt probs come from the same function, the same scores and the same row statistics.
+All four give the same bits: recomputed probs come from the same function, the same scores and the same row statistics.
 Backward (flash-attention's identity, Dao et al. 2022): with delta = rowsum(grad_context * context),
 grad_scores = probs * (keep * keep_scale * (grad_context @ valueᵀ) - delta), so it is elementwise but for the products.
 """
@@ -28,7 +28,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from megaselect.kernels.backend import resolve_backend
 from megaselect.kernels.dropout_mask import Plane, keep_planes, keep_scale, signed_seed, unsigned_seed
-from megaselect.kernels.twin import LOG2_E, and_keep, wide_dtype
+from megaselect.kernels.fallback import LOG2_E, and_keep, wide_dtype
 
 
 def softmax_dropout_value(
@@ -37,8 +37,8 @@ def softmax_dropout_value(
     sample_index: Tensor,
     plane: Plane,
     *,
-    store_probs: bool,
-    store_mask: bool,
+    save_probs: bool,
+    save_mask: bool,
     backend: str = "auto",
 ) -> Tensor:
     """Context [q, b, a*d] from scores [b, a, q, k] (already scaled) and value [b, a, k, d]; sample_index int64 [b].
@@ -52,8 +52,8 @@ def softmax_dropout_value(
         sample_index.contiguous(),
         signed_seed(plane.seed),
         *plane[1:],
-        store_probs,
-        store_mask,
+        save_probs,
+        save_mask,
         backend,
     )[0]
 
@@ -68,32 +68,32 @@ def _forward(
     threshold: int,
     row_offset: int,
     column_offset: int,
-    store_probs: bool,
-    store_mask: bool,
+    save_probs: bool,
+    save_mask: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(context, row_max, inverse_sum, probs, mask, dropped); what the flags do not keep is returned empty."""
     plane = Plane(unsigned_seed(seed), site, threshold, row_offset, column_offset)
-    arguments = (scores, sample_index, plane, store_probs and threshold > 0, store_mask and threshold > 0)
+    arguments = (scores, sample_index, plane, save_probs and threshold > 0, save_mask and threshold > 0)
     dropped, row_max, inverse_sum, probs, mask = _kernels(backend, scores).forward(*arguments)
     context = _context(dropped, value, threshold)
-    if store_probs:
+    if save_probs:
         row_max, inverse_sum = scores.new_empty(0), scores.new_empty(0)
-    if not store_probs or (threshold > 0 and not store_mask):
+    if not save_probs or (threshold > 0 and not save_mask):
         dropped = scores.new_empty(0)
     return context, row_max, inverse_sum, probs, mask, dropped
 
 
 @_forward.register_fake
-def _(scores, value, sample_index, seed, site, threshold, row_offset, column_offset, store_probs, store_mask, backend):  # noqa: ANN001, ANN202
+def _(scores, value, sample_index, seed, site, threshold, row_offset, column_offset, save_probs, save_mask, backend):  # noqa: ANN001, ANN202
     batch, heads, rows, _ = scores.shape
-    statistics_shape = (0,) if store_probs else (batch, heads, rows)
-    statistics_dtype = scores.dtype if store_probs else wide_dtype(scores.dtype)
+    statistics_shape = (0,) if save_probs else (batch, heads, rows)
+    statistics_dtype = scores.dtype if save_probs else wide_dtype(scores.dtype)
     statistics = [scores.new_empty(statistics_shape, dtype=statistics_dtype) for _ in "ml"]
-    probs = scores.new_empty(scores.shape if store_probs and threshold > 0 else (0,))
-    mask_shape = scores.shape if store_mask and threshold > 0 else (0,)
+    probs = scores.new_empty(scores.shape if save_probs and threshold > 0 else (0,))
+    mask_shape = scores.shape if save_mask and threshold > 0 else (0,)
     mask = scores.new_empty(mask_shape, dtype=torch.int8)
-    dropped = scores.new_empty(scores.shape if store_probs and (store_mask or threshold == 0) else (0,))
+    dropped = scores.new_empty(scores.shape if save_probs and (save_mask or threshold == 0) else (0,))
     return value.new_empty(rows, batch, heads * value.shape[-1]), *statistics, probs, mask, dropped
 
 
@@ -123,7 +123,7 @@ def _backward(
     by_head = _by_head(grad_context, batch * heads)  # [b*a, q, d]
     flat_value = value.reshape(batch * heads, keys, head_size)
     grad_dropped = _scaled_product(by_head, flat_value.transpose(1, 2), keep_scale(threshold))
-    grad_scores, rebuilt = _kernels(backend, value).backward(
+    grad_scores, recomputed = _kernels(backend, value).backward(
         grad_dropped.view(batch, heads, rows, keys),
         _row_dots(grad_context, context, batch, heads),
         sample_index,
@@ -135,7 +135,7 @@ def _backward(
         mask=mask,
         write_dropped=dropped.numel() == 0,
     )
-    dropped = rebuilt if dropped.numel() == 0 else dropped
+    dropped = recomputed if dropped.numel() == 0 else dropped
     by_key = dropped.view(batch * heads, rows, keys).transpose(1, 2)
     grad_value = _scaled_product(by_key, by_head, keep_scale(threshold))
     return grad_scores, grad_value.view(batch, heads, keys, head_size)
@@ -148,14 +148,14 @@ def _(grad_context, context, value, *arguments):  # noqa: ANN001, ANN002, ANN202
 
 
 def _setup_context(ctx, inputs, output) -> None:  # noqa: ANN001
-    scores, value, sample_index, *scalars, store_probs, _, backend = inputs
+    scores, value, sample_index, *scalars, save_probs, _, backend = inputs
     context, *kept = output
     empty = scores.new_empty(0)
     if scalars[2] == 0:  # without dropout nothing is a function of the sample
         sample_index = empty
     ctx.set_materialize_grads(False)  # else backward is handed zeros for every output that is kept
     ctx.mark_non_differentiable(*kept)
-    ctx.save_for_backward(context, value, sample_index, empty if store_probs else scores, *kept)
+    ctx.save_for_backward(context, value, sample_index, empty if save_probs else scores, *kept)
     ctx.scalars = (*scalars, backend)
 
 
@@ -220,20 +220,20 @@ def _row_dots(grad_context: Tensor, context: Tensor, batch: int, heads: int) -> 
 
 
 class TorchTwin:
-    """The kernel's maths, stored tensors and rounding points in plain torch: for the CPU, and as a reference.
+    """The kernel's maths, saved tensors and rounding points in plain torch: for the CPU, and as a reference.
 
     Works through the planes in chunks that fit a core's cache, into buffers that are allocated once.
     """
 
     @staticmethod
     def forward(
-        scores: Tensor, sample_index: Tensor, plane: Plane, store_probs: bool, store_mask: bool
+        scores: Tensor, sample_index: Tensor, plane: Plane, save_probs: bool, save_mask: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(dropped, row_max, inverse_sum, probs, mask) as the Triton kernel returns them."""
         wide = wide_dtype(scores.dtype)
         dropped, row_max = torch.empty_like(scores), scores.new_empty(scores.shape[:-1], dtype=wide)
         inverse_sum = torch.empty_like(row_max)
-        probs = torch.empty_like(scores) if store_probs else dropped
+        probs = torch.empty_like(scores) if save_probs else dropped
         keep = _keep(scores, sample_index, plane) if plane.threshold else scores.new_empty(0, dtype=torch.int8)
         dead = _dead(scores, plane)
         for chunk in _chunks(scores):
@@ -247,7 +247,7 @@ class TorchTwin:
             if plane.threshold:
                 and_keep(_flat(probs)[chunk], _flat(keep)[chunk], out=_flat(dropped)[chunk])
         empty, no_mask = scores.new_empty(0), scores.new_empty(0, dtype=torch.int8)
-        return dropped, row_max, inverse_sum, probs if store_probs else empty, keep if store_mask else no_mask
+        return dropped, row_max, inverse_sum, probs if save_probs else empty, keep if save_mask else no_mask
 
     @staticmethod
     def backward(
@@ -272,8 +272,8 @@ class TorchTwin:
             if probs.numel():
                 rounded = _flat(probs)[chunk]
             else:
-                rebuilt = _exponentials_(torch.add(_flat(scores)[chunk], dead), _flat(row_max)[chunk])
-                rounded = rebuilt.mul_(_flat(inverse_sum)[chunk].unsqueeze(-1)).to(scores.dtype)
+                recomputed = _exponentials_(torch.add(_flat(scores)[chunk], dead), _flat(row_max)[chunk])
+                rounded = recomputed.mul_(_flat(inverse_sum)[chunk].unsqueeze(-1)).to(scores.dtype)
             grad = _flat(grad_dropped)[chunk]
             if plane.threshold:
                 and_keep(grad, _flat(keep)[chunk], out=grad)

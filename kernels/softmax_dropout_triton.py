@@ -3,15 +3,15 @@
 Shapes: b micro-batch, a heads, q query and k key positions. Element (i, j) is live where column_offset + j <=
 row_offset + i; the rest is never used and is written as zeros. The kernels move 3 bytes a score forward (16 bit,
 causal: half of the scores read, all dropped probs written) and 6 backward. softmax_dropout.py has the op and says what
-is stored.
+is saved.
 
 A program owns a few rows of one plane, late (long) rows first, and walks over them in chunks of columns. Forward does
 so twice: an online maximum and sum that each thread holds for itself, then probs. The second reading should come from
 the cache, so it runs backwards, and results are written as streams. No autotuning: the tile and with it the order of
 sums follow from the width.
 
-Every kernel gets its probs from `_probs`, and all are compiled without contraction of multiply and add, so that rebuilt
-probs equal stored ones to the bit.
+Every kernel gets its probs from `_probs`, and all are compiled without contraction of multiply and add, so that
+recomputed probs equal saved ones to the bit.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _row_statistics(
 def _forward_kernel(
     scores, dropped, row_max, inverse_sum, probs, mask, sample_index,
     seed_low, seed_high, site, heads, rows, column_units, row_offset, column_offset_units,
-    UNIT: tl.constexpr, THRESHOLD: tl.constexpr, STORE_PROBS: tl.constexpr, STORE_MASK: tl.constexpr,
+    UNIT: tl.constexpr, THRESHOLD: tl.constexpr, SAVE_PROBS: tl.constexpr, SAVE_MASK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     columns, column_offset = column_units * UNIT, column_offset_units * UNIT
@@ -153,7 +153,7 @@ def _forward_kernel(
     for step in range(live_chunks):
         start = (live_chunks - 1 - step) * BLOCK_N - column_lead
         x = _load_live(scores + corner, offset, start, live, fewest, float("-inf"), UNIT, BLOCK_N)
-        if STORE_PROBS:
+        if SAVE_PROBS:
             p = _probs(x, maximum[:, None], inverse[:, None]).to(scores.dtype.element_ty)
             _store(probs + corner, offset, start, p, in_rows, columns, BLOCK_N)
         if THRESHOLD > 0:
@@ -163,7 +163,7 @@ def _forward_kernel(
             )  # fmt: skip
             # Dropping the score gives the same 0 as dropping its prob, which the compiler would do on pairs of 16 bits.
             x = tl.where(kept, x, float("-inf"))
-            if STORE_MASK:
+            if SAVE_MASK:
                 _store(mask + corner, offset, start, -(x != float("-inf")).to(tl.int8), in_rows, columns, BLOCK_N)
         p = _probs(x, maximum[:, None], inverse[:, None]).to(scores.dtype.element_ty)
         _store(dropped + corner, offset, start, p, in_rows, columns, BLOCK_N)
@@ -172,9 +172,9 @@ def _forward_kernel(
         start = chunk * BLOCK_N - column_lead
         zeros = tl.zeros([BLOCK_M, BLOCK_N], scores.dtype.element_ty)
         _store(dropped + corner, offset, start, zeros, in_rows, columns, BLOCK_N)
-        if STORE_PROBS:
+        if SAVE_PROBS:
             _store(probs + corner, offset, start, zeros, in_rows, columns, BLOCK_N)
-        if STORE_MASK:
+        if SAVE_MASK:
             _store(mask + corner, offset, start, zeros.to(tl.int8), in_rows, columns, BLOCK_N)
 
 
@@ -182,7 +182,7 @@ def _forward_kernel(
 def _backward_kernel(
     grad, delta, source, row_max, inverse_sum, mask, dropped, sample_index,
     seed_low, seed_high, site, heads, rows, column_units, row_offset, column_offset_units,
-    UNIT: tl.constexpr, THRESHOLD: tl.constexpr, FROM_PROBS: tl.constexpr, STORED_MASK: tl.constexpr,
+    UNIT: tl.constexpr, THRESHOLD: tl.constexpr, FROM_PROBS: tl.constexpr, SAVED_MASK: tl.constexpr,
     WRITE_DROPPED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """grad: of the dropped probs, overwritten by that of the scores; source: scores or probs."""
@@ -206,11 +206,11 @@ def _backward_kernel(
         else:
             x = _load_live(source + corner, offset, start, live, fewest, float("-inf"), UNIT, BLOCK_N)
             p = _probs(x, maximum[:, None], inverse[:, None])
-            p = p.to(source.dtype.element_ty).to(tl.float32)  # as rounded as stored probs are
+            p = p.to(source.dtype.element_ty).to(tl.float32)  # as rounded as saved probs are
         g = _load_live(grad + corner, offset, start, live, fewest, 0.0, UNIT, BLOCK_N)
         kept_p = p
         if THRESHOLD > 0:
-            if STORED_MASK:
+            if SAVED_MASK:
                 kept = _load_units(mask + corner, offset, start, live, 0, UNIT, BLOCK_N) != 0
             else:
                 kept = kept_tile(
@@ -233,21 +233,21 @@ def _backward_kernel(
 
 
 def forward(
-    scores: Tensor, sample_index: Tensor, plane: Plane, store_probs: bool, store_mask: bool
+    scores: Tensor, sample_index: Tensor, plane: Plane, save_probs: bool, save_mask: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dropped, row_max, inverse_sum, probs, mask) of contiguous scores [b, a, q, k]; sample_index int64 [b].
 
     dropped and probs have the scores' shape and dtype and are not scaled by the keep scale; row_max and inverse_sum are
     fp32 [b, a, q], 0 for a row without a live column; mask is int8, -1 where kept, 0 where dropped, dead or -inf (whose
-    prob is 0 either way). What is not stored is returned empty. plane.site belongs to head 0.
+    prob is 0 either way). What is not saved is returned empty. plane.site belongs to head 0.
     """
     dropped = torch.empty_like(scores)
     row_max = scores.new_empty(scores.shape[:-1], dtype=torch.float32)
     inverse_sum = torch.empty_like(row_max)
-    probs = torch.empty_like(scores) if store_probs else scores.new_empty(0)
-    mask = scores.new_empty(scores.shape if store_mask else (0,), dtype=torch.int8)
+    probs = torch.empty_like(scores) if save_probs else scores.new_empty(0)
+    mask = scores.new_empty(scores.shape if save_mask else (0,), dtype=torch.int8)
     tensors = (scores, dropped, row_max, inverse_sum, probs, mask, sample_index)
-    _launch(_forward_kernel, tensors, scores, plane, STORE_PROBS=store_probs, STORE_MASK=store_mask)
+    _launch(_forward_kernel, tensors, scores, plane, SAVE_PROBS=save_probs, SAVE_MASK=save_mask)
     return dropped, row_max, inverse_sum, probs, mask
 
 
@@ -275,7 +275,7 @@ def backward(
     dropped = torch.empty_like(grad_dropped) if write_dropped else probs
     source = probs if from_probs else scores
     tensors = (grad_dropped, delta, source, row_max, inverse_sum, mask, dropped, sample_index)
-    options = {"FROM_PROBS": from_probs, "STORED_MASK": mask.numel() > 0, "WRITE_DROPPED": write_dropped}
+    options = {"FROM_PROBS": from_probs, "SAVED_MASK": mask.numel() > 0, "WRITE_DROPPED": write_dropped}
     _launch(_backward_kernel, tensors, grad_dropped, plane, **options)
     return grad_dropped, dropped
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from megaselect.devices import check_compile, check_kernels, free_bytes, resolve_device, resolve_dtype
-from megaselect.model.gpt import GPT
-from megaselect.model.initialise import initialise
-from megaselect.recompute.apply import apply_recompute
-from megaselect.recompute.auto import AutoPlan, fastest_plan, problem_of
-from megaselect.recompute.layer_times import measured_costs
-from megaselect.recompute.plan import make_plan
-from megaselect.recompute.theory import check_saves
+from megaselect.models.gpt.apply_plan import apply_recompute
+from megaselect.models.gpt.initialise import initialise
+from megaselect.models.gpt.layer_times import measured_costs
+from megaselect.models.gpt.model import GPT
+from megaselect.planning.auto import AutoPlan, fastest_plan, problem_of
+from megaselect.prediction.saved_bytes import check_saves
+from megaselect.recomputation.plan import make_plan
 from megaselect.units import parse_size
 
 if TYPE_CHECKING:

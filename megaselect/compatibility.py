@@ -2,7 +2,7 @@
 
 docs/torch-versions.md lists them. A name is looked up here once. Where a library has it no longer, the caller gets what
 its function's docstring says; training needs none of them. What observes a step (the ledger, verify, compare) is
-proved on the torch that runs, before its first use, by megaselect.recompute.self_check: names that exist can change
+proved on the torch that runs, before its first use, by megaselect.ledger.self_check: names that exist can change
 their meaning.
 """
 

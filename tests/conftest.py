@@ -80,7 +80,7 @@ def _record_saved():
 
 @pytest.fixture
 def record_saved():
-    """`with record_saved() as saved:` lists every tensor that autograd keeps for backward, but for empty ones."""
+    """`with record_saved() as saved:` lists every tensor that autograd saves for backward, but for empty ones."""
     return _record_saved
 
 

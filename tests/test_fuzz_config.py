@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from megaselect.cli.flags import SHORT_FLAGS
 from megaselect.cli.train import parse_train_args
 from megaselect.config import Config, iter_settings
-from megaselect.config.shown import LONGEST_MESSAGE
+from megaselect.config.format_value import LONGEST_MESSAGE
 from megaselect.errors import ConfigError
 
 VALID = yaml.safe_load((Path(__file__).parents[1] / "configs" / "tiny.yaml").read_text())

@@ -30,7 +30,7 @@ from megaselect.compatibility import TorchDispatchMode
 from megaselect.kernels import softmax_dropout_triton
 from megaselect.kernels.attention import fused_attention
 from megaselect.kernels.dropout_mask import Plane, drop_threshold
-from megaselect.model.gpt import GPT
+from megaselect.models.gpt.model import GPT
 
 META = torch.device("meta")
 BF16 = torch.bfloat16

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import goals
+from benchmarks import targets
 from benchmarks.gpu.parts import Part, Row
-from benchmarks.report import Table, goal_table, markdown_table, tables
+from benchmarks.report import Table, markdown_table, tables, target_table
 from benchmarks.session import wrong_rows
 
 EQUAL, DIFFER, NOT_SHOWN = 0, 1, 3  # exit statuses
@@ -41,13 +41,13 @@ class Findings:
         planned = [case for case, _ in self.cases if _is_eager_bits(case)]
         rows = [row for row in self.rows if row["case"].startswith("bits")]
         measured = {row["case"] for row in rows}
-        goal = goals.judge(rows, on_gpu=True)[0]
+        target = targets.judge(rows, on_gpu=True)[0]
         wrong = [row for row, why in wrong_rows(rows) if row.get("different")]
         if wrong:
             return DIFFER, f"DIFFER: {len(wrong)} settings, in {', '.join(dict.fromkeys(row['case'] for row in wrong))}"
         shown = f"{len(measured.intersection(planned))} of {len(planned)} cases measured"
-        if goal["value"]:
-            return NOT_SHOWN, f"not shown: {goal['value']} settings failed; {shown}"
+        if target["value"]:
+            return NOT_SHOWN, f"not shown: {target['value']} settings failed; {shown}"
         if not planned or not measured.issuperset(planned):
             return NOT_SHOWN, f"not measured: {shown}" if not measured else f"not shown: equal so far, {shown}"
         return EQUAL, f"bitwise equal: {shown}"
@@ -78,7 +78,7 @@ class Findings:
             "notes": list(self.notes),
             "parts": [part.row() for part in self.parts],
             "environment": self.record,
-            "goals": goals.judge(list(self.rows), on_gpu=True),
+            "targets": targets.judge(list(self.rows), on_gpu=True),
             "tests": {"counts": self.counts(), "failures": self.failures(), "skipped": self._skips()},
             "rows": list(self.rows),
             "not_measured": self.not_measured(),
@@ -97,7 +97,7 @@ class Findings:
             f"- bits: {self.bits()[1]}\n- tests: {counts}",
             *([] if not self.notes else ["\n".join(f"- {note}" for note in self.notes)]),
             markdown_table(_parts_table(self.parts)),
-            markdown_table(goal_table(goals.judge(list(self.rows), on_gpu=True))),
+            markdown_table(target_table(targets.judge(list(self.rows), on_gpu=True))),
             *(f"WRONG: {row['case']}, {row['contender']}: {why}" for row, why in wrong_rows(list(self.rows))),
             *(markdown_table(table) for table in tables(self.rows)),
             *self._tests(),

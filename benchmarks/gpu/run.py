@@ -56,7 +56,7 @@ class Run:
             self._part("setup", "packages, device, kernels of the bits compiled", self._setup),
             self._part("bits", "loss and gradients of every recompute setting", self._bits),
             self._part("tests", "pytest -m cuda, by priority", self._tests),
-            self._part("headline", "the goals of the benchmarks", self._headline),
+            self._part("headline", "the targets of the benchmarks", self._headline),
         ]
 
     def findings(self) -> Findings:

@@ -19,30 +19,30 @@ from benchmarks.gpu.parts import LEAST_SECONDS, Clock, Row
 
 # In this order: the bits of the modes, the kernels op by op, bytes, training; then what compiles for long.
 ORDER = (
-    "tests/recompute/test_on_cuda.py::test_every_mode",
+    "tests/recomputation/test_on_cuda.py::test_every_mode",
     "tests/kernels/test_kernels_cuda.py",
     "tests/kernels/test_attention_cuda.py",
     "tests/kernels/test_layer_norm_cuda.py",
-    "tests/recompute/test_on_cuda.py::test_bytes",
-    "tests/recompute/test_ledger_fake.py",
-    "tests/recompute/test_peak.py",
-    "tests/recompute/test_on_cuda.py::test_train",
+    "tests/recomputation/test_on_cuda.py::test_bytes",
+    "tests/recomputation/test_ledger_fake.py",
+    "tests/recomputation/test_peak.py",
+    "tests/recomputation/test_on_cuda.py::test_train",
     "tests/training",
     "tests/data",
     "tests/estimation",
-    "tests/recompute/test_on_cuda.py::test_compiled",
+    "tests/recomputation/test_on_cuda.py::test_compiled",
 )
 MARK = "mark.cuda"
 SILENCE_SECONDS = 60.0
 TOGETHER = 12  # tests of one function that stay in one process, for the kernels that they share
-MOST_LANES = 8
+MAX_LANES = 8
 IDLE_STARTS = 2  # processes of a lane that have not even begun: another one would not either
 BROKEN = ("crashed", "hung")
 
 
 def lane_count() -> int:
     """Two cores a process, since each compiles kernels; two processes at least, where one may hang."""
-    return max(2, min(MOST_LANES, (os.cpu_count() or 1) // 2))
+    return max(2, min(MAX_LANES, (os.cpu_count() or 1) // 2))
 
 
 def files() -> list[str]:

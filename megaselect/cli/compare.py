@@ -25,7 +25,7 @@ DEFAULT_STEPS, DEFAULT_WARMUP_STEPS, DEFAULT_ROUNDS = 6, 2, 2
 _DESCRIPTION = """\
 Train the first steps of a run with every recompute setting, in rounds of fresh
 processes with the same seed and data, and show what each costs and buys: bytes
-stored (predicted and measured), peak memory, step time, and whether the losses,
+saved (predicted and measured), peak memory, step time, and whether the losses,
 gradients and weights are the same to the bit. Writes compare.json and
 compare.html, which opens offline."""
 

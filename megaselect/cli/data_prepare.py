@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
             json_field=args.json_field,
             json_files=args.json_files,
             workers=_num_cores() if args.workers is None else args.workers,
-            watcher=display,
+            progress=display,
         )
     for line in _report(paths, json.loads(paths.record_path.read_bytes())):
         print(line)

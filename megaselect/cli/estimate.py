@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from megaselect.cli.flags import CommandFlags, parse_run_args
 from megaselect.cli.taken import SETTINGS_OF_COMMAND
 from megaselect.errors import ConfigError
-from megaselect.recompute.parallel import Parallel
-from megaselect.recompute.weights import SHARDINGS
+from megaselect.prediction.parallel import Parallel
+from megaselect.prediction.weights import SHARDINGS
 from megaselect.units import size_notes
 
 _DESCRIPTION = """\

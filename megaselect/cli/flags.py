@@ -17,8 +17,8 @@ from pydantic.fields import FieldInfo
 import megaselect
 from megaselect.cli.taken import commands_with
 from megaselect.config import Config, iter_settings
+from megaselect.config.format_value import one_line_errors
 from megaselect.config.messages import nearest_setting
-from megaselect.config.shown import one_line_errors
 from megaselect.errors import ConfigError
 from megaselect.units import size_notes
 

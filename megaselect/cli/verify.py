@@ -23,7 +23,7 @@ _DESCRIPTION = """\
 Run real batches through every recompute mode and module set of each attention
 choice, and check: losses and gradients equal none's to the bit; other
 attentions are equal but for rounding; dropout masks are the function's, in
-forward and in backward; stored bytes are those predicted; each module really
+forward and in backward; saved bytes are those predicted; each module really
 ran again; no trainable parameter lacks a gradient. Exit code 1 where one fails."""
 
 

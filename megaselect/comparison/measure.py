@@ -9,19 +9,19 @@ from pathlib import Path
 
 import torch
 
+from megaselect import ledger
 from megaselect.build import build_model
 from megaselect.comparison import memory
 from megaselect.comparison.measurement import TrainJob, TrainMeasurement
-from megaselect.comparison.result import StepSample, StoredBytes
+from megaselect.comparison.result import SavedBytes, StepSample
 from megaselect.config import Config
 from megaselect.devices import device_name, peak_flops
-from megaselect.recompute import ledger
-from megaselect.recompute.apply import plan_of
-from megaselect.recompute.peak import predicted_peak
-from megaselect.recompute.plan import RecomputePlan
-from megaselect.recompute.theory import Shape, stored_tensors
-from megaselect.recompute.weights import StaticBytes
-from megaselect.training.accounting import step_flops, stored_report
+from megaselect.models.gpt.apply_plan import applied_plan
+from megaselect.prediction.peak import predicted_peak
+from megaselect.prediction.saved_bytes import LayerShape, saved_tensors
+from megaselect.prediction.weights import StaticBytes
+from megaselect.recomputation.plan import RecomputePlan
+from megaselect.training.accounting import saved_report, step_flops
 from megaselect.training.clock import Clock
 from megaselect.training.datasets import Datasets
 from megaselect.training.events import finite
@@ -47,9 +47,9 @@ def measure(job: TrainJob, datasets: Datasets) -> TrainMeasurement:
         timeline = run.followed_step(job.snapshot_path)
         if peak.allocated is None:
             peak = replace(peak, allocated=max(held for _, held in timeline))
-    flops = step_flops(run.config, run.dtype.itemsize, plan_of(run.model))
+    flops = step_flops(run.config, run.dtype.itemsize, applied_plan(run.model))
     batches = run.config.training.global_batch_size // run.config.training.micro_batch_size
-    shape = Shape.of(run.config, run.dtype.itemsize)
+    shape = LayerShape.of(run.config, run.dtype.itemsize)
     return TrainMeasurement(
         device=device_name(run.device),
         dtype=str(run.dtype).removeprefix("torch."),
@@ -58,10 +58,10 @@ def measure(job: TrainJob, datasets: Datasets) -> TrainMeasurement:
         torch_version=torch.__version__,
         model_flops=flops.model,
         hardware_flops=flops.hardware,
-        stored=run.stored,
+        saved=run.saved,
         static=run.static(),
         peak=peak,
-        predicted_peak_bytes=predicted_peak(shape, plan_of(run.model), batches, run.device.type == "cuda").bytes,
+        predicted_peak_bytes=predicted_peak(shape, applied_plan(run.model), batches, run.device.type == "cuda").bytes,
         samples=samples,
         losses=tuple(finite(outcome.loss) for outcome in outcomes),
         grad_norms=tuple(finite(outcome.grad_norm) for outcome in outcomes),
@@ -80,7 +80,7 @@ class SettingRun:
         weight = next(self.model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self.outcomes: list[StepOutcome] = []
-        self.stored: StoredBytes | None = None
+        self.saved: SavedBytes | None = None
         self._gradients = 0
         self._state = RunState(0, 0)
         self._clock = Clock(self.device)
@@ -93,7 +93,7 @@ class SettingRun:
         self._clock.clear()
         self._clock.mark()
         started = time.perf_counter()
-        outcome, self._state = self._stepper.step(self._state, None if self.stored else self._watched_forward)
+        outcome, self._state = self._stepper.step(self._state, None if self.saved else self._watched_forward)
         seconds = time.perf_counter() - started
         self.outcomes.append(outcome)
         return seconds
@@ -137,19 +137,19 @@ class SettingRun:
         """The first forward pass, with the ledger watching."""
         with ledger.record(self.model) as record:
             loss = self.model(*inputs)
-        self.stored = _stored_bytes(self.config, self.dtype.itemsize, plan_of(self.model), record)
+        self.saved = _saved_bytes(self.config, self.dtype.itemsize, applied_plan(self.model), record)
         return loss
 
 
-def _stored_bytes(config: Config, element_bytes: int, plan: RecomputePlan, record: ledger.Ledger) -> StoredBytes:
-    report = stored_report(config, element_bytes, plan, record)
+def _saved_bytes(config: Config, element_bytes: int, plan: RecomputePlan, record: ledger.Ledger) -> SavedBytes:
+    report = saved_report(config, element_bytes, plan, record)
     predicted: dict[str, int] = {}
-    for row in stored_tensors(Shape.of(config, element_bytes), plan):
+    for row in saved_tensors(LayerShape.of(config, element_bytes), plan):
         predicted[row.name] = predicted.get(row.name, 0) + row.bytes
     measured: dict[str, int] = {}
     for kept in record.rows:
         measured[kept.name] = measured.get(kept.name, 0) + kept.bytes
-    return StoredBytes(
+    return SavedBytes(
         predicted=report.predicted_total,
         measured=report.measured_total,
         predicted_per_layer=report.predicted,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from megaselect.comparison.result import PeakBytes, StepSample, StoredBytes, TimelinePoint
-from megaselect.recompute.weights import StaticBytes
+from megaselect.comparison.result import PeakBytes, SavedBytes, StepSample, TimelinePoint
+from megaselect.prediction.weights import StaticBytes
 
 OUT_OF_MEMORY = "out of memory"
 
@@ -38,7 +38,7 @@ class TrainMeasurement:
     torch_version: str
     model_flops: int
     hardware_flops: int
-    stored: StoredBytes
+    saved: SavedBytes
     static: StaticBytes
     peak: PeakBytes
     predicted_peak_bytes: int

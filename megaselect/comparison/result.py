@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from megaselect.errors import ComparisonError
-from megaselect.recompute.weights import StaticBytes
+from megaselect.prediction.weights import StaticBytes
 
 # Raised when a key changes its meaning or goes; keys that join do not raise it.
 FORMAT_VERSION = 1
@@ -49,8 +49,8 @@ class Context:
 
 
 @dataclass(frozen=True)
-class StoredBytes:
-    """What one micro-batch keeps for backward. per_layer: layer or chunk -> bytes; by_name: tensor, over all layers."""
+class SavedBytes:
+    """What one micro-batch saves for backward. per_layer: layer or chunk -> bytes; by_name: tensor, over all layers."""
 
     predicted: int
     measured: int
@@ -150,7 +150,7 @@ class SettingResult:
     failure: str | None = None
     model_flops: int | None = None
     hardware_flops: int | None = None
-    stored: StoredBytes | None = None
+    saved: SavedBytes | None = None
     static: StaticBytes | None = None
     peak: PeakBytes | None = None
     predicted_peak_bytes: int | None = None

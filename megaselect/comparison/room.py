@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from megaselect.config import Config
 from megaselect.estimation.target import resolve_target
-from megaselect.recompute.auto import problem_of
-from megaselect.recompute.peak import step_peak
-from megaselect.recompute.plan import make_plan
+from megaselect.planning.auto import problem_of
+from megaselect.prediction.peak import step_peak
+from megaselect.recomputation.plan import make_plan
 from megaselect.units import size
 
 

@@ -86,7 +86,7 @@ def _take(item: Measured, answer: Answer) -> None:
 def _outcome(answer: Answer) -> str:
     if answer.measurement is None:
         return "stopped" if answer.shared else f"{answer.failure}"
-    return f"{1e3 * _median_step(answer.measurement):.1f} ms a step, {size(answer.measurement.stored.measured)} stored"
+    return f"{1e3 * _median_step(answer.measurement):.1f} ms a step, {size(answer.measurement.saved.measured)} saved"
 
 
 def _median_step(measurement: TrainMeasurement) -> float:

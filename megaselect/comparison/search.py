@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MOST_TRIES = 20
+MAX_TRIES = 20
 RESOLUTION = 16  # narrowed down to 1/16 of the size
 
 
@@ -21,7 +21,7 @@ class MicroBatchSearch:
 
     def next_size(self) -> int | None:
         """The size to try, or None where the answer is known well enough."""
-        if self._tries == MOST_TRIES:
+        if self._tries == MAX_TRIES:
             return None
         if not self._fails:
             return 2 * self.largest or self._start

@@ -51,7 +51,7 @@ def _setting(item: Measured, reference: Measured | None, tokens_per_step: int) -
         bare,
         model_flops=first.model_flops,
         hardware_flops=first.hardware_flops,
-        stored=first.stored,
+        saved=first.saved,
         static=first.static,
         peak=_peak(item.rounds),
         predicted_peak_bytes=first.predicted_peak_bytes,

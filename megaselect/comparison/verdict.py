@@ -99,7 +99,7 @@ def _failures(settings: Sequence[SettingResult]) -> str:
 
 
 def _kept(setting: SettingResult) -> int:
-    return setting.stored.measured
+    return setting.saved.measured
 
 
 def _saved(setting: SettingResult, base: SettingResult) -> float:

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from megaselect.config.format_value import LONGEST_VALUE, format_value
 from megaselect.config.origins import Origins
 from megaselect.config.replaced import REPLACED, explain_replaced
-from megaselect.config.shown import LONGEST_VALUE, shown
 from megaselect.errors import ConfigError
 
 _KINDS = {
@@ -67,7 +67,7 @@ def nearest_setting(name: str, names: Sequence[str]) -> list[str]:
 
 def nearest_choice(value: Any, choices: Sequence[str]) -> str:
     """`; did you mean full?`, or nothing where no choice is near."""
-    word = value.lower() if isinstance(value, str) and len(value) <= LONGEST_VALUE else shown(value)
+    word = value.lower() if isinstance(value, str) and len(value) <= LONGEST_VALUE else format_value(value)
     close = get_close_matches(word, choices, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -93,9 +93,9 @@ def _explain_value(problem: Any, origins: Origins) -> str:
     if value is None:
         return f"{origins.source}: {name} is empty; give it a value, or remove it"
     if name in origins.flags:
-        subject = f"{origins.flags[name]} {value if isinstance(value, str) else shown(value)}"
+        subject = f"{origins.flags[name]} {value if isinstance(value, str) else format_value(value)}"
     else:
-        subject = f"{origins.source}: {name} = {shown(value)}"
+        subject = f"{origins.source}: {name} = {format_value(value)}"
     return f"{subject}: {_demand(problem, name)}"
 
 

@@ -10,11 +10,11 @@ from pydantic.fields import FieldInfo
 
 from megaselect.config import checks
 from megaselect.config.blend import BlendWords
+from megaselect.config.format_value import one_line_errors
 from megaselect.config.layers import parse_layers
 from megaselect.config.messages import explain
 from megaselect.config.origins import Origins, merge
 from megaselect.config.section import Section
-from megaselect.config.shown import one_line_errors
 from megaselect.config.yaml_file import read_yaml
 
 VOCABULARY_MULTIPLE = 128
@@ -24,7 +24,7 @@ FOLLOWING = ("ffn_hidden_size", "vocab_size", "attention_dropout_p", "hidden_dro
 
 
 class ModelConfig(Section):
-    """Shape of the GPT model."""
+    """LayerShape of the GPT model."""
 
     num_layers: int = Field(ge=1, le=checks.MAX_LAYERS, description="transformer layers")
     hidden_size: int = Field(ge=1, description="width of the residual stream")
@@ -164,17 +164,17 @@ class TrainingConfig(Section):
 
 
 class RecomputeConfig(Section):
-    """What is kept for backward and what is computed again. The losses do not change."""
+    """What is saved for backward and what is computed again. The losses do not change."""
 
     mode: Literal["none", "selective", "full", "auto"] = Field(
         "none",
         json_schema_extra={"off": "none"},
-        description="none keeps all; selective rebuilds softmax and dropout; full rebuilds whole layers; auto plans "
-        "each layer, the fastest way that fits the memory",
+        description="none keeps all; selective recomputes softmax and dropout; full recomputes whole layers; auto "
+        "plans each layer, the fastest way that fits the memory",
     )
     modules: tuple[Literal["softmax", "dropout", "core_attn", "layernorm", "gelu"], ...] = Field(
         ("softmax", "dropout"),
-        description="what selective rebuilds: any of softmax, dropout, core_attn, layernorm, gelu; or all",
+        description="what selective recomputes: any of softmax, dropout, core_attn, layernorm, gelu; or all",
     )
     method: Literal["uniform", "block", "sqrt"] = Field(
         "uniform",

@@ -7,11 +7,11 @@ from typing import Any, NoReturn
 
 import yaml
 
-from megaselect.config.shown import LONGEST_VALUE, shown
+from megaselect.config.format_value import LONGEST_VALUE, format_value
 from megaselect.errors import ConfigError
 
 _CONVERSION_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
-_MOST_KEYS = 10_000
+_MAX_KEYS = 10_000
 
 # What YAML 1.1 reads in base 8 and in base 60: 010 as 8, 1:30 as 90.
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
@@ -29,22 +29,24 @@ class _StrictLoader(yaml.SafeLoader):
         """A whole number in base 10, 16 (0x) or 2 (0b)."""
         number = super().construct_yaml_int(node)
         if ":" in node.value:
-            self._refuse(node, number, 60, f"write {shown(number)}")
+            self._refuse(node, number, 60, f"write {format_value(number)}")
         elif _OCTAL.fullmatch(node.value) and (decimal := int(node.value.replace("_", ""))) != number:
-            self._refuse(node, number, 8, f"write {shown(decimal)} or {shown(number)}, whichever is meant")
+            self._refuse(
+                node, number, 8, f"write {format_value(decimal)} or {format_value(number)}, whichever is meant"
+            )
         return number
 
     def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
         """A number in base 10."""
         number = super().construct_yaml_float(node)
         if ":" in node.value:
-            self._refuse(node, number, 60, f"write {shown(number)}")
+            self._refuse(node, number, 60, f"write {format_value(number)}")
         return number
 
     def _refuse(self, node: yaml.ScalarNode, number: float, base: int, remedy: str) -> NoReturn:
         written = node.value[:LONGEST_VALUE]
         place = f"line {node.start_mark.line + 1}: " + (f"{self._key_of[node]}: " if node in self._key_of else "")
-        reading = f"{written} is {shown(number)} to YAML (base {base})"
+        reading = f"{written} is {format_value(number)} to YAML (base {base})"
         raise ConfigError(f"{place}{reading}; {remedy}, or quote it if it is text")
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -67,8 +69,8 @@ class _StrictLoader(yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Merge keys (<<) of merge keys may double their number with every line."""
         super().flatten_mapping(node)
-        if len(node.value) > _MOST_KEYS:
-            raise ConfigError(f"line {node.start_mark.line + 1}: merges more than {_MOST_KEYS:,} keys")
+        if len(node.value) > _MAX_KEYS:
+            raise ConfigError(f"line {node.start_mark.line + 1}: merges more than {_MAX_KEYS:,} keys")
 
 
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)

@@ -20,9 +20,9 @@ from megaselect.data.indexed_dataset import token_dtype
 from megaselect.data.json_lines import LineOptions
 from megaselect.data.output import Output
 from megaselect.data.pieces import CHUNK_BYTES, Division, Piece, cut_chunks, divide, sample_text
+from megaselect.data.progress import Progress
 from megaselect.data.record import read_record
 from megaselect.data.tokenizer import Tokenizer, train_tokenizer
-from megaselect.data.watcher import Watcher
 from megaselect.data.workers import encode_in_order
 from megaselect.data.workspace import RECORD, Workspace
 from megaselect.errors import DataError
@@ -92,19 +92,19 @@ class BuildOptions:
 
 
 def build(
-    workspace: Workspace, paths: DatasetPaths, documents: list[Document], options: BuildOptions, watcher: Watcher
+    workspace: Workspace, paths: DatasetPaths, documents: list[Document], options: BuildOptions, progress: Progress
 ) -> None:
     """Make the files of `paths`, going on from what is in the workspace. Raises DataError and OSError."""
     if workspace.read(RECORD) is None:
         division = divide(documents, options.lines.valid_fraction, options.lines.test_fraction)
         division = fill_splits(division, options.splits, options.lines, paths.description)
-        watcher.stage("tokenizer", 0)
+        progress.stage("tokenizer", 0)
         workspace.remember(_MODEL, lambda: _tokenizer_model(division, options))
         tokenizer = Tokenizer(workspace.path / _MODEL)
         for document in (document for texts in division.texts.values() for document in texts):
             tokenizer.check_length(document.path, document.num_bytes)
         with Output(workspace, options.splits, token_dtype(tokenizer.vocab_size)) as output:
-            _encode(workspace.path / _MODEL, division, tokenizer.cut, output, options, watcher)
+            _encode(workspace.path / _MODEL, division, tokenizer.cut, output, options, progress)
             if not all(output.totals(split).documents for split in options.splits):
                 raise DataError(f"{paths.description}: the input changed while it was read; run the command again")
             output.write_indexes()
@@ -122,18 +122,18 @@ def _tokenizer_model(division: Division, options: BuildOptions) -> bytes:
 
 
 def _encode(
-    model: Path, division: Division, cut: Cutter, output: Output, options: BuildOptions, watcher: Watcher
+    model: Path, division: Division, cut: Cutter, output: Output, options: BuildOptions, progress: Progress
 ) -> None:
-    watcher.stage("tokens", division.num_bytes, output.num_bytes)
+    progress.stage("tokens", division.num_bytes, output.num_bytes)
     if output.num_bytes:
-        watcher.note(f"Going on after {output.num_bytes:,} of {division.num_bytes:,} bytes, done by an earlier call.")
+        progress.note(f"Going on after {output.num_bytes:,} of {division.num_bytes:,} bytes, done by an earlier call.")
     chunks = islice(cut_chunks(division, cut), output.num_chunks, None)
     saved_at = time.monotonic()
     # Closed at once where an output cannot be written: processes should not go on for nobody.
     with closing(_encoded_chunks(chunks, model, division, options)) as results:
         for encoded in results:
             output.add(encoded)
-            watcher.advance(encoded.num_bytes)
+            progress.advance(encoded.num_bytes)
             if time.monotonic() - saved_at >= _SAVE_SECONDS:
                 output.save()
                 saved_at = time.monotonic()

@@ -14,7 +14,7 @@ CHUNK_BYTES = 512 * 1024
 _CHUNK_PIECES = 512
 
 
-class Block(NamedTuple):
+class TextBlock(NamedTuple):
     """A block of a text document, see documents.RawBlock. kind: the document's."""
 
     raw: bytes
@@ -25,7 +25,7 @@ class Block(NamedTuple):
     seamless: bool
 
 
-Piece = Block | Lines
+Piece = TextBlock | Lines
 
 
 class Division(NamedTuple):
@@ -75,10 +75,10 @@ def sample_text(division: Division, options: LineOptions, num_bytes: int) -> Ite
     stride = -(-sum(document.num_bytes for document in (*texts, *division.lines)) // num_bytes)
     position = 0
     for piece in _pieces(division, ("train",), cut_blocks):
-        length = 1 if isinstance(piece, Block) else max(len(piece.raw) // BLOCK_BYTES, 1)
+        length = 1 if isinstance(piece, TextBlock) else max(len(piece.raw) // BLOCK_BYTES, 1)
         taken = {index for index in range(length) if (position + index) % stride == 0}
         position += length
-        if taken and isinstance(piece, Block):
+        if taken and isinstance(piece, TextBlock):
             yield decode(piece.raw)[0]
         elif taken:
             yield from _sample_lines(piece, options, length, taken)
@@ -99,6 +99,6 @@ def _pieces(division: Division, splits: Iterable[str], cut: Cutter) -> Iterator[
         for split in splits:
             for document in division.texts[split]:
                 for raw, ends, starts, seamless in read_raw_blocks(document, cut):
-                    yield Block(raw, document.kind, split, ends, starts, seamless)
+                    yield TextBlock(raw, document.kind, split, ends, starts, seamless)
         for document in division.lines:
             yield from cut_lines(document, division.moved.get(document, ()))

@@ -24,11 +24,11 @@ from megaselect.data.corpus import default_corpus
 from megaselect.data.documents import Document, sha256_of_manifest
 from megaselect.data.files import explain_os_errors
 from megaselect.data.json_lines import LineOptions
+from megaselect.data.progress import NoProgress, Progress
 from megaselect.data.record import describe_replaced
 from megaselect.data.survey import Survey, survey
 from megaselect.data.tokenizer import MAX_VOCAB_SIZE, MIN_VOCAB_SIZE, Tokenizer
 from megaselect.data.user_text import TextFile, find_files
-from megaselect.data.watcher import Unwatched, Watcher
 from megaselect.data.workspace import PreparationStopped, Workspace, open_workspace
 from megaselect.errors import DataError
 
@@ -44,7 +44,7 @@ def prepare(
     json_field: str = "text",
     json_files: str = "auto",
     workers: int = 1,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> DatasetPaths:
     """Turn text files and directories of them into a dataset at `output_prefix`, in memory of bounded size.
 
@@ -61,15 +61,15 @@ def prepare(
     `if __name__ == "__main__"`.
     Raises DataError for input that is missing, empty, binary, damaged or too short, and output that cannot be written.
     """
-    watcher = watcher or Unwatched()
+    progress = progress or NoProgress()
     lines = LineOptions(json_field, valid_fraction, test_fraction)
     options = BuildOptions(vocab_size, tokenizer, lines, num_workers=workers)
     _check(options)
     files, num_binary = find_files(inputs, json_field, json_files)
     with explain_os_errors(f"write {output_prefix}", "choose an output prefix in a directory that can be written"):
         output_prefix.parent.mkdir(parents=True, exist_ok=True)
-        with open_workspace(output_prefix, _request(files, options), watcher) as workspace:
-            surveys = _surveys(workspace, files, watcher)
+        with open_workspace(output_prefix, _request(files, options), progress) as workspace:
+            surveys = _surveys(workspace, files, progress)
             documents = [
                 Document(file.name, file.path, 0, found.num_bytes, file.kind)
                 for file, found in zip(files, surveys, strict=True)
@@ -77,8 +77,8 @@ def prepare(
             sha256 = sha256_of_manifest((found.sha256, file.name) for file, found in zip(files, surveys, strict=True))
             paths = DatasetPaths.at(output_prefix, sha256, _description(inputs, documents, num_binary))
             if replaced := describe_replaced(output_prefix, sha256, options.request()):
-                watcher.note(replaced)
-            build(workspace, paths, documents, options, watcher)
+                progress.note(replaced)
+            build(workspace, paths, documents, options, progress)
     return paths
 
 
@@ -102,8 +102,8 @@ def prepare_default_corpus(cache_dir: Path | None = None, vocab_size: int = DEFA
         aside.mkdir(parents=True)
         try:
             aside_paths = DatasetPaths.at(aside / "corpus", corpus.sha256, corpus.description)
-            with open_workspace(aside_paths.train_prefix, {}, Unwatched()) as workspace:
-                build(workspace, aside_paths, corpus.documents, options, Unwatched())
+            with open_workspace(aside_paths.train_prefix, {}, NoProgress()) as workspace:
+                build(workspace, aside_paths, corpus.documents, options, NoProgress())
             _rename_unless_there(aside, paths)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -154,11 +154,11 @@ def _request(files: list[TextFile], options: BuildOptions) -> dict[str, Any]:
     return {"input": listing.hexdigest(), "version": versions, **options.request()}
 
 
-def _surveys(workspace: Workspace, files: list[TextFile], watcher: Watcher) -> list[Survey]:
+def _surveys(workspace: Workspace, files: list[TextFile], progress: Progress) -> list[Survey]:
     def read_all() -> bytes:
-        watcher.stage("reading", sum(file.path.stat().st_size for file in files))
+        progress.stage("reading", sum(file.path.stat().st_size for file in files))
         with explain_os_errors("read the input", "make it readable and run the command again", PreparationStopped):
-            return json.dumps([survey(file.path, watcher.advance) for file in files]).encode()
+            return json.dumps([survey(file.path, progress.advance) for file in files]).encode()
 
     return [Survey(*found) for found in json.loads(workspace.remember("surveys.json", read_all))]
 

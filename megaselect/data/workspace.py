@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megaselect.data.files import write_atomically
-from megaselect.data.watcher import Watcher
+from megaselect.data.progress import Progress
 from megaselect.errors import DataError
 
 _REQUEST = "request.json"
@@ -52,14 +52,14 @@ class Workspace:
             write_atomically(path, compute())
         return path.read_bytes()
 
-    def begin(self, request: dict[str, Any], watcher: Watcher) -> None:
+    def begin(self, request: dict[str, Any], progress: Progress) -> None:
         """Keep what is here for the same request, and remove what is here for another one."""
         earlier = self.read(_REQUEST)
         if earlier == request:
             return
         if earlier is not None:
             changed = ", ".join(key for key in request if earlier.get(key) != request[key])
-            watcher.note(f"{self.path} holds the beginning of a preparation with another {changed}: starting anew.")
+            progress.note(f"{self.path} holds the beginning of a preparation with another {changed}: starting anew.")
         for path in self.path.iterdir():
             if path.name != _LOCK:
                 path.unlink()
@@ -83,7 +83,7 @@ class Workspace:
 
 
 @contextmanager
-def open_workspace(prefix: Path, request: dict[str, Any], watcher: Watcher) -> Iterator[Workspace]:
+def open_workspace(prefix: Path, request: dict[str, Any], progress: Progress) -> Iterator[Workspace]:
     """PREFIX.partial/, for one process at a time.
 
     request: what the result depends on, as JSON has it.
@@ -95,14 +95,14 @@ def open_workspace(prefix: Path, request: dict[str, Any], watcher: Watcher) -> I
     workspace.refuse_foreign()
     with _locked(workspace.path):
         try:
-            workspace.begin(request, watcher)
+            workspace.begin(request, progress)
             yield workspace
         except BaseException as error:
             of_the_input = isinstance(error, DataError) and not isinstance(error, PreparationStopped)
             if of_the_input or workspace.progress is None:
                 shutil.rmtree(workspace.path, ignore_errors=True)
             else:
-                watcher.note(f"What was done is kept in {workspace.path}: the same command goes on from there.")
+                progress.note(f"What was done is kept in {workspace.path}: the same command goes on from there.")
             raise
         workspace.remove()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megaselect.estimation.rows import Case, Row
-from megaselect.recompute.named import FLAGS
+from megaselect.recomputation.presets import FLAGS
 from megaselect.units import size
 
 WORTH_A_WORD = 0.9  # of the step time

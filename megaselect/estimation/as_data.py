@@ -7,9 +7,9 @@ from typing import Any
 
 from megaselect.estimation.estimate import Estimate, module_sets
 from megaselect.estimation.rows import Case, Row
-from megaselect.recompute.plan import describe_plan
-from megaselect.recompute.theory import outside_tensors
-from megaselect.recompute.weights import parameter_count
+from megaselect.prediction.saved_bytes import outside_tensors
+from megaselect.prediction.weights import parameter_count
+from megaselect.recomputation.plan import describe_plan
 
 
 def as_data(estimate: Estimate) -> dict[str, Any]:
@@ -42,9 +42,9 @@ def as_data(estimate: Estimate) -> dict[str, Any]:
 def row_data(case: Case, row: Row) -> dict[str, Any]:
     """One setting."""
     return {
-        "stored_bytes_per_layer": row.stored_bytes_per_layer,
-        "stored_bytes": row.rank.stored,
-        "stored_bytes_by_tensor": row.rank.by_name,
+        "saved_bytes_per_layer": row.saved_bytes_per_layer,
+        "saved_bytes": row.rank.saved,
+        "saved_bytes_by_tensor": row.rank.by_name,
         "layer_bytes_by_tensor": row.layer_tensors,
         "outside_layers_by_tensor": outside_tensors(case.shape(row.attention), row.plan),
         "working_set_bytes": row.working_set_bytes,

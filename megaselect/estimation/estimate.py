@@ -12,9 +12,9 @@ from megaselect.estimation.advice import advise
 from megaselect.estimation.rows import Case, Row, make_row, planned_row
 from megaselect.estimation.target import Target, resolve_target
 from megaselect.kernels.limits import refused_attention
-from megaselect.recompute.auto import assumed_costs, fastest_plan, problem_of
-from megaselect.recompute.named import NAMED
-from megaselect.recompute.parallel import Parallel
+from megaselect.planning.auto import assumed_costs, fastest_plan, problem_of
+from megaselect.prediction.parallel import Parallel
+from megaselect.recomputation.presets import NAMED
 
 CONFIGURED, AUTO = "as configured", "auto"
 

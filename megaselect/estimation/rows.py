@@ -8,15 +8,15 @@ from typing import NamedTuple
 from megaselect.config import Config, RecomputeConfig
 from megaselect.errors import ConfigError
 from megaselect.estimation.target import Target
-from megaselect.recompute.cost import micro_batch_seconds, optimizer_seconds
-from megaselect.recompute.flops import micro_batch_flops
-from megaselect.recompute.parallel import Parallel, Stage, stages
-from megaselect.recompute.peak import BEFORE_THE_LAYERS, Peak, Situation, chunk_bytes, step_peak
-from megaselect.recompute.plan import RecomputePlan, make_plan
-from megaselect.recompute.theory import Shape, bytes_per_layer, outside_tensors, stored_tensors
-from megaselect.recompute.weights import LayerWeights, StaticBytes, stage_parameters, stage_tensors, static_bytes
+from megaselect.prediction.assumed_time import micro_batch_seconds, optimizer_seconds
+from megaselect.prediction.flops import micro_batch_flops
+from megaselect.prediction.parallel import Parallel, Stage, stages
+from megaselect.prediction.peak import BEFORE_THE_LAYERS, Peak, Situation, chunk_bytes, step_peak
+from megaselect.prediction.saved_bytes import LayerShape, bytes_per_layer, outside_tensors, saved_tensors
+from megaselect.prediction.weights import LayerWeights, StaticBytes, stage_parameters, stage_tensors, static_bytes
+from megaselect.recomputation.plan import RecomputePlan, make_plan
 
-MOST_MICRO_BATCH = 1 << 20
+MAX_MICRO_BATCH = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Case:
     target: Target
     parallel: Parallel
 
-    def shape(self, attention: str, batch: int | None = None) -> Shape:
+    def shape(self, attention: str, batch: int | None = None) -> LayerShape:
         """Of a micro-batch, on one rank."""
-        whole = Shape.of(self.config, self.target.element_bytes, batch)
+        whole = LayerShape.of(self.config, self.target.element_bytes, batch)
         return replace(
             whole,
             attention=attention,
@@ -48,10 +48,10 @@ class Case:
 
 
 class RankBytes(NamedTuple):
-    """The rank that holds the most. stored: by all micro-batches that wait there, by tensor."""
+    """The rank that holds the most. saved: by all micro-batches that wait there, by tensor."""
 
     stage: Stage
-    stored: int
+    saved: int
     by_name: dict[str, int]
     static: StaticBytes
     peak: Peak
@@ -69,7 +69,7 @@ class Row:
     settings: RecomputeConfig
     plan: RecomputePlan
     rank: RankBytes
-    stored_bytes_per_layer: int
+    saved_bytes_per_layer: int
     layer_tensors: dict[str, int]
     working_set_bytes: int
     model_flops: int
@@ -107,8 +107,8 @@ def planned_row(case: Case, name: str, attention: str, settings: RecomputeConfig
         settings=settings,
         plan=plan,
         rank=fullest_rank(case, shape, plan, batch),
-        stored_bytes_per_layer=per_layer[fullest],
-        layer_tensors={row.name: row.bytes for row in stored_tensors(shape, plan) if row.layer == fullest},
+        saved_bytes_per_layer=per_layer[fullest],
+        layer_tensors={row.name: row.bytes for row in saved_tensors(shape, plan) if row.layer == fullest},
         working_set_bytes=_working_set(case, shape, plan),
         model_flops=flops.model // ranks,
         hardware_flops=flops.hardware // ranks,
@@ -117,21 +117,21 @@ def planned_row(case: Case, name: str, attention: str, settings: RecomputeConfig
     )
 
 
-def fullest_rank(case: Case, shape: Shape, plan: RecomputePlan, batch: int) -> RankBytes:
+def fullest_rank(case: Case, shape: LayerShape, plan: RecomputePlan, batch: int) -> RankBytes:
     """Of the first and the last pipeline stage the one with the higher peak."""
     count = case.micro_batches(batch)
     candidates = stages(case.parallel, case.config.model.num_layers, count)
     return max((_rank(case, shape, plan, stage, count) for stage in candidates), key=lambda rank: rank.peak.bytes)
 
 
-def _rank(case: Case, shape: Shape, plan: RecomputePlan, stage: Stage, micro_batches: int) -> RankBytes:
+def _rank(case: Case, shape: LayerShape, plan: RecomputePlan, stage: Stage, micro_batches: int) -> RankBytes:
     """plan: of the layers that run in a row there."""
     by_name: dict[str, int] = {}
-    for tensor in stored_tensors(shape, plan):
+    for tensor in saved_tensors(shape, plan):
         copies = _copies(case, stage, tensor.layer, tensor.name, micro_batches)
         if copies:
             by_name[tensor.name] = by_name.get(tensor.name, 0) + copies * tensor.bytes
-    stored = sum(by_name.values())
+    saved = sum(by_name.values())
     running = sum(bytes_per_layer(shape, plan).values()) + sum(
         size
         for name, size in outside_tensors(shape, plan).items()
@@ -149,13 +149,13 @@ def _rank(case: Case, shape: Shape, plan: RecomputePlan, stage: Stage, micro_bat
         on_gpu=case.target.on_gpu,
         first=stage.first,
         last=stage.last,
-        waiting_bytes=stored - running + _gathered_bytes(case, shape),
+        waiting_bytes=saved - running + _gathered_bytes(case, shape),
         gradient_ranks=case.parallel.gradient_ranks,
     )
-    return RankBytes(stage, stored, by_name, static, step_peak(shape, plan, static, situation))
+    return RankBytes(stage, saved, by_name, static, step_peak(shape, plan, static, situation))
 
 
-def _gathered_bytes(case: Case, shape: Shape) -> int:
+def _gathered_bytes(case: Case, shape: LayerShape) -> int:
     """Where replicas share the weights: those of the layer that runs and of the next, whole."""
     if case.parallel.sharding != "parameters" or case.parallel.data == 1:
         return 0
@@ -171,13 +171,13 @@ def _copies(case: Case, stage: Stage, layer: str, name: str, micro_batches: int)
     return 1 if stage.last else 0
 
 
-def _working_set(case: Case, shape: Shape, plan: RecomputePlan) -> int:
-    setting = Situation(case.micro_batches(shape.batch), case.target.on_gpu).setting(shape)
-    sizes = (chunk_bytes(setting, plan.modules[chunk.first], chunk.checkpointed, chunk.count) for chunk in plan.chunks)
+def _working_set(case: Case, shape: LayerShape, plan: RecomputePlan) -> int:
+    context = Situation(case.micro_batches(shape.batch), case.target.on_gpu).context(shape)
+    sizes = (chunk_bytes(context, plan.modules[chunk.first], chunk.checkpointed, chunk.count) for chunk in plan.chunks)
     return max(size.backward - size.kept for size in sizes)
 
 
-def _step_seconds(case: Case, shape: Shape, whole: RecomputePlan, batch: int) -> float | None:
+def _step_seconds(case: Case, shape: LayerShape, whole: RecomputePlan, batch: int) -> float | None:
     """Of an optimizer step: a pipeline's idle share counts, communication does not."""
     speed, parallel = case.target.speed, case.parallel
     if speed is None:
@@ -197,7 +197,7 @@ def _largest_micro_batch(case: Case, attention: str, plan: RecomputePlan) -> int
         return fullest_rank(case, shape, plan, batch).peak.bytes <= case.target.usable_bytes
 
     too_large = 1
-    while too_large <= MOST_MICRO_BATCH and fits(too_large):
+    while too_large <= MAX_MICRO_BATCH and fits(too_large):
         too_large *= 2
     largest = too_large // 2
     while too_large - largest > 1:

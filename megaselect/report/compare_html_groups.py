@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from megaselect.comparison.result import Context, SettingResult
 from megaselect.config import Config
-from megaselect.recompute.plan import make_plan
-from megaselect.recompute.theory import Shape, stored_bytes
+from megaselect.prediction.saved_bytes import LayerShape, saved_bytes
+from megaselect.recomputation.plan import make_plan
 
 LONGEST_SEQUENCE = 32_768
 SHORTENINGS, LENGTHENINGS = 2, 6  # powers of two around the run's own sequence length
@@ -30,7 +30,7 @@ _STORED = {
     "outside the layers": (),
 }
 _OTHER = "outside the layers"
-# Greys for what every setting holds, Okabe and Ito's colours for what is kept for backward.
+# Greys for what every setting holds, Okabe and Ito's colours for what is saved for backward.
 GROUP_COLOURS = {
     "parameters": "#5a5a5a",
     "master weights": "#8a8a8a",
@@ -57,13 +57,13 @@ def static_groups(setting: SettingResult) -> dict[str, int]:
     }
 
 
-def stored_groups(setting: SettingResult) -> dict[str, int]:
-    """Group -> measured bytes that one micro-batch keeps for backward."""
+def saved_groups(setting: SettingResult) -> dict[str, int]:
+    """Group -> measured bytes that one micro-batch saves for backward."""
     group_of = {name: group for group, names in _STORED.items() for name in names}
     if setting.attention != "unfused":  # otherwise it is the loss's
         group_of["log-sum-exp"] = "scores, probs"
     totals = dict.fromkeys(_STORED, 0)
-    for name, count in setting.stored.measured_by_name.items():
+    for name, count in setting.saved.measured_by_name.items():
         totals[group_of.get(name, _OTHER)] += count
     return totals
 
@@ -76,12 +76,12 @@ def sequence_lengths(context: Context) -> list[int]:
     return [length for length in lengths if 1 <= length <= longest]
 
 
-def stored_by_sequence(context: Context, setting: SettingResult, lengths: Sequence[int]) -> list[int]:
+def saved_by_sequence(context: Context, setting: SettingResult, lengths: Sequence[int]) -> list[int]:
     """Predicted bytes of one micro-batch at each sequence length."""
     sections = {name: dict(section) for name, section in context.config.items()}
     sections["recompute"] = setting.recompute
     sections["model"] |= {"attention": setting.attention, "attention_dropout_p": setting.attention_dropout_p}
     config = Config.from_dict(sections)
-    shape = Shape.of(config, ELEMENT_BYTES[context.dtype])
+    shape = LayerShape.of(config, ELEMENT_BYTES[context.dtype])
     plan = make_plan(config.recompute, config.model.num_layers)
-    return [stored_bytes(replace(shape, sequence=length), plan) for length in lengths]
+    return [saved_bytes(replace(shape, sequence=length), plan) for length in lengths]

@@ -9,10 +9,10 @@ import plotly.graph_objects as go
 from megaselect.comparison.result import Context, SettingResult
 from megaselect.report.compare_html_groups import (
     GROUP_COLOURS,
+    saved_by_sequence,
+    saved_groups,
     sequence_lengths,
     static_groups,
-    stored_by_sequence,
-    stored_groups,
 )
 from megaselect.report.compare_html_style import (
     DASHES,
@@ -29,9 +29,9 @@ from megaselect.units import GIB_BYTES, size
 
 def stacked_memory_figure(settings: Sequence[SettingResult]) -> Figure:
     """Bars of what is held, by kind, with the measured peak."""
-    unit, unit_bytes = unit_of(max(setting.static.total + setting.stored.measured for setting in settings))
+    unit, unit_bytes = unit_of(max(setting.static.total + setting.saved.measured for setting in settings))
     names = [setting.name for setting in settings]
-    stacks = [static_groups(setting) | stored_groups(setting) for setting in settings]
+    stacks = [static_groups(setting) | saved_groups(setting) for setting in settings]
     figure = go.Figure()
     for group, colour in _group_colours(stacks).items():
         sizes = [stack.get(group, 0) for stack in stacks]
@@ -51,7 +51,7 @@ def stacked_memory_figure(settings: Sequence[SettingResult]) -> Figure:
         )
     lay_bars(figure, f"memory, {unit}")
     caption = (
-        "What training holds whatever it recomputes, and what one micro-batch keeps for backward, by kind of tensor. "
+        "What training holds whatever it recomputes, and what one micro-batch saves for backward, by kind of tensor. "
         "Not all of it is there at the same time: the measured peak may lie below the sum, or above it."
     )
     return Figure("memory", "What the memory is", caption, figure, bar_pixels(names))
@@ -95,7 +95,7 @@ def sequence_figure(context: Context, settings: Sequence[SettingResult]) -> Figu
     figure, paints = go.Figure(), colours(settings)
     lengths = sequence_lengths(context)
     for setting in (setting for setting in settings if setting.recompute["mode"] != "auto"):
-        sizes = stored_by_sequence(context, setting, lengths)
+        sizes = saved_by_sequence(context, setting, lengths)
         figure.add_scatter(
             name=setting.name,
             x=lengths,
@@ -113,7 +113,7 @@ def sequence_figure(context: Context, settings: Sequence[SettingResult]) -> Figu
             "tickvals": lengths[::2],
             "ticktext": [f"{length:,}" for length in lengths[::2]],
         },
-        yaxis={"title": {"text": "stored for backward, GiB"}, "type": "log", "dtick": 1, "tickformat": "~g"},
+        yaxis={"title": {"text": "saved for backward, GiB"}, "type": "log", "dtick": 1, "tickformat": "~g"},
     )
     caption = (
         f"Predicted, not measured: what one micro-batch of {context.config['training']['micro_batch_size']} would keep "

@@ -60,11 +60,11 @@ def _table(comparison: Comparison, columns: Sequence[Column]) -> str:
 def _headline(trained: Sequence[SettingResult]) -> list[Column]:
     base = trained[0]
     name = html.escape(base.name)
-    most = max(setting.stored.measured for setting in trained)
+    most = max(setting.saved.measured for setting in trained)
     slowest = max(setting.speed.step_seconds.median for setting in trained)
     return [
-        Column("stored", "for backward", lambda row: size(row.stored.measured), lambda row: row.stored.measured / most),
-        Column("stored", f"of {name}", lambda row: f"{row.stored.measured / base.stored.measured:.0%}"),
+        Column("saved", "for backward", lambda row: size(row.saved.measured), lambda row: row.saved.measured / most),
+        Column("saved", f"of {name}", lambda row: f"{row.saved.measured / base.saved.measured:.0%}"),
         Column("peak", "allocated", lambda row: _size(row.peak.allocated)),
         Column("step", "median (20–80 %)", _step, lambda row: row.speed.step_seconds.median / slowest),
         Column(
@@ -97,10 +97,10 @@ def _cell(setting: SettingResult, column: Column) -> str:
 
 
 def _measured(row: SettingResult) -> str:
-    difference = row.stored.measured - row.stored.predicted
+    difference = row.saved.measured - row.saved.predicted
     if not difference:
         return '<span class="equal">equal to the byte</span>'
-    return f'<span class="differ">{row.stored.measured:,} ({difference:+,})</span>'
+    return f'<span class="differ">{row.saved.measured:,} ({difference:+,})</span>'
 
 
 def _bits(row: SettingResult) -> str | None:
@@ -138,8 +138,8 @@ def _tera(flops: int) -> str:
 
 
 DETAILS = (
-    Column("stored", "predicted", lambda row: _size(row.stored.predicted)),
-    Column("stored", "measured", _measured),
+    Column("saved", "predicted", lambda row: _size(row.saved.predicted)),
+    Column("saved", "measured", _measured),
     Column("parameters", "&nbsp;", lambda row: _size(row.static.weights)),
     Column("gradients", "&nbsp;", lambda row: _size(row.static.gradients)),
     Column("master", "weights", lambda row: _size(row.static.master_weights) if row.static.master_weights else None),

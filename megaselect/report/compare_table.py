@@ -51,8 +51,8 @@ def _unit(settings: Sequence[SettingResult]) -> tuple[str, int]:
 def _headline(base: SettingResult, unit_bytes: int) -> dict[str, Cell]:
     """base: what the others' savings and times are relative to."""
     return {
-        "stored": lambda row: _bytes(row.stored.measured, unit_bytes),
-        f"of\n{base.name}": lambda row: f"{row.stored.measured / base.stored.measured:.0%}",
+        "saved": lambda row: _bytes(row.saved.measured, unit_bytes),
+        f"of\n{base.name}": lambda row: f"{row.saved.measured / base.saved.measured:.0%}",
         "peak\nallocated": lambda row: _bytes(row.peak.allocated, unit_bytes),
         "step ms": lambda row: _milliseconds(row.speed.step_seconds.median),
         f"times\n{base.name}": lambda row: f"{slowdown(row, base):.2f}",
@@ -66,8 +66,8 @@ def _headline(base: SettingResult, unit_bytes: int) -> dict[str, Cell]:
 
 def _memory(unit_bytes: int) -> dict[str, Cell]:
     return {
-        "stored,\npredicted": lambda row: _bytes(row.stored.predicted, unit_bytes),
-        "stored,\nmeasured": lambda row: _bytes(row.stored.measured, unit_bytes),
+        "saved,\npredicted": lambda row: _bytes(row.saved.predicted, unit_bytes),
+        "saved,\nmeasured": lambda row: _bytes(row.saved.measured, unit_bytes),
         "weights,\ngradients,\noptimizer": lambda row: _bytes(row.static.total, unit_bytes),
         "peak,\npredicted": lambda row: _bytes(row.predicted_peak_bytes, unit_bytes),
         "peak,\nallocated": lambda row: _bytes(row.peak.allocated, unit_bytes),

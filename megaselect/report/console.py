@@ -18,7 +18,7 @@ from rich.text import Text
 
 from megaselect.report import text
 from megaselect.report.output import REPLACE_SIGNS, LossyOutput
-from megaselect.training.events import Metrics, RunHeader, RunSummary, StoredReport
+from megaselect.training.events import Metrics, RunHeader, RunSummary, SavedReport
 
 PLAIN_COLUMNS = 80
 PANEL_COLUMNS = 100  # at most: lines across a very wide terminal are hard to read
@@ -76,9 +76,9 @@ class ConsoleSink:
         """The console knows no runs."""
         return {}
 
-    def stored(self, report: StoredReport) -> None:
+    def saved(self, report: SavedReport) -> None:
         """Print predicted and measured bytes, a loud warning where they differ."""
-        for line in text.stored_lines(report):
+        for line in text.saved_lines(report):
             self._print(line.text, STYLES[line.style], line.indent)
 
     def step(self, metrics: Metrics) -> None:
@@ -92,7 +92,7 @@ class ConsoleSink:
             width = len(str(self._max_steps))
             place = f"step {step:>{width}}/{self._max_steps}"
             self._print(text.fitting([place, *fields], self._console.width))
-        share = self._data_wait.hear(metrics)
+        share = self._data_wait.update(metrics)
         if share is not None:
             self.note(text.data_wait_note(share))
 
@@ -218,7 +218,7 @@ class _DataWait:
         self._spans: list[tuple[float, float]] = []
         self._told = False
 
-    def hear(self, metrics: Metrics) -> float | None:
+    def update(self, metrics: Metrics) -> float | None:
         """The share of a step's time, at the end of some steps in which it is too large, the first time."""
         waited, step_ms = metrics.get("data_ms"), metrics["step_ms"]
         if self._told or waited is None or step_ms is None:

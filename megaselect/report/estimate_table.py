@@ -10,10 +10,10 @@ from rich.text import Text
 from megaselect.errors import RecomputeError
 from megaselect.estimation.estimate import Estimate
 from megaselect.estimation.rows import Case, Row
-from megaselect.recompute.parallel import Parallel, pipeline_output_bytes
-from megaselect.recompute.plan import describe_plan
-from megaselect.recompute.theory import check_saves
-from megaselect.recompute.weights import parameter_count
+from megaselect.prediction.parallel import Parallel, pipeline_output_bytes
+from megaselect.prediction.saved_bytes import check_saves
+from megaselect.prediction.weights import parameter_count
+from megaselect.recomputation.plan import describe_plan
 from megaselect.units import GIB_BYTES, MIB_BYTES, size
 
 TENSOR_COLUMNS = ("none", "selective", "all", "full")
@@ -84,7 +84,7 @@ def _settings_table(estimate: Estimate) -> Table:
 def _add_setting(table: Table, row: Row, estimate: Estimate, unit_bytes: int) -> None:
     own = (row.attention, row.name) == estimate.own
     peak = row.rank.peak.bytes
-    sizes = (row.stored_bytes_per_layer, row.rank.stored, row.working_set_bytes)
+    sizes = (row.saved_bytes_per_layer, row.rank.saved, row.working_set_bytes)
     table.add_row(
         f"  {row.name}{' *' if own else ''}",
         *(_count(number / unit_bytes) for number in sizes),
@@ -112,7 +112,7 @@ def _tensor_table(estimate: Estimate) -> Table:
     for name in names:
         table.add_row(name, *(_size_or_dash(row.layer_tensors.get(name)) for row in rows))
     table.add_section()
-    outside = [row.rank.stored - sum(_in_layers(row).values()) for row in rows]
+    outside = [row.rank.saved - sum(_in_layers(row).values()) for row in rows]
     logits = [row.rank.by_name.get("logits") for row in rows]
     table.add_row("logits (once)", *(_size_or_dash(count) for count in logits))
     rest = [count - (part or 0) for count, part in zip(outside, logits, strict=True)]

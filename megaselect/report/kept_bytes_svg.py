@@ -1,7 +1,7 @@
 """A figure of what a layer keeps with each setting, as SVG: `python -m megaselect.report.kept_bytes_svg YAML > FILE`.
 
-Bars are predicted (megaselect/recompute/theory.py), in the units of Korthikanti et al. 2022: multiples of sbh bytes of
-a micro-batch in 16 bit. Written by hand, so that it is the same text wherever it is drawn.
+Bars are predicted (megaselect/prediction/saved_bytes.py), in the units of Korthikanti et al. 2022: multiples of
+sbh bytes of a micro-batch in 16 bit. Written by hand, so that it is the same text wherever it is drawn.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from megaselect.config import Config, RecomputeConfig
 from megaselect.config.schema import MODULES
-from megaselect.recompute.plan import make_plan
-from megaselect.recompute.theory import Shape, stored_tensors
+from megaselect.prediction.saved_bytes import LayerShape, saved_tensors
+from megaselect.recomputation.plan import make_plan
 
 SETTINGS = {
     "none": ("unfused", RecomputeConfig()),
@@ -54,8 +54,8 @@ def kept_in_units(config: Config) -> dict[str, dict[str, float]]:
     """Setting -> group's label -> multiples of sbh, statistics left out (they are below a hundredth)."""
     bars = {}
     for name, (attention, settings) in SETTINGS.items():
-        shape = replace(Shape.of(config, element_bytes=2), attention=attention)
-        rows = [row for row in stored_tensors(shape, make_plan(settings, 1)) if row.layer]
+        shape = replace(LayerShape.of(config, element_bytes=2), attention=attention)
+        rows = [row for row in saved_tensors(shape, make_plan(settings, 1)) if row.layer]
         unit = shape.tokens * shape.hidden
         bars[name] = {
             group.label: sum(row.bytes for row in rows if row.name in group.tensors) / unit for group in GROUPS
@@ -71,7 +71,7 @@ def draw(config: Config, config_name: str) -> str:
     height = TOP + len(bars) * (BAR + GAP) + 10
     model = config.model
     title = (
-        f"Kept for backward by a layer of {config_name} (s {model.seq_length}, h {model.hidden_size}, "
+        f"Saved for backward by a layer of {config_name} (s {model.seq_length}, h {model.hidden_size}, "
         f"a {model.num_attention_heads}), 16 bit, in sbh bytes"
     )
     lines = [

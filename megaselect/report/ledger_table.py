@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from megaselect.recompute.ledger_rows import Ledger, StoredRow
+from megaselect.ledger import Ledger, SavedRow
 from megaselect.report.text import size
 
 HELD_BY = {"autograd": "", "cache": "selective cache", "closure": "closure", "hook": "hook"}
@@ -37,7 +37,7 @@ class _Group(NamedTuple):
 def ledger_table(ledger: Ledger) -> Table:
     """A table for the console: bytes are those of one layer where a heading stands for several.
 
-    First what is stored, which the total counts, then what checkpointed regions will make again.
+    First what is saved, which the total counts, then what checkpointed regions will make again.
     """
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("tensor", overflow="fold", min_width=28)
@@ -45,15 +45,15 @@ def ledger_table(ledger: Ledger) -> Table:
     table.add_column("dtype", no_wrap=True)
     table.add_column("bytes", justify="right", no_wrap=True)
     table.add_column("note", overflow="fold")
-    _add_groups(table, ledger.rows, "stored")
+    _add_groups(table, ledger.rows, "saved")
     _add_groups(table, ledger.recomputed, "recomputed")
-    _add_total(table, "stored in all", ledger.total)
+    _add_total(table, "saved in all", ledger.total)
     if ledger.recomputed:
         _add_total(table, "recomputed in all", ledger.recomputed_total)
     return table
 
 
-def _add_groups(table: Table, rows: list[StoredRow], status: str) -> None:
+def _add_groups(table: Table, rows: list[SavedRow], status: str) -> None:
     for layers, lines in _groups(rows):
         note = f"{status}, each" if len(layers) > 1 else status
         total = sum(line.bytes * count for line, count in lines.items())
@@ -68,7 +68,7 @@ def _add_total(table: Table, label: str, count: int) -> None:
     table.add_row(label, "", "", f"{count:,}", size(count), style="bold")
 
 
-def _groups(rows: list[StoredRow]) -> list[_Group]:
+def _groups(rows: list[SavedRow]) -> list[_Group]:
     """In the order of the forward pass, what lies outside the layers last."""
     lines_of: dict[str, Counter[_Line]] = {}
     for row in rows:
@@ -103,12 +103,12 @@ def _title(layers: list[str]) -> str:
     return f"{numbered['stem']}{','.join([*shown, *more])} ({times})"
 
 
-def _line(row: StoredRow) -> _Line:
+def _line(row: SavedRow) -> _Line:
     dtype = str(row.dtype).removeprefix("torch.")
     return _Line(row.name, "x".join(map(str, row.shape)) or "scalar", dtype, row.bytes, _note(row))
 
 
-def _note(row: StoredRow) -> str:
+def _note(row: SavedRow) -> str:
     notes = [HELD_BY[row.held_by]]
     if row.view_bytes < row.bytes:
         notes.append(f"view, pins {row.bytes / row.view_bytes:.3g}x")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from megaselect.training.events import Metrics, RunHeader, RunSummary, Sink, StoredReport
+from megaselect.training.events import Metrics, RunHeader, RunSummary, SavedReport, Sink
 
-__all__ = ["Metrics", "RunHeader", "RunSummary", "Sink", "Sinks", "StoredReport"]
+__all__ = ["Metrics", "RunHeader", "RunSummary", "SavedReport", "Sink", "Sinks"]
 
 
 class Sinks:
@@ -25,10 +25,10 @@ class Sinks:
         """See Sink.identity."""
         return {name: value for sink in self._sinks for name, value in sink.identity().items()}
 
-    def stored(self, report: StoredReport) -> None:
-        """See Sink.stored."""
+    def saved(self, report: SavedReport) -> None:
+        """See Sink.saved."""
         for sink in self._sinks:
-            sink.stored(report)
+            sink.saved(report)
 
     def step(self, metrics: Metrics) -> None:
         """See Sink.step."""

@@ -10,7 +10,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from megaselect.report.wandb_names import columns
-from megaselect.training.events import Metrics, RunHeader, RunSummary, StoredReport
+from megaselect.training.events import Metrics, RunHeader, RunSummary, SavedReport
 
 
 class TensorBoardSink:
@@ -36,8 +36,8 @@ class TensorBoardSink:
         """The run directory is all that tells runs apart."""
         return {}
 
-    def stored(self, report: StoredReport) -> None:
-        """The stored bytes are among the metrics of each step."""
+    def saved(self, report: SavedReport) -> None:
+        """The saved bytes are among the metrics of each step."""
 
     def step(self, metrics: Metrics) -> None:
         """Write what is known of one step."""

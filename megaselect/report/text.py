@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from typing import NamedTuple
 
-from megaselect.training.events import Metrics, RunHeader, RunSummary, StoredReport
+from megaselect.training.events import Metrics, RunHeader, RunSummary, SavedReport
 from megaselect.units import size
 
 MEGATRON_NOTE = "keeps the scores; Megatron-LM's selective means core_attn"
@@ -66,29 +66,29 @@ def _steps(header: RunHeader) -> str:
     return f"{header.max_steps:,}"
 
 
-def stored_lines(report: StoredReport) -> list[Line]:
+def saved_lines(report: SavedReport) -> list[Line]:
     """Predicted and measured bytes, and what settings other than the run's own would store."""
     lines = _equal_lines(report) if report.matches else _difference_lines(report)
     alternatives = report.alternatives.items()
     others = ", ".join(f"{name} {size(count)}" for name, count in alternatives if name != report.setting)
     if others:
-        lines.append(Line(f"other settings:   {others}", indent=18))
+        lines.append(Line(f"other settings:  {others}", indent=17))
     return lines
 
 
-def _equal_lines(report: StoredReport) -> list[Line]:
+def _equal_lines(report: SavedReport) -> list[Line]:
     """One line where all layers store the same, else one for each size."""
     names_of: dict[int, list[str]] = {}
     for name, count in report.predicted.items():
         names_of.setdefault(count, []).append(name)
     uniform = len(names_of) == 1 and not any("-" in name for name in report.predicted)
     lines = []
-    for label, (count, names) in zip(["stored per layer:", *[""] * len(names_of)], names_of.items(), strict=False):
+    for label, (count, names) in zip(["saved per layer:", *[""] * len(names_of)], names_of.items(), strict=False):
         where = "(equal to the byte)" if uniform else f"in {_layer_ranges(names)}"
-        text = f"{label:<17} predicted {size(count)}, measured {size(report.measured[names[0]])} {where}"
-        lines.append(Line(text, "good", indent=18))
+        text = f"{label:<16} predicted {size(count)}, measured {size(report.measured[names[0]])} {where}"
+        lines.append(Line(text, "good", indent=17))
     total = f"predicted {report.predicted_total:,} bytes, measured {report.measured_total:,} bytes"
-    return [*lines, Line(f"stored in all:    {total}", "good", indent=18)]
+    return [*lines, Line(f"saved in all:    {total}", "good", indent=17)]
 
 
 def _layer_ranges(names: list[str]) -> str:
@@ -110,12 +110,12 @@ def _layer_ranges(names: list[str]) -> str:
     return ", ".join(parts)
 
 
-def _difference_lines(report: StoredReport) -> list[Line]:
+def _difference_lines(report: SavedReport) -> list[Line]:
     """A warning with both numbers for each layer that differs, and for the total."""
     names = list(dict.fromkeys([*report.predicted, *report.measured]))
     pairs = [(name, report.predicted.get(name, 0), report.measured.get(name, 0)) for name in names]
     differing = [(name, predicted, measured) for name, predicted, measured in pairs if predicted != measured]
-    lines = [Line("WARNING: the bytes stored for backward are not the bytes predicted", "bad")]
+    lines = [Line("WARNING: the bytes saved for backward are not the bytes predicted", "bad")]
     shown = [*differing[:LAYERS_SHOWN], ("in all", report.predicted_total, report.measured_total)]
     for name, predicted, measured in shown:
         text = f"predicted {predicted:,} bytes, measured {measured:,} bytes ({measured - predicted:+,})"
@@ -163,7 +163,7 @@ def fitting(fields: list[str], width: int) -> str:
 
 def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
     """Label and value of the closing table; what is not known is left out."""
-    stored = _words(("{} for backward", _size(summary.stored_bytes)), ("({:,} bytes)", summary.stored_bytes))
+    saved = _words(("{} for backward", _size(summary.saved_bytes)), ("({:,} bytes)", summary.saved_bytes))
     speed = _words(
         ("{:,.0f} tokens/s", summary.tokens_per_s),
         ("{:,.1f} ms per step (medians)", summary.step_ms),
@@ -182,7 +182,7 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
         ("loss spikes", f"{summary.loss_spikes:,}" if summary.loss_spikes else ""),
         ("speed", speed),
         ("time by phase", phase_shares(summary)),
-        ("stored", stored),
+        ("saved", saved),
         ("peak memory", _words((f"{{}} {summary.peak_kind}", _size(summary.peak_bytes)))),
         ("recompute", summary.recompute),
         ("run directory", summary.run_dir),

@@ -43,7 +43,7 @@ def _table(report: Report, checks: Sequence[str], marks: dict[Outcome, str]) -> 
         table.add_column(name, vertical="bottom", no_wrap=True)
     for name in checks:
         table.add_column(name.replace(" ", "\n"), justify="center", vertical="bottom")
-    table.add_column("stored", justify="right", vertical="bottom", no_wrap=True)
+    table.add_column("saved", justify="right", vertical="bottom", no_wrap=True)
     attention = ""
     for subject in report.subjects:
         if attention and subject.attention != attention:
@@ -59,8 +59,8 @@ def _cells(subject: Subject, checks: Sequence[str], marks: dict[Outcome, str]) -
     for name in checks:
         check = found.get(name)
         yield Text(marks[check.outcome], STYLES[check.outcome]) if check else Text("-", "dim")
-    stored = subject.figures.get("stored_bytes")
-    yield Text("-", "dim") if stored is None else Text(size(stored))
+    saved = subject.figures.get("saved_bytes")
+    yield Text("-", "dim") if saved is None else Text(size(saved))
 
 
 def _details(report: Report) -> Iterator[str]:

@@ -24,14 +24,14 @@ TABLE_COLUMNS = {
     "step ms, 20 %": "perf/step_ms_q20",
     "step ms, 80 %": "perf/step_ms_q80",
     "tokens/s": "perf/median_tokens_per_s",
-    "stored bytes, predicted": "mem/predicted_bytes",
-    "stored bytes, measured": "mem/measured_bytes",
+    "saved bytes, predicted": "mem/predicted_bytes",
+    "saved bytes, measured": "mem/measured_bytes",
     "peak bytes of tensors": "mem/peak_allocated_bytes",
     "peak bytes": "mem/peak_bytes",
     "mfu": "perf/median_mfu",
     "hfu": "perf/median_hfu",
     "step time against none": "perf/slowdown",
-    "stored bytes saved against none": "mem/saved_bytes",
+    "saved bytes saved against none": "mem/saved_bytes",
     "same bits as": "reference",
     "same bits": "train/equal",
     "failure": "failure",
@@ -132,7 +132,7 @@ def history_rows(context: Context, setting: SettingResult) -> list[dict[str, flo
             "loss": loss,
             "loss_difference": differences[step - 1] if step <= len(differences) else None,
             "grad_norm": setting.grad_norms[step - 1] if step <= len(setting.grad_norms) else None,
-            "stored_bytes": setting.stored.measured if setting.stored else None,
+            "saved_bytes": setting.saved.measured if setting.saved else None,
             "peak_bytes": _peak_bytes(setting),
             "step_ms": step_seconds * MS_PER_SECOND if step_seconds else None,
             "tokens_per_s": context.tokens_per_step / step_seconds if step_seconds else None,
@@ -185,11 +185,11 @@ def _memory_values(setting: SettingResult) -> dict[str, int | bool | None]:
         values["mem/peak_allocated_bytes"] = setting.peak.allocated
         values["mem/peak_reserved_bytes"] = setting.peak.reserved
         values["mem/peak_rss_bytes"] = setting.peak.rss
-    if setting.stored:
-        exact = setting.stored.predicted_per_layer == setting.stored.measured_per_layer
-        values["mem/predicted_bytes"] = setting.stored.predicted
-        values["mem/measured_bytes"] = values["mem/stored_bytes"] = setting.stored.measured
-        values["mem/prediction_exact"] = exact and setting.stored.predicted == setting.stored.measured
+    if setting.saved:
+        exact = setting.saved.predicted_per_layer == setting.saved.measured_per_layer
+        values["mem/predicted_bytes"] = setting.saved.predicted
+        values["mem/measured_bytes"] = values["mem/saved_bytes"] = setting.saved.measured
+        values["mem/prediction_exact"] = exact and setting.saved.predicted == setting.saved.measured
     return values
 
 
@@ -216,8 +216,8 @@ def _values_against(none: SettingResult | None, setting: SettingResult) -> dict[
     values: dict[str, float | int] = {}
     if none and none.speed and setting.speed:
         values["perf/slowdown"] = slowdown(setting, none)
-    if none and none.stored and setting.stored:
-        values["mem/saved_bytes"] = none.stored.measured - setting.stored.measured
+    if none and none.saved and setting.saved:
+        values["mem/saved_bytes"] = none.saved.measured - setting.saved.measured
     return values
 
 

@@ -86,7 +86,7 @@ SECTIONS = (
         "Bytes kept for the backward pass, predicted and measured, and the peak of a step: of tensors, which only "
         "comparisons count on a CPU, and as training counts it there, of the whole process.",
         (
-            Bars("stored for backward, bytes", ("mem/predicted_bytes", "mem/measured_bytes")),
+            Bars("saved for backward, bytes", ("mem/predicted_bytes", "mem/measured_bytes")),
             Bars("peak of a step, bytes", ("mem/peak_allocated_bytes", "mem/peak_bytes")),
         ),
     ),

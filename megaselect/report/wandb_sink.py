@@ -12,7 +12,7 @@ from megaselect.config import RecomputeConfig
 from megaselect.report.wandb_connection import WandbConnection
 from megaselect.report.wandb_environment import Mode, job_type_for, name_for, run_id_for, tags_for
 from megaselect.report.wandb_names import SUMMARY_NAMES, columns, device_type, run_id
-from megaselect.training.events import Metrics, RunHeader, RunSummary, StoredReport
+from megaselect.training.events import Metrics, RunHeader, RunSummary, SavedReport
 from megaselect.training.metrics_tail import METRICS_NAME
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class WandbSink:
         """The run's id, under which it goes on after a resumption. Offline, each part is a folder that ends in it."""
         return {} if self._run is None else {"wandb_id": self._run.id}
 
-    def stored(self, report: StoredReport) -> None:
+    def saved(self, report: SavedReport) -> None:
         """Put the predicted and the measured bytes into the run's summary."""
         self._summarise(
             {

@@ -6,15 +6,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from megaselect.config.schema import MODULES
-from megaselect.recompute.flops import Flops, micro_batch_flops
-from megaselect.recompute.plan import describe_plan
-from megaselect.recompute.theory import Shape, bytes_per_layer, layer_tensors, stored_bytes
-from megaselect.training.events import StoredReport
+from megaselect.prediction.flops import Flops, micro_batch_flops
+from megaselect.prediction.saved_bytes import LayerShape, bytes_per_layer, layer_tensors, saved_bytes
+from megaselect.recomputation.plan import describe_plan
+from megaselect.training.events import SavedReport
 
 if TYPE_CHECKING:
     from megaselect.config import Config, RecomputeConfig
-    from megaselect.recompute.ledger import Ledger
-    from megaselect.recompute.plan import RecomputePlan
+    from megaselect.ledger import Ledger
+    from megaselect.recomputation.plan import RecomputePlan
 
 SELECTIVE_SETTINGS = {
     "softmax dropout": ("softmax", "dropout"),
@@ -25,20 +25,20 @@ SELECTIVE_SETTINGS = {
 
 def step_flops(config: Config, element_bytes: int, plan: RecomputePlan) -> Flops:
     """FLOPs of a whole optimizer step: every micro-batch of the global batch."""
-    micro = micro_batch_flops(Shape.of(config, element_bytes), plan)
+    micro = micro_batch_flops(LayerShape.of(config, element_bytes), plan)
     count = config.training.global_batch_size // config.training.micro_batch_size
     return Flops(micro.model * count, micro.hardware * count)
 
 
-def stored_report(config: Config, element_bytes: int, plan: RecomputePlan, ledger: Ledger) -> StoredReport:
+def saved_report(config: Config, element_bytes: int, plan: RecomputePlan, ledger: Ledger) -> SavedReport:
     """Predicted against measured, and what other settings would keep in a layer."""
-    shape = Shape.of(config, element_bytes)
+    shape = LayerShape.of(config, element_bytes)
     measured = ledger.by_layer()
     measured.pop("", None)
-    return StoredReport(
+    return SavedReport(
         predicted=bytes_per_layer(shape, plan),
         measured=measured,
-        predicted_total=stored_bytes(shape, plan),
+        predicted_total=saved_bytes(shape, plan),
         measured_total=ledger.total,
         alternatives=_alternatives(shape),
         setting=setting_name(config.recompute),
@@ -46,13 +46,13 @@ def stored_report(config: Config, element_bytes: int, plan: RecomputePlan, ledge
 
 
 def setting_name(settings: RecomputeConfig) -> str:
-    """A recompute setting as the keys of StoredReport.alternatives spell it."""
+    """A recompute setting as the keys of SavedReport.alternatives spell it."""
     if settings.mode != "selective":
         return settings.mode
     return "all" if set(settings.modules) == set(MODULES) else " ".join(settings.modules)
 
 
-def _alternatives(shape: Shape) -> dict[str, int]:
+def _alternatives(shape: LayerShape) -> dict[str, int]:
     """Setting -> bytes a layer: with the run's attention, and with fused attention where scores are in memory."""
     unfused = shape.attention == "unfused"
     alternatives = {"none": _layer_bytes(shape, ())}
@@ -66,7 +66,7 @@ def _alternatives(shape: Shape) -> dict[str, int]:
     return alternatives
 
 
-def _layer_bytes(shape: Shape, modules: tuple[str, ...]) -> int:
+def _layer_bytes(shape: LayerShape, modules: tuple[str, ...]) -> int:
     return sum(layer_tensors(shape, frozenset(modules)).values())
 
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megaselect.recompute.auto import AutoPlan
-from megaselect.recompute.plan import describe_plan
+from megaselect.planning.auto import AutoPlan
+from megaselect.recomputation.plan import describe_plan
 from megaselect.units import size
 
 PLAN_FILE = "recompute_plan.json"
@@ -25,7 +25,7 @@ def plan_note(automatic: AutoPlan) -> str:
 
 
 def plan_dict(automatic: AutoPlan) -> dict[str, Any]:
-    """Plain data: layer by layer what is rebuilt, or which layers are one checkpointed chunk."""
+    """Plain data: layer by layer what is recomputed, or which layers are one checkpointed chunk."""
     plan = automatic.plan
     return {
         "description": describe_plan(plan),
@@ -33,7 +33,7 @@ def plan_dict(automatic: AutoPlan) -> dict[str, Any]:
         "predicted_peak_bytes": automatic.peak.bytes,
         "predicted_peak_moment": automatic.peak.moment,
         "extra_seconds_per_micro_batch": automatic.extra_seconds,
-        "rebuild_embedding_mask": plan.rebuild_embedding_mask,
+        "recompute_embedding_mask": plan.recompute_embedding_mask,
         "chunks": [
             {
                 "first": chunk.first,

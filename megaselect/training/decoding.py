@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megaselect.model.attention import CoreAttention
-from megaselect.model.gpt import GPT
+from megaselect.models.gpt.attention import CoreAttention
+from megaselect.models.gpt.model import GPT
 
 
 class _CachedCore(nn.Module):

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from megaselect.model.gpt import GPT
-from megaselect.recompute.apply import apply_recompute, plan_of
-from megaselect.recompute.compiled import is_compiled
+from megaselect.models.gpt.apply_plan import applied_plan, apply_recompute
+from megaselect.models.gpt.compiled import is_compiled
+from megaselect.models.gpt.model import GPT
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.state import RunState
 from megaselect.training.step import Stepper
@@ -140,7 +140,7 @@ def _look_at_sums(masters: Mapping[str, Tensor]) -> Finding | None:
 
 @contextmanager
 def _uncompiled(model: GPT) -> Iterator[None]:
-    plan, compiled = plan_of(model), any(map(is_compiled, model.layers))
+    plan, compiled = applied_plan(model), any(map(is_compiled, model.layers))
     if compiled:
         apply_recompute(model, plan)
     try:

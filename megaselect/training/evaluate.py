@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from megaselect.data.sampler import BatchSource
-from megaselect.model.gpt import GPT
+from megaselect.models.gpt.model import GPT
 
 
 class Split(BatchSource, Protocol):

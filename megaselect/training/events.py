@@ -40,8 +40,8 @@ class RunHeader:
 
 
 @dataclass(frozen=True)
-class StoredReport:
-    """Bytes that the first micro-batch kept for backward. By layer or chunk of layers; totals include the rest.
+class SavedReport:
+    """Bytes that the first micro-batch saved for backward. By layer or chunk of layers; totals include the rest.
 
     alternatives: setting -> bytes that it would keep per layer, for comparison; setting: which of them the run has now.
     """
@@ -77,7 +77,7 @@ class RunSummary:
     best_valid_loss: float | None
     tokens_per_s: float | None
     step_ms: float | None
-    stored_bytes: int | None
+    saved_bytes: int | None
     peak_bytes: int | None
     peak_kind: str
     mfu: float | None
@@ -99,7 +99,7 @@ class RunSummary:
 
 
 class Sink(Protocol):
-    """Receives a run's events, in this order: start, stored, then step, evaluating, evaluation and note, then finish or
+    """Receives a run's events, in this order: start, saved, then step, evaluating, evaluation and note, then finish or
     fail.
 
     A sink that cannot record says so in a note and lets the run go on.
@@ -111,7 +111,7 @@ class Sink(Protocol):
     def identity(self) -> Mapping[str, str]:
         """After start: what a continued run must hand back in its header, to be known as the same run."""
 
-    def stored(self, report: StoredReport) -> None:
+    def saved(self, report: SavedReport) -> None:
         """After the first micro-batch, and after the first one with another recompute mode."""
 
     def step(self, metrics: Metrics) -> None:

@@ -11,22 +11,21 @@ from pathlib import Path
 
 import torch
 
+from megaselect import ledger
 from megaselect.config import Config
 from megaselect.data.blend import DataSource
 from megaselect.data.prefetch import Prefetcher
 from megaselect.devices import is_out_of_memory, peak_flops
 from megaselect.errors import OutOfMemoryError, UnsupportedTorchError
-from megaselect.model.gpt import GPT
-from megaselect.recompute import ledger
-from megaselect.recompute.apply import plan_of
-from megaselect.recompute.self_check import check_observation
-from megaselect.training.accounting import describe_recompute, step_flops, stored_report
+from megaselect.ledger.self_check import check_observation
+from megaselect.models.gpt.apply_plan import applied_plan
+from megaselect.models.gpt.model import GPT
+from megaselect.training.accounting import describe_recompute, saved_report, step_flops
 from megaselect.training.checkpoint_files import checkpoint_path
 from megaselect.training.checkpoint_writer import CheckpointSaver
 from megaselect.training.datasets import Datasets
 from megaselect.training.evaluate import evaluate
 from megaselect.training.events import Metrics, RunSummary, Sink, finite
-from megaselect.training.instruments import Instruments
 from megaselect.training.memory import memory_metrics
 from megaselect.training.metrics import reset_peak_bytes
 from megaselect.training.metrics_file import MetricsFile
@@ -35,6 +34,7 @@ from megaselect.training.nonfinite import NonFiniteSteps
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.out_of_memory import memory_errors_explained, step_up
 from megaselect.training.phases import PHASES, PhaseTimes
+from megaselect.training.profilers import Profilers
 from megaselect.training.sampling import sample_text
 from megaselect.training.signals import StopRequest
 from megaselect.training.spikes import SpikeDetector, recent_losses
@@ -52,7 +52,7 @@ class _Progress:
     last: Metrics = field(default_factory=dict)
     valid_losses: list[float] = field(default_factory=list)
     test_loss: float | None = None
-    stored_bytes: int | None = None
+    saved_bytes: int | None = None
     measures: bool = True  # the next forward pass
     loss_spikes: int = 0
     saved_step: int = -1
@@ -89,7 +89,7 @@ class Trainer:
 
     def _use(self, config: Config) -> None:
         """Go on with this config; the model runs its recompute settings already."""
-        self.config, self.plan = config, plan_of(self.model)
+        self.config, self.plan = config, applied_plan(self.model)
         self.flops = step_flops(config, self.element_bytes, self.plan)
         self._stepper = Stepper(config, self.model, self.optimizer, self._batches, self._phases.done)
         self._progress.measures = True
@@ -100,10 +100,10 @@ class Trainer:
         It does so at the end of the step that it met, or within an evaluation, which is then not recorded.
         """
         training, started = self.config.training, time.perf_counter()
-        instruments = Instruments(self.config, self._phases, self.run_dir, self.device, self.sink.note)
-        with self._metrics_file, self._saver, self._batches, instruments:
+        profilers = Profilers(self.config, self._phases, self.run_dir, self.device, self.sink.note)
+        with self._metrics_file, self._saver, self._batches, profilers:
             while self.state.step < training.max_steps and not stop.reason:
-                with instruments.step(self.state.step + 1):
+                with profilers.step(self.state.step + 1):
                     metrics = self._step()
                 self.sink.step(metrics)
                 self._saver.report()
@@ -170,7 +170,7 @@ class Trainer:
 
     def _spike(self, loss: float) -> Metrics:
         """What the metrics of the step say of a loss spike: nothing where it is none."""
-        spike = self._spikes.hear(loss) if math.isfinite(loss) else None
+        spike = self._spikes.update(loss) if math.isfinite(loss) else None
         if spike is None:
             return {}
         self._progress.loss_spikes += 1
@@ -191,7 +191,7 @@ class Trainer:
         try:
             check_observation()
         except UnsupportedTorchError as error:
-            self.sink.note(f"stored bytes are not measured: {error}")
+            self.sink.note(f"saved bytes are not measured: {error}")
             return self.model(*inputs)
         return self._measured_forward(inputs)
 
@@ -199,9 +199,9 @@ class Trainer:
         """The first forward pass of a plan, with the ledger watching."""
         with ledger.record(self.model) as record:
             loss = self.model(*inputs)
-        report = stored_report(self.config, self.element_bytes, self.plan, record)
-        self._progress.stored_bytes = report.measured_total
-        self.sink.stored(report)
+        report = saved_report(self.config, self.element_bytes, self.plan, record)
+        self._progress.saved_bytes = report.measured_total
+        self.sink.saved(report)
         return loss
 
     def _metrics(self, outcome: StepOutcome, seconds: float) -> Metrics:
@@ -221,7 +221,7 @@ class Trainer:
             "tokens_per_s": training.global_batch_size * self.config.model.seq_length / seconds,
             "mfu": self._utilisation(self.flops.model, seconds),
             "hfu": self._utilisation(self.flops.hardware, seconds),
-            "stored_bytes": self._progress.stored_bytes,
+            "saved_bytes": self._progress.saved_bytes,
             **memory_metrics(self.device),
             "skipped_steps": self.state.skipped_steps,
             **({} if scale is None else {"loss_scale": scale}),
@@ -299,7 +299,7 @@ class Trainer:
             best_valid_loss=self.state.best_valid_loss,
             tokens_per_s=tokens / step_seconds if step_seconds else None,
             step_ms=1e3 * step_seconds if step_seconds else None,
-            stored_bytes=progress.stored_bytes,
+            saved_bytes=progress.saved_bytes,
             peak_bytes=progress.last.get("peak_bytes"),
             peak_kind="of tensors" if self.device.type == "cuda" else "of the process, libraries included",
             mfu=self._utilisation(self.flops.model, step_seconds) if step_seconds else None,

@@ -1,6 +1,6 @@
 """What a step that ran out of memory could do instead: what each setting keeps, and which would fit. No torch.
 
-Peaks are those of megaselect/recompute/peak.py: they count tensors, not what an allocator cannot use.
+Peaks are those of megaselect/prediction/peak.py: they count tensors, not what an allocator cannot use.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from megaselect.config import Config, RecomputeConfig
-from megaselect.recompute.auto import Problem, problem_of
-from megaselect.recompute.named import FLAGS, NAMED
-from megaselect.recompute.peak import step_peak
-from megaselect.recompute.plan import RecomputePlan, make_plan
-from megaselect.recompute.theory import stored_bytes
+from megaselect.planning.auto import Problem, problem_of
+from megaselect.prediction.peak import step_peak
+from megaselect.prediction.saved_bytes import saved_bytes
+from megaselect.recomputation.plan import RecomputePlan, make_plan
+from megaselect.recomputation.presets import FLAGS, NAMED
 
 
-class Choice(NamedTuple):
-    """A named setting. stored: bytes that a micro-batch keeps for backward in all. peak: the most in a step."""
+class PresetCost(NamedTuple):
+    """A named setting. saved: bytes that a micro-batch saves for backward in all. peak: the most in a step."""
 
     name: str
     settings: RecomputeConfig
     plan: RecomputePlan
-    stored: int
+    saved: int
     peak: int
 
     @property
@@ -41,9 +41,9 @@ class Failed:
     on_gpu: bool
 
     @property
-    def stored(self) -> int:
-        """Bytes that a micro-batch keeps for backward."""
-        return stored_bytes(self._problem().shape, self.plan)
+    def saved(self) -> int:
+        """Bytes that a micro-batch saves for backward."""
+        return saved_bytes(self._problem().shape, self.plan)
 
     @property
     def peak(self) -> int:
@@ -55,23 +55,23 @@ class Failed:
         """Bytes of weights, gradients and optimizer state, whatever the setting."""
         return self._problem().static.total
 
-    def choices(self) -> list[Choice]:
+    def presets(self) -> list[PresetCost]:
         """The named settings, from what keeps the most to what keeps the least."""
         problem, found = self._problem(), []
         for name, settings in NAMED.items():
             plan = make_plan(settings, problem.layers)
-            found.append(Choice(name, settings, plan, stored_bytes(problem.shape, plan), _peak(problem, plan)))
+            found.append(PresetCost(name, settings, plan, saved_bytes(problem.shape, plan), _peak(problem, plan)))
         return found
 
-    def stronger(self) -> Choice | None:
+    def stronger(self) -> PresetCost | None:
         """The first named setting that keeps fewer bytes than this step did and has no higher peak."""
-        stored, peak = self.stored, self.peak
-        return next((choice for choice in self.choices() if choice.stored < stored and choice.peak <= peak), None)
+        saved, peak = self.saved, self.peak
+        return next((preset for preset in self.presets() if preset.saved < saved and preset.peak <= peak), None)
 
-    def fitting(self, budget_bytes: int) -> list[Choice]:
+    def fitting(self, budget_bytes: int) -> list[PresetCost]:
         """Those whose peak is within the budget, and lower than that of what ran out."""
         limit = min(budget_bytes, self.peak - 1)
-        return [choice for choice in self.choices() if choice.peak <= limit]
+        return [preset for preset in self.presets() if preset.peak <= limit]
 
     def smaller_micro_batch(self, plan: RecomputePlan, budget_bytes: int) -> tuple[int, int] | None:
         """The largest smaller micro-batch, at the same global batch, with which `plan` fits, and its peak."""

@@ -32,14 +32,14 @@ from safetensors.torch import save_file
 from megaselect.config import Config
 from megaselect.devices import is_out_of_memory
 from megaselect.errors import NonFiniteError
-from megaselect.model.gpt import GPT
+from megaselect.models.gpt.model import GPT
 from megaselect.training.checkpoint_files import checkpoint_path, list_checkpoints, step_of
 from megaselect.training.diagnosis import Finding, diagnose, nonfinite_weight
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.state import RunState
 from megaselect.training.step import StepOutcome, Stepper
 
-MOST_IN_A_ROW = 20  # a bad stretch of the corpus is over by then: what goes on lies in the weights
+MAX_IN_A_ROW = 20  # a bad stretch of the corpus is over by then: what goes on lies in the weights
 STEPS_PER_NOTE = 10  # of those left out, while one comes within as many steps of the one before
 
 
@@ -89,7 +89,7 @@ class NonFiniteSteps:
         if self._in_a_row == 1:
             self._good_step = before.step
         weight = nonfinite_weight(self._model)
-        stops = self._training.on_nonfinite == "stop" or weight is not None or self._in_a_row == MOST_IN_A_ROW
+        stops = self._training.on_nonfinite == "stop" or weight is not None or self._in_a_row == MAX_IN_A_ROW
         if weight:
             case = _Case(outcome, before, weight)
         elif stops or not self._left_out:  # a diagnosis costs as much as a step
@@ -114,7 +114,7 @@ class NonFiniteSteps:
             self._note(f"{case}; the step is left out, the weights stay as they were{so_far}")
 
     def _weights_are_useless(self, case: _Case) -> bool:
-        return _is_weight(case) or self._in_a_row == MOST_IN_A_ROW
+        return _is_weight(case) or self._in_a_row == MAX_IN_A_ROW
 
     def _diagnose(self, outcome: StepOutcome, before: RunState, stepper: Stepper) -> _Case:
         try:
@@ -130,7 +130,7 @@ class NonFiniteSteps:
 
     def _remedy(self, case: _Case) -> str:
         """What to do, before anything is saved: that may remove an older checkpoint."""
-        in_vain = f"{MOST_IN_A_ROW} such steps in a row: " if self._in_a_row == MOST_IN_A_ROW else ""
+        in_vain = f"{MAX_IN_A_ROW} such steps in a row: " if self._in_a_row == MAX_IN_A_ROW else ""
         slower = f"a lower --training.lr{' or --dtype bf16' if self._optimizer.scalars() else ''}"
         # Those since the last good step have its weights, with which every step fails.
         older = [path for path in list_checkpoints(self._run_dir) if (step_of(path) or 0) < self._good_step]

@@ -13,11 +13,11 @@ import torch
 from megaselect.config import Config
 from megaselect.devices import free_bytes, is_out_of_memory, resolve_device, resolve_dtype
 from megaselect.errors import OutOfMemoryError
-from megaselect.model.gpt import GPT
-from megaselect.recompute.apply import apply_recompute, plan_of
-from megaselect.recompute.auto import problem_of
+from megaselect.models.gpt.apply_plan import applied_plan, apply_recompute
+from megaselect.models.gpt.model import GPT
+from megaselect.planning.auto import problem_of
 from megaselect.training.accounting import describe_recompute
-from megaselect.training.memory_choices import Choice, Failed
+from megaselect.training.memory_choices import Failed, PresetCost
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.units import size
 
@@ -41,7 +41,7 @@ def step_up(
     optimizer.abandon_step()
     _let_go()
     weight = next(model.parameters())
-    failed = Failed(config, plan_of(model), weight.element_size(), weight.device.type == "cuda")
+    failed = Failed(config, applied_plan(model), weight.element_size(), weight.device.type == "cuda")
     happened = f"step {step + 1} ran out of memory ({_in_short(problem)})"
     if not optimizer.is_whole:
         raise OutOfMemoryError(
@@ -52,11 +52,11 @@ def step_up(
     stronger = failed.stronger()
     if stronger is None or config.training.on_oom == "stop":
         budget = _budget_bytes(model, optimizer)
-        raise OutOfMemoryError(f"{happened}. {_stored(failed)}. {_what_fits(failed, budget)}{_hint(stronger)}")
+        raise OutOfMemoryError(f"{happened}. {_saved(failed)}. {_what_fits(failed, budget)}{_hint(stronger)}")
     apply_recompute(model, stronger.plan, compiled=config.training.compile)
     note(
-        f"note: {happened}. It is taken again with {stronger.name}, which keeps {size(stronger.stored)} for backward "
-        f"in place of {size(failed.stored)}; the losses do not change. To start with it: {stronger.flags}"
+        f"note: {happened}. It is taken again with {stronger.name}, which keeps {size(stronger.saved)} for backward "
+        f"in place of {size(failed.saved)}; the losses do not change. To start with it: {stronger.flags}"
     )
     return config.model_copy(update={"recompute": stronger.settings})
 
@@ -109,26 +109,26 @@ def _budget_bytes(model: GPT, optimizer: MixedPrecisionAdamW) -> int:
     return free + sum(tensor.nbytes for tensor in (*model.parameters(), *optimizer.tensors().values()))
 
 
-def _stored(failed: Failed) -> str:
+def _saved(failed: Failed) -> str:
     """What each setting keeps."""
-    choices = failed.choices()
-    sizes = {} if failed.plan in [choice.plan for choice in choices] else {"this run": failed.stored}
-    for choice in choices:
-        if choice.stored not in sizes.values():  # with attention that keeps no scores, core_attn changes nothing
-            sizes[choice.name] = choice.stored
+    presets = failed.presets()
+    sizes = {} if failed.plan in [preset.plan for preset in presets] else {"this run": failed.saved}
+    for preset in presets:
+        if preset.saved not in sizes.values():  # with attention that keeps no scores, core_attn changes nothing
+            sizes[preset.name] = preset.saved
     listed = ", ".join(f"{name} {size(count)}" for name, count in sizes.items())
-    return f"A micro-batch of {failed.config.training.micro_batch_size} keeps for backward: {listed}"
+    return f"A micro-batch of {failed.config.training.micro_batch_size} saves for backward: {listed}"
 
 
 def _what_fits(failed: Failed, budget: int) -> str:
-    fitting = [f"{choice.flags} ({size(choice.peak)})" for choice in failed.fitting(budget)]
+    fitting = [f"{preset.flags} ({size(preset.peak)})" for preset in failed.fitting(budget)]
     smaller = failed.smaller_micro_batch(failed.plan, budget)
     if smaller:
         fitting.append(f"--training.micro-batch-size {smaller[0]} ({size(smaller[1])})")
     room = f"the {size(budget)} that a step may hold"
     if fitting:
         return f"By their predicted peak these fit into {room}: {', '.join(fitting)}"
-    least = min(failed.choices(), key=lambda choice: choice.peak)
+    least = min(failed.presets(), key=lambda preset: preset.peak)
     smaller = failed.smaller_micro_batch(least.plan, budget)
     if smaller:
         flags = f"{least.flags} --training.micro-batch-size {smaller[0]}"
@@ -139,5 +139,5 @@ def _what_fits(failed: Failed, budget: int) -> str:
     )
 
 
-def _hint(stronger: Choice | None) -> str:
+def _hint(stronger: PresetCost | None) -> str:
     return "; --on-oom step-up takes the next stronger mode by itself" if stronger else ""

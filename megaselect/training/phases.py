@@ -11,7 +11,7 @@ from megaselect.training.clock import Clock
 PHASES = ("data", "forward", "backward", "optimizer")
 
 
-class PhaseWatcher(Protocol):
+class PhaseObserver(Protocol):
     """Hears of a step's phases as they come and go."""
 
     def start(self) -> None:
@@ -24,28 +24,28 @@ class PhaseWatcher(Protocol):
 class PhaseTimes:
     """Milliseconds of each phase, summed over a step's micro-batches; on a GPU those of the device's own work.
 
-    watcher: hears the same, where there is one.
+    observer: is told the same, where there is one.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._clock = Clock(device)
         self._names: list[str] = []
-        self.watcher: PhaseWatcher | None = None
+        self.observer: PhaseObserver | None = None
 
     def start(self) -> None:
         """The step begins; whatever a step that raised had marked is forgotten."""
         self._clock.clear()
         self._names.clear()
         self._clock.mark()
-        if self.watcher is not None:
-            self.watcher.start()
+        if self.observer is not None:
+            self.observer.start()
 
     def done(self, phase: str) -> None:
         """`phase` ends here, and what comes next begins."""
         self._names.append(phase)
         self._clock.mark()
-        if self.watcher is not None:
-            self.watcher.done(phase)
+        if self.observer is not None:
+            self.observer.done(phase)
 
     def milliseconds(self) -> dict[str, float]:
         """Phase -> milliseconds since `start`; waits for the device."""

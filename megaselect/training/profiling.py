@@ -78,7 +78,7 @@ class StepProfiler:
             self._profile = profile(activities=self._activities())
             self._profile.start()
         self._taken.append(number)
-        ranges = self._phases.watcher = PhaseRanges(self._micro_batches)
+        ranges = self._phases.observer = PhaseRanges(self._micro_batches)
         try:
             with record_function(f"step {number}"):
                 try:
@@ -86,7 +86,7 @@ class StepProfiler:
                 finally:
                     ranges.close()
         finally:
-            self._phases.watcher = None
+            self._phases.observer = None
         if number == self._steps[-1]:
             self.close()
 

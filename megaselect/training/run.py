@@ -14,8 +14,8 @@ from megaselect.build import build_planned
 from megaselect.config import Config
 from megaselect.devices import device_name, resolve_device
 from megaselect.kernels.dropout_mask import drop_threshold
-from megaselect.model.gpt import GPT
-from megaselect.recompute.apply import plan_of
+from megaselect.models.gpt.apply_plan import applied_plan
+from megaselect.models.gpt.model import GPT
 from megaselect.training.accounting import describe_recompute
 from megaselect.training.automatic import plan_note, save_plan
 from megaselect.training.checkpoint import find_checkpoint, load_checkpoint
@@ -23,10 +23,10 @@ from megaselect.training.compatibility import changed_data, changed_settings
 from megaselect.training.data_choice import follow_vocabulary
 from megaselect.training.datasets import Datasets, open_datasets
 from megaselect.training.events import RunHeader, RunSummary, Sink, failures_told
-from megaselect.training.instruments import check_instruments
 from megaselect.training.loop import Trainer
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.out_of_memory import memory_errors_explained, static_remedy
+from megaselect.training.profilers import check_profilers
 from megaselect.training.run_dir import RunDir, claim_run_dir
 from megaselect.training.run_record import Segment
 from megaselect.training.signals import StopRequest
@@ -39,7 +39,7 @@ MakeSink = Callable[[Config, Path], Sink]
 def train(config: Config, config_name: str, notes: Sequence[str], make_sink: MakeSink) -> RunSummary:
     """Train to max_steps, continuing from a checkpoint where the config says so. Raises MegaselectError."""
     torch.manual_seed(config.training.seed)  # for a user's own modules; nothing of ours draws from it
-    check_instruments(config)
+    check_profilers(config)
     set_determinism(config.training.deterministic)
     limit = config.training.exit_after
     stop = StopRequest(parse_duration(limit, "--exit-after") if limit else None)
@@ -120,7 +120,7 @@ def _header(
         f"sequence {shape.seq_length}, vocabulary {shape.vocab_size}",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         attention=shape.attention,
-        recompute=describe_recompute(config.recompute, plan_of(model)),
+        recompute=describe_recompute(config.recompute, applied_plan(model)),
         data=datasets.description,
         run_dir=str(run_dir),
         max_steps=config.training.max_steps,

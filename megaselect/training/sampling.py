@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megaselect.data.tokenizer import Tokenizer
 from megaselect.errors import ConfigError, SamplingError
-from megaselect.model.gpt import GPT
+from megaselect.models.gpt.model import GPT
 from megaselect.training.evaluate import evaluating
 
 

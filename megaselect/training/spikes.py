@@ -44,9 +44,9 @@ class SpikeDetector:
         self._losses: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._calm_steps = CALM_STEPS
         for loss in history:
-            self.hear(loss)
+            self.update(loss)
 
-    def hear(self, loss: float) -> Spike | None:
+    def update(self, loss: float) -> Spike | None:
         """What the loss is the beginning of, if it is one."""
         is_high = len(self._losses) >= MIN_HISTORY_STEPS and loss > self._threshold()
         begins = is_high and self._calm_steps >= CALM_STEPS

@@ -9,7 +9,7 @@ import torch
 
 from megaselect.config import Config
 from megaselect.data.sampler import Batch, BatchSource
-from megaselect.model.gpt import GPT
+from megaselect.models.gpt.model import GPT
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.schedule import learning_rate
 from megaselect.training.state import RunState

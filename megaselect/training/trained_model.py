@@ -11,7 +11,7 @@ from megaselect.config import Config
 from megaselect.data.tokenizer import Tokenizer
 from megaselect.devices import DTYPES, resolve_device
 from megaselect.errors import CheckpointError, DataError
-from megaselect.model.gpt import GPT
+from megaselect.models.gpt.model import GPT
 from megaselect.training.checkpoint import DTYPE_NAMES, load_weights, newest_checkpoint
 from megaselect.training.checkpoint_files import BEST, MODEL, Checkpoint, list_checkpoints, open_checkpoint, step_of
 from megaselect.training.datasets import open_tokenizer

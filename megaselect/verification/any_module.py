@@ -21,7 +21,7 @@ from megaselect.verification.module_state import Snapshot, preserved
 from megaselect.verification.report import Check, Outcome, Report, Subject, check
 
 REPETITIONS = 3  # of a step without checkpointing, where it may not repeat itself
-MOST_NOISE = 1e-3  # of the largest gradient: a kernel's order of sums in 16 bit; a random mask makes far more
+MAX_NOISE = 1e-3  # of the largest gradient: a kernel's order of sums in 16 bit; a random mask makes far more
 
 
 def verify(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) -> Report:
@@ -40,8 +40,8 @@ def verify(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) ->
         checks = tuple(step.checks())
     as_is, plain = step.as_is, step.plain
     figures = {
-        "stored_bytes": as_is.stored_bytes,
-        "stored_bytes_without_checkpointing": plain.stored_bytes,
+        "saved_bytes": as_is.saved_bytes,
+        "saved_bytes_without_checkpointing": plain.saved_bytes,
         "rerun_flops": as_is.rerun.flops,
         "rerun": dict(as_is.rerun.calls),
     }
@@ -121,7 +121,7 @@ class _Step:
         if all(differ_by_rounding(again, expected) for again in repeated):
             return check(BITS, faults)
         noise = max(distance(again, expected) for again in repeated)
-        if noise <= MOST_NOISE and distance(actual, expected) <= 4 * noise:
+        if noise <= MAX_NOISE and distance(actual, expected) <= 4 * noise:
             return Check(BITS, Outcome.WARNING, f"{faults[0]}: no more than the step differs from its own repetition")
         if not unstable:
             return check(BITS, faults)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from megaselect.build import build_model
 from megaselect.config import Config
-from megaselect.model.gpt import GPT
-from megaselect.recompute.plan import make_plan
+from megaselect.models.gpt.model import GPT
+from megaselect.recomputation.plan import make_plan
 from megaselect.verification.differences import relative_error
 from megaselect.verification.settings import SETTINGS, with_attention
 from megaselect.verification.step import run_step
@@ -56,7 +56,7 @@ class Exact:
 
 
 def _in_fp64(config: Config, weights: GPT, batch: Batch) -> dict[str, Tensor]:
-    """By the plain-torch twins, layer by layer so that it fits beside the model."""
+    """By the plain-torch fallbacks, layer by layer so that it fits beside the model."""
     overrides = {"model.kernel_backend": "torch", "training.dtype": "fp32"}
     model = build_model(Config.from_dict(with_attention(config, "unfused").to_dict(), overrides=overrides)).double()
     model.load_state_dict({name: value.double() for name, value in weights.state_dict().items()})

@@ -29,7 +29,7 @@ from megaselect.verification.report import Check, Outcome, check
 
 NAME = "differences"
 SMALLEST_SCALE = 1e-2  # of a parameter, where it is all zeros: a bias
-MOST_PARAMETERS = 256  # to look for the culprit among: two forward passes each
+MAX_PARAMETERS = 256  # to look for the culprit among: two forward passes each
 
 Direction = dict[str, Tensor]
 
@@ -164,7 +164,7 @@ class _Trial:
 
     def culprits(self, precision: Precision) -> Iterator[str]:
         """A sentence for each parameter whose own derivative is wrong."""
-        for name in list(self.parameters)[:MOST_PARAMETERS]:
+        for name in list(self.parameters)[:MAX_PARAMETERS]:
             found = self.derivatives({name: self.directions[name]}, precision)
             if not found.right:
                 yield f"{name}: {found.as_text()}"

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from megaselect.recompute.plan import RecomputePlan
-from megaselect.recompute.rerun import operator_name
-from megaselect.recompute.theory import Shape
+from megaselect.ledger.rerun import operator_name
+from megaselect.prediction.saved_bytes import LayerShape
+from megaselect.recomputation.plan import RecomputePlan
 
 OURS = "megaselect."
 SDPA = "aten._scaled_dot_product"  # the rest of the name depends on device and dtype
@@ -38,7 +38,7 @@ REST_OF_LAYER = {
 HIDDEN_BACKWARD = (OURS + "bias_dropout_residual_backward", OURS + "bias_dropout_residual_layer_norm_backward")
 
 
-def expected_counts(shape: Shape, plan: RecomputePlan) -> Counter[str]:
+def expected_counts(shape: LayerShape, plan: RecomputePlan) -> Counter[str]:
     """Name -> how often a micro-batch makes it again in backward under the plan."""
     counts: Counter[str] = Counter()
     unfused = shape.attention == "unfused"
@@ -49,18 +49,18 @@ def expected_counts(shape: Shape, plan: RecomputePlan) -> Counter[str]:
         masks = whole or again("dropout")
         counts[ATTENTION_MASK_INSIDE] += unfused and shape.attention_dropout and (masks or again("core_attn"))
         counts[HIDDEN_MASK_INSIDE] += 2 * (shape.hidden_dropout and masks)
-    counts[HIDDEN_MASK_INSIDE] += shape.hidden_dropout and plan.rebuild_embedding_mask
+    counts[HIDDEN_MASK_INSIDE] += shape.hidden_dropout and plan.recompute_embedding_mask
     return +counts
 
 
 def _layers(plan: RecomputePlan) -> Iterator[tuple[frozenset[str], bool]]:
-    """(modules that selective rebuilds, whether the layer runs again as a whole)"""
+    """(modules that selective recomputes, whether the layer runs again as a whole)"""
     for chunk in plan.chunks:
         for layer in range(chunk.first, chunk.first + chunk.count):
             yield plan.modules[layer], chunk.checkpointed
 
 
-def _operators(shape: Shape, modules: frozenset[str], whole: bool) -> Counter[str]:
+def _operators(shape: LayerShape, modules: frozenset[str], whole: bool) -> Counter[str]:
     if whole:
         return Counter(REST_OF_LAYER | CORE_ATTENTION[shape.attention])
     counts: Counter[str] = Counter()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megaselect.verification.sites import Site
+from megaselect.verification.dropout_sites import Site
 
 Arguments = dict[str, Any]
 Probe = Callable[[Callable[..., Any], Arguments, Site, int], Tensor]

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from megaselect.compatibility import argument_names
 from megaselect.kernels.dropout_mask import SITES_PER_LAYER
-from megaselect.recompute.rerun import operator_name
+from megaselect.ledger.rerun import operator_name
 from megaselect.verification import mask_probes
+from megaselect.verification.dropout_sites import MaskFunction, Site
 from megaselect.verification.expected import OURS
 from megaselect.verification.mask_probes import Probe
-from megaselect.verification.sites import MaskFunction, Site
 
 PROBES: dict[str, tuple[Probe, str]] = {
     OURS + "bias_dropout_residual": (mask_probes.hidden_forward, "forward"),

@@ -112,12 +112,12 @@ def _names(names: list[str]) -> str:
 
 def recomputes(model: nn.Module, as_is: ModuleRun, plain: ModuleRun) -> Check:
     """Whether anything ran again, and fewer bytes are kept for it."""
-    kept, without = as_is.stored_bytes, plain.stored_bytes
+    kept, without = as_is.saved_bytes, plain.saved_bytes
     calls = as_is.rerun.calls.total()
     again = f"{calls} operators ran again, {as_is.rerun.flops:,} FLOPs"
     if plain.rerun.calls:
-        return Check(SAVES, Outcome.PASSED, f"{again}; {kept:,} bytes kept for backward")
-    saves = f"{kept:,} bytes kept for backward, {without:,} without checkpointing"
+        return Check(SAVES, Outcome.PASSED, f"{again}; {kept:,} bytes saved for backward")
+    saves = f"{kept:,} bytes saved for backward, {without:,} without checkpointing"
     if calls and kept >= without:
         return check(SAVES, [f"it saves nothing: {saves}; {again}"])
     if calls:

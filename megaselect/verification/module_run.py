@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megaselect import ledger
 from megaselect.errors import VerificationError
-from megaselect.recompute import ledger
-from megaselect.recompute.rerun import Rerun
+from megaselect.ledger.rerun import Rerun
 from megaselect.verification.attributes import values_on
 from megaselect.verification.differences import LOSS
 from megaselect.verification.module_state import Snapshot, leaves_of, own_copy
@@ -34,7 +34,7 @@ class ModuleRun:
 
     values: dict[str, Tensor | None]
     state: dict[str, Tensor | None]
-    stored_bytes: int
+    saved_bytes: int
     watch: StepWatch
     regions: int
     flagged_ran: bool
@@ -77,12 +77,12 @@ def run_module(
         regions = Regions()
         # Entered twice: what a ledger and this replace in torch must be put back in the order of a stack.
         off = contextlib.nullcontext if checkpointing else functools.partial(switched_off, model, regions)
-        with ledger.record(model) as stored, off():
+        with ledger.record(model) as saved, off():
             loss = loss_of(_called_with(model, batch), loss_fn)
         with off():
             error = _backward(loss)
     values = {LOSS: loss.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
-    return ModuleRun(values, _state_of(model, start), stored.total, watch, regions.count, bool(flagged), error)
+    return ModuleRun(values, _state_of(model, start), saved.total, watch, regions.count, bool(flagged), error)
 
 
 def _state_of(model: nn.Module, start: Snapshot) -> dict[str, Tensor | None]:

@@ -8,17 +8,17 @@ from megaselect.build import build_model
 from megaselect.config import Config
 from megaselect.data.sampler import Batch
 from megaselect.errors import DeviceError, RecomputeError
-from megaselect.model.gpt import GPT
-from megaselect.recompute.flops import micro_batch_flops
-from megaselect.recompute.plan import RecomputePlan, everything_kept
-from megaselect.recompute.theory import Shape, stored_bytes, stored_tensors
+from megaselect.models.gpt.model import GPT
+from megaselect.prediction.flops import micro_batch_flops
+from megaselect.prediction.saved_bytes import LayerShape, saved_bytes, saved_tensors
+from megaselect.recomputation.plan import RecomputePlan, no_recompute
 from megaselect.verification.closeness import Exact
 from megaselect.verification.differences import differences
+from megaselect.verification.dropout_sites import WINDOW_POSITIONS, MaskFunction, sites_of
 from megaselect.verification.expected import counted_operators, expected_counts, faults_in
 from megaselect.verification.masks import MaskCheck
 from megaselect.verification.report import Check, Outcome, Report, Subject, check, merged
-from megaselect.verification.settings import Setting, attention_choices, settings_of, with_attention
-from megaselect.verification.sites import WINDOW_POSITIONS, MaskFunction, sites_of
+from megaselect.verification.settings import VerifiedSetting, attention_choices, settings_of, with_attention
 from megaselect.verification.step import Step, run_step
 
 BITS, FP64, MASKS, BYTES, RERUN, GRADIENTS = "same bits", "near fp64", "masks", "bytes", "runs again", "gradients"
@@ -68,13 +68,13 @@ class _Choice:
         tensors = (batch.tokens, batch.targets, batch.sample_index)
         self.config, self.model = config, model
         self.batch = Batch(*(tensor.to(weight.device) for tensor in tensors))
-        self.shape = Shape.of(config, weight.element_size(), len(batch.tokens))
+        self.shape = LayerShape.of(config, weight.element_size(), len(batch.tokens))
         self.function = MaskFunction(config.training.seed, batch.sample_index)
-        self.none = everything_kept(config.model.num_layers)
+        self.none = no_recompute(config.model.num_layers)
         self.reference = run_step(model, self.batch, self.none)
         self.repeats = True
 
-    def subject(self, setting: Setting, turn: int, exact: Exact) -> Subject:
+    def subject(self, setting: VerifiedSetting, turn: int, exact: Exact) -> Subject:
         """Every check of one setting."""
         attention, plan = self.shape.attention, setting.plan
         if setting.left_out:
@@ -106,9 +106,9 @@ class _Choice:
             yield check(FP64, exact.faults(step.gradients), exact.covered(step.gradients))
 
     def _bytes(self, step: Step, plan: RecomputePlan) -> Iterator[str]:
-        predicted = {(row.layer, row.name): row.bytes for row in stored_tensors(self.shape, plan)}
-        for place in [*predicted, *(step.stored.keys() - predicted.keys())]:
-            expected, measured = predicted.get(place, 0), step.stored.get(place, 0)
+        predicted = {(row.layer, row.name): row.bytes for row in saved_tensors(self.shape, plan)}
+        for place in [*predicted, *(step.saved.keys() - predicted.keys())]:
+            expected, measured = predicted.get(place, 0), step.saved.get(place, 0)
             if expected != measured:
                 where = f"{place[0] or 'outside the layers'}, {place[1]}"
                 yield f"{where}: {expected:,} bytes predicted, {measured:,} measured"
@@ -133,8 +133,8 @@ class _Choice:
         loss = step.values["loss"]
         return {
             "loss": None if loss is None else loss.item(),
-            "stored_bytes": step.stored_total,
-            "predicted_stored_bytes": stored_bytes(self.shape, plan),
+            "saved_bytes": step.saved_total,
+            "predicted_saved_bytes": saved_bytes(self.shape, plan),
             "rerun_flops": step.rerun.flops,
             "rerun": dict(step.rerun.calls + step.inside),
         }

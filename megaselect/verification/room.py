@@ -5,9 +5,9 @@ from __future__ import annotations
 from megaselect.config import Config
 from megaselect.devices import free_bytes, resolve_device, resolve_dtype
 from megaselect.errors import VerificationError
-from megaselect.recompute.plan import everything_kept
-from megaselect.recompute.theory import Shape, stored_bytes
-from megaselect.recompute.weights import parameter_count
+from megaselect.prediction.saved_bytes import LayerShape, saved_bytes
+from megaselect.prediction.weights import parameter_count
+from megaselect.recomputation.plan import no_recompute
 from megaselect.units import size
 
 FP64_BYTES = 8
@@ -15,13 +15,13 @@ FP64_BYTES = 8
 
 def check_room(config: Config) -> None:
     """Raises VerificationError where less is free than verifying holds at least: weights and two sets of gradients in
-    the run's dtype, the same model and its gradients in fp64, and what `none` keeps for backward.
+    the run's dtype, the same model and its gradients in fp64, and what `none` saves for backward.
     """
     device = resolve_device(config.training.device)
     element_bytes = resolve_dtype(config.training.dtype, device).itemsize
-    shape, layers = Shape.of(config, element_bytes), config.model.num_layers
+    shape, layers = LayerShape.of(config, element_bytes), config.model.num_layers
     each = 3 * element_bytes + 2 * FP64_BYTES
-    needed = parameter_count(shape, layers) * each + stored_bytes(shape, everything_kept(layers))
+    needed = parameter_count(shape, layers) * each + saved_bytes(shape, no_recompute(layers))
     free = free_bytes(device)
     if needed > free:
         raise VerificationError(

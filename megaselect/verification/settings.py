@@ -8,9 +8,9 @@ from megaselect.build import plan_automatically
 from megaselect.config import Config
 from megaselect.config.schema import MODULES, RecomputeConfig
 from megaselect.errors import RecomputeError
-from megaselect.model.gpt import GPT
-from megaselect.recompute.plan import RecomputePlan, make_plan
-from megaselect.recompute.theory import check_saves
+from megaselect.models.gpt.model import GPT
+from megaselect.prediction.saved_bytes import check_saves
+from megaselect.recomputation.plan import RecomputePlan, make_plan
 
 
 def _selective(*modules: str) -> RecomputeConfig:
@@ -30,7 +30,7 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Setting:
+class VerifiedSetting:
     """A recompute setting to verify under one attention. left_out: why it cannot be, or need not; else empty."""
 
     name: str
@@ -38,24 +38,24 @@ class Setting:
     left_out: str = ""
 
 
-def settings_of(config: Config, model: GPT, own: RecomputeConfig) -> list[Setting]:
+def settings_of(config: Config, model: GPT, own: RecomputeConfig) -> list[VerifiedSetting]:
     """Every mode and module set, each plan once, then the setting `own` where that is another one.
 
     config: with the attention of `model`. Raises RecomputeError where `own` is auto and no plan fits its budget.
     """
     layers, element_bytes = config.model.num_layers, next(model.parameters()).element_size()
-    chosen: list[Setting] = []
+    chosen: list[VerifiedSetting] = []
     for name, settings in {**SETTINGS, OWN: own}.items():
         asked = config.model_copy(update={"recompute": settings})
         plan = plan_automatically(asked, model).plan if settings.mode == "auto" else make_plan(settings, layers)
         if all(_parts(plan) != _parts(other.plan) for other in chosen):
-            chosen.append(Setting(name, plan, _saves_nothing(asked, element_bytes)))
+            chosen.append(VerifiedSetting(name, plan, _saves_nothing(asked, element_bytes)))
     return chosen
 
 
 def _parts(plan: RecomputePlan) -> tuple[object, ...]:
     """What a plan does, whatever the mode that it came from."""
-    return plan.modules, plan.chunks, plan.rebuild_embedding_mask
+    return plan.modules, plan.chunks, plan.recompute_embedding_mask
 
 
 def attention_choices(config: Config) -> list[str]:

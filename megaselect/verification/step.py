@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from megaselect import ledger
 from megaselect.compatibility import argument_names
-from megaselect.model.gpt import GPT
-from megaselect.recompute import ledger
-from megaselect.recompute.apply import apply_recompute
-from megaselect.recompute.plan import RecomputePlan
-from megaselect.recompute.rerun import Rerun, RerunMode
+from megaselect.ledger.rerun import Rerun, RerunMode
+from megaselect.models.gpt.apply_plan import apply_recompute
+from megaselect.models.gpt.model import GPT
+from megaselect.recomputation.plan import RecomputePlan
 from megaselect.verification.expected import made_inside
 from megaselect.verification.masks import MaskCheck
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """values: the loss, then each parameter's gradient, None where there is none. stored: (layer, name) -> bytes.
+    """values: the loss, then each parameter's gradient, None where there is none. saved: (layer, name) -> bytes.
 
     inside: what our backward operators had to make themselves (expected.py has the names).
     """
 
     values: dict[str, Tensor | None]
-    stored: dict[tuple[str, str], int]
-    stored_total: int
+    saved: dict[tuple[str, str], int]
+    saved_total: int
     rerun: Rerun
     inside: Counter[str]
 
@@ -45,13 +45,13 @@ def run_step(model: GPT, batch: Batch, plan: RecomputePlan, masks: MaskCheck | N
     apply_recompute(model, plan)
     model.zero_grad(set_to_none=True)
     with _Watch(masks) as watch:
-        with ledger.record(model) as stored:
+        with ledger.record(model) as saved:
             loss = model(batch.tokens, batch.targets, batch.sample_index)
         loss.backward()
     values: dict[str, Tensor | None] = {"loss": loss.detach()}
     for name, parameter in model.named_parameters():
         values[name], parameter.grad = parameter.grad, None
-    return Step(values, stored.by_name(), stored.total, watch.rerun, watch.inside)
+    return Step(values, saved.by_name(), saved.total, watch.rerun, watch.inside)
 
 
 class _Watch(RerunMode):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from megaselect.compatibility import is_in_backward
-from megaselect.recompute import recorder
-from megaselect.recompute.rerun import MODULE_CALL, RerunMode, operator_name
+from megaselect.ledger import recorder
+from megaselect.ledger.rerun import MODULE_CALL, RerunMode, operator_name
 from megaselect.trees import tensors_in
 from megaselect.verification.differences import by_how_much
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils import checkpoint
 
 from megaselect.compatibility import regions_run_by, replaced
-from megaselect.model.gpt import GPT
-from megaselect.model.policy import LayerPolicy, StackPolicy
+from megaselect.models.gpt.model import GPT
+from megaselect.recomputation.policy import LayerPolicy, StackPolicy
 
 
 class Regions:

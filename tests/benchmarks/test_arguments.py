@@ -24,7 +24,7 @@ CONFIGS = list(Path(__file__).parents[2].glob("configs/*.yaml"))
         (["step", "--recompute", "some"], "invalid choice: 'some'"),
         (["kernels", "--dropout", "1"], "argument --dropout: '1' is no dropout probability"),
         (["kernels", "--config", "tiny"], "unrecognized arguments: --config tiny"),
-        (["rivals", "--rival", "deepspeed"], "invalid choice: 'deepspeed'"),
+        (["baselines", "--baseline", "deepspeed"], "invalid choice: 'deepspeed'"),
     ],
 )
 def test_bad_arguments(arguments, part, capsys):

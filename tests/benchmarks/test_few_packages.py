@@ -30,7 +30,7 @@ def test_every_script_runs_without_other_packages(runner):
     few = ["--config", runner.config, "--attention", "unfused", "fused", "--recompute", "none", "all"]
     kernels = ["--seq", "16", "--head-size", "16", "--dropout", "0.1"]
     scripts = [
-        [RUN, "rivals", *few, *QUICK, "--rival", "plain", "huggingface", "megatron"],
+        [RUN, "baselines", *few, *QUICK, "--baseline", "plain", "huggingface", "megatron"],
         [RUN, "headline", *QUICK, "--case", "bits bf16 d=64 s=96 b=2"],
         [RUN, "kernels", *kernels, *QUICK],
         [GROWTH, "--config", runner.config, "--steps", "4", "--device", "cpu"],
@@ -39,9 +39,9 @@ def test_every_script_runs_without_other_packages(runner):
     process = runner.process("-c", WITHOUT, json.dumps(scripts))
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    rivals, headline, kernels, growth, page = json.loads(out.splitlines()[-1])
+    baselines, headline, kernels, growth, page = json.loads(out.splitlines()[-1])
 
-    rows = json.loads(rivals)["rows"]
+    rows = json.loads(baselines)["rows"]
     skipped = {row["contender"]: row["reason"] for row in rows if row["status"] == "skipped"}
     assert skipped == {
         "huggingface": "ModuleNotFoundError: No module named 'transformers'",

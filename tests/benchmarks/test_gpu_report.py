@@ -79,7 +79,7 @@ def test_a_report_names_what_is_missing_and_what_failed(tmp_path):
 
 def test_lanes_take_the_most_telling_tests_first_and_keep_neighbours_together():
     training = [f"tests/training/test_optimizer.py::test_a[{number}]" for number in range(3)]
-    first = [f"tests/recompute/test_on_cuda.py::test_every_mode[{number}]" for number in range(30)]
+    first = [f"tests/recomputation/test_on_cuda.py::test_every_mode[{number}]" for number in range(30)]
     kernels = [f"tests/kernels/test_kernels_cuda.py::test_k[{number}]" for number in range(5)]
     made = suite.lanes(["tests/new/test_x.py::test_new", *training, *kernels, *first], 2)
     assert made == [
@@ -93,7 +93,7 @@ def test_every_file_with_gpu_tests_has_a_place_in_the_order():
     assert len(suite.files()) >= 10
     assert [name for name in suite.files() if suite.priority(f"{name}::") == len(suite.ORDER)] in (
         [],
-        ["tests/recompute/test_on_cuda.py"],  # whose tests have places of their own
+        ["tests/recomputation/test_on_cuda.py"],  # whose tests have places of their own
     )
     for prefix in suite.ORDER:
         path, _, name = prefix.partition("::")

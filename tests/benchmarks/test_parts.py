@@ -20,7 +20,7 @@ def test_step_compares_every_setting(runner):
     rows = by_contender(document)
     assert {row["status"] for row in rows.values()} == {"ok"}
     assert len(rows) == 7 + 5 + 5  # dropout and core_attn are selective's equals where there are no scores
-    assert all(row["stored_measured"] == row["stored_predicted"] > 0 for row in rows.values())
+    assert all(row["saved_measured"] == row["saved_predicted"] > 0 for row in rows.values())
     firsts = {"unfused none", "fused none", "sdpa none"}
     assert {name for name, row in rows.items() if row["same_bits"] is None} == firsts
     assert all(row["same_bits"] for name, row in rows.items() if name not in firsts)
@@ -31,7 +31,7 @@ def test_step_compares_every_setting(runner):
         assert row["mfu"] is None  # no data sheet of a CPU
         assert "peak_bytes" not in row
     assert rows["unfused full"]["hfu"] is None
-    assert document["goals"][0]["verdict"] == "not judged: CPU"
+    assert document["targets"][0]["verdict"] == "not judged: CPU"
 
 
 def test_environment_is_recorded_and_what_saves_nothing_is_refused(runner, tmp_path):
@@ -58,25 +58,25 @@ def test_sweep_sizes(runner):
     assert sizes == [(16, 1), (32, 1), (32, 3)]
     # Per token: two layers' inputs, final layernorm's input and output (4 x 64 x 4 bytes), logits (256 x 4), four
     # numbers of 8 or 2 x 4 bytes: token, target, statistics, and 4 bytes of log-sum-exp. Per sample: its index.
-    assert [row["stored_measured"] for row in document["rows"]] == [
+    assert [row["saved_measured"] for row in document["rows"]] == [
         sequence * batch * (4 * 64 * 4 + 256 * 4 + 3 * 8 + 4) + batch * 8 for sequence, batch in sizes
     ]
 
 
-def test_rivals_have_as_many_weights(runner):
-    document = runner.json("rivals", "--config", runner.config, "--attention", "unfused", "--recompute", "none",
-                           "--rival", "plain", "huggingface", "megatron")  # fmt: skip
+def test_baselines_have_as_many_weights(runner):
+    document = runner.json("baselines", "--config", runner.config, "--attention", "unfused", "--recompute", "none",
+                           "--baseline", "plain", "huggingface", "megatron")  # fmt: skip
     rows = by_contender(document)
-    rivals = {name for name in rows if name.startswith(("plain", "HF"))}
+    baselines = {name for name in rows if name.startswith(("plain", "HF"))}
     ways = ("eager", "sdpa")
-    assert rivals == {f"plain {way}{more}" for way in ways for more in ("", ", checkpoint", ", SAC")} | {
+    assert baselines == {f"plain {way}{more}" for way in ways for more in ("", ", checkpoint", ", SAC")} | {
         f"HF {way}{more}" for way in ways for more in ("", ", checkpoint")
     }
-    assert {rows[name]["parameters"] for name in (*rivals, "unfused none")} == {rows["unfused none"]["parameters"]}
-    assert all(rows[name]["status"] == "ok" and rows[name]["tokens_per_s"] > 0 for name in rivals)
+    assert {rows[name]["parameters"] for name in (*baselines, "unfused none")} == {rows["unfused none"]["parameters"]}
+    assert all(rows[name]["status"] == "ok" and rows[name]["tokens_per_s"] > 0 for name in baselines)
     for name in ("plain eager", "plain sdpa", "HF eager", "HF sdpa"):
-        assert rows[f"{name}, checkpoint"]["stored_measured"] < rows[name]["stored_measured"]
-    assert "stored_measured" not in rows["plain eager, SAC"]  # its cache is invisible to the ledger
+        assert rows[f"{name}, checkpoint"]["saved_measured"] < rows[name]["saved_measured"]
+    assert "saved_measured" not in rows["plain eager, SAC"]  # its cache is invisible to the ledger
     megatron = [row for row in document["rows"] if "megatron" in row["case"]]
     assert [row["status"] for row in megatron] == ["skipped"]  # ours are not measured beside nobody
 
@@ -100,10 +100,10 @@ def test_kernels_stand_beside_their_errors_and_ceilings(runner):
 
 def test_headline_judges_bits(runner, tmp_path):
     document = runner.json("headline", "--out", str(tmp_path / "report.md"), "--filter", "bits fp32")
-    goals = {goal["goal"]: goal for goal in document["goals"]}
-    bits = goals.pop("bits: settings that differ from none")
+    targets = {target["target"]: target for target in document["targets"]}
+    bits = targets.pop("bits: settings that differ from none")
     assert (bits["verdict"], bits["value"]) == ("reached", 0)
-    assert {goal["verdict"] for goal in goals.values()} == {"not measured"}
+    assert {target["verdict"] for target in targets.values()} == {"not measured"}
     report = (tmp_path / "report.md").read_text()
     assert report.startswith("# Benchmark: headline, cpu")
     assert "    python benchmarks/run.py headline" in report
@@ -116,7 +116,7 @@ def test_what_is_wrong_is_told():
     wrong = [
         {**good, "error": float("nan")},
         {**good, "contender": "fused all", "error": None, "same_bits": False},
-        {**good, "contender": "fused all", "error": None, "stored_predicted": 8, "stored_measured": 9},
+        {**good, "contender": "fused all", "error": None, "saved_predicted": 8, "saved_measured": 9},
         {**good, "contender": "fused all", "error": None, "different": ["loss"]},
     ]
     others = [{**good, "contender": "SDPA", "error": 1.0}, {**good, "contender": "sdpa all", "different": ["loss"]}]

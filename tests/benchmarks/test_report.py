@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from benchmarks import goals
+from benchmarks import targets
 from benchmarks.report import Report
 
 
@@ -19,7 +19,7 @@ def step_row(config, contender, median, mfu=None):
         "optimizer_ms": 11.2,
     }
     row |= {"ratio": {"low": 1, "median": 1, "high": 1}, "ratio_to": "unfused none", "tokens_per_s": 123456.7}
-    row |= {"mfu": mfu, "hfu": mfu, "peak_bytes": 70 << 30, "stored_predicted": 1 << 34, "stored_measured": 1 << 34}
+    row |= {"mfu": mfu, "hfu": mfu, "peak_bytes": 70 << 30, "saved_predicted": 1 << 34, "saved_measured": 1 << 34}
     return {**row, "dtype": "bfloat16", "micro_batch": 16, "sequence": 1024}
 
 
@@ -65,16 +65,16 @@ ROWS = [
 
 
 def verdicts(on_gpu=True):
-    return {goal["goal"]: (goal["measured"], goal["verdict"]) for goal in goals.judge(ROWS, on_gpu)}
+    return {target["target"]: (target["measured"], target["verdict"]) for target in targets.judge(ROWS, on_gpu)}
 
 
 @pytest.mark.parametrize(
-    ("goal", "measured", "verdict"),
+    ("target", "measured", "verdict"),
     [
         ("bits: settings that differ from none", "1", "missed by 1"),  # sdpa, which does not repeat itself, apart
         ("gpt-1.3b: unfused selective / none", "0.980x", "reached"),
         ("gpt-1.3b: unfused full / none", "1.400x", "missed by 0.070x"),
-        ("gpt-1.3b: fused all / fastest without", "1.050x", "missed by 0.050x"),  # a checkpointed rival apart
+        ("gpt-1.3b: fused all / fastest without", "1.050x", "missed by 0.050x"),  # a checkpointed baseline apart
         ("gpt-1.3b: fused full / none", "-", "not measured"),
         ("gpt2-124m: fused all / fastest without", "-", "not measured"),  # listed though no row is there
         ("gpt-1.3b: MFU of fused all", "55.0 %", "reached"),
@@ -87,14 +87,14 @@ def verdicts(on_gpu=True):
         ("K2 d=128 forward: dropout's cost", "-", "not measured"),
     ],
 )
-def test_goals(goal, measured, verdict):
-    assert verdicts()[goal] == (measured, verdict)
+def test_targets(target, measured, verdict):
+    assert verdicts()[target] == (measured, verdict)
 
 
 def test_a_ratio_is_that_of_the_typical_round():
     first, second = step_row("tiny", "unfused none", 30.0), step_row("tiny", "unfused selective", 20.0)
     first["all_step_ms"], second["all_step_ms"] = [10.0, 30.0, 50.0], [11.0, 20.0, 60.0]
-    judged = {goal["goal"]: goal["value"] for goal in goals.judge([first, second], True)}
+    judged = {target["target"]: target["value"] for target in targets.judge([first, second], True)}
     assert judged["tiny: unfused selective / none"] == pytest.approx(1.1)  # and of the medians: 0.667
 
 
@@ -116,7 +116,7 @@ def report():
     missing = {"case": key, "why": "takes up to 28 s, and 12 s were left"}
     missing["command"] = shlex.join(["python", "benchmarks/run.py", "step", "--seq", "16384", "--case", key])
     notes = ["a note of more than eighty columns, " * 3]
-    return Report("headline", environment, {}, ROWS, [missing], notes, goals.judge(ROWS, True))
+    return Report("headline", environment, {}, ROWS, [missing], notes, targets.judge(ROWS, True))
 
 
 def test_text_fits_eighty_columns_and_loses_nothing():

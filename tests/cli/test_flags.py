@@ -290,8 +290,8 @@ def test_help_fits_80_columns_and_lists_every_flag_once_in_its_group():
 def test_help_shows_defaults():
     words = " ".join(help_text(80).split())
     for line in (
-        "--recompute {none,selective,full,auto} none keeps all; selective rebuilds softmax and dropout; "
-        "full rebuilds whole layers; auto plans each layer, the fastest way that fits the memory (default: none)",
+        "--recompute {none,selective,full,auto} none keeps all; selective recomputes softmax and dropout; "
+        "full recomputes whole layers; auto plans each layer, the fastest way that fits the memory (default: none)",
         "--memory ",
         "(default: softmax dropout)",
         "--deterministic, --no-deterministic refuse operations whose bits vary from run to run (default: off)",

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from megaselect.comparison.measurement import TrainMeasurement
-from megaselect.comparison.result import PeakBytes, StaticBytes, StepSample, StoredBytes, TimelinePoint
+from megaselect.comparison.result import PeakBytes, SavedBytes, StaticBytes, StepSample, TimelinePoint
 from megaselect.comparison.settings import make_rows
 from megaselect.config import Config
 
@@ -17,7 +17,7 @@ def row(name, config=CONFIG):
     return make_rows(config, [name])[-1]
 
 
-def measurement(backward_ms=(20, 40), *, number=1, losses=(8.0, 7.5, 7.0), sha="aa", stored=1000, **more):
+def measurement(backward_ms=(20, 40), *, number=1, losses=(8.0, 7.5, 7.0), sha="aa", saved=1000, **more):
     """One warm-up step, then a timed step for each of backward_ms: forward 10 ms, optimizer 5, nothing else."""
     samples = tuple(
         StepSample(number, step, (ms + 15) / 1e3, 0.010, ms / 1e3, 0.005) for step, ms in enumerate(backward_ms, 2)
@@ -30,9 +30,7 @@ def measurement(backward_ms=(20, 40), *, number=1, losses=(8.0, 7.5, 7.0), sha="
         torch_version="2.13.0",
         model_flops=3000,
         hardware_flops=4000,
-        stored=StoredBytes(
-            stored, stored, {"layers.0": stored}, {"layers.0": stored}, {"probs": stored}, {"probs": stored}
-        ),
+        saved=SavedBytes(saved, saved, {"layers.0": saved}, {"layers.0": saved}, {"probs": saved}, {"probs": saved}),
         static=StaticBytes(40, 40, 0, 80),
         peak=PeakBytes(5000, None, 9000),
         predicted_peak_bytes=5000,

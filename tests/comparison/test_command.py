@@ -99,8 +99,8 @@ def test_modes_are_equal_to_the_bit_and_bytes_are_those_predicted(compared):
     assert full.agreement.loss_differences == (0.0, 0.0, 0.0)
     assert len(set(none.losses)) == 3
     assert none.weights_sha256 == full.weights_sha256
-    assert (none.stored.measured, full.stored.measured) == (none.stored.predicted, full.stored.predicted)
-    assert full.stored.measured < none.stored.measured
+    assert (none.saved.measured, full.saved.measured) == (none.saved.predicted, full.saved.predicted)
+    assert full.saved.measured < none.saved.measured
     assert full.hardware_flops > full.model_flops == none.hardware_flops
     assert compared.result.verdict.startswith("Every recompute setting trained bitwise equal to none of its attention")
 
@@ -127,7 +127,7 @@ def test_the_table_fits_80_columns(compared):
     assert "reserved" not in "".join(lines)
     headline = next(line.split() for line in lines if line.startswith("full "))
     full = compared.result.setting("full")
-    assert headline[1] == f"{full.stored.measured / 2**20:.1f}"
+    assert headline[1] == f"{full.saved.measured / 2**20:.1f}"
     assert headline[-1] == "equal"
 
 

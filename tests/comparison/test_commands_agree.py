@@ -28,8 +28,8 @@ def test_compare_measures_what_estimate_predicts(compared, answer):
     predicted = answer("estimate")["attention"]["unfused"]["modes"]
     for setting in compared.result.settings:
         row = predicted[setting.name]
-        assert setting.stored.measured == setting.stored.predicted == row["stored_bytes"]
-        assert setting.stored.measured_by_name == row["stored_bytes_by_tensor"]
+        assert setting.saved.measured == setting.saved.predicted == row["saved_bytes"]
+        assert setting.saved.measured_by_name == row["saved_bytes_by_tensor"]
         assert setting.predicted_peak_bytes == row["peak_bytes"]
         micro_batches = 2
         flops = (micro_batches * row["model_flops"], micro_batches * row["hardware_flops"])
@@ -44,7 +44,7 @@ def test_verify_measures_what_estimate_predicts(answer):
             continue
         rows = predicted[subject["attention"]]
         row = rows["module_sets"].get(subject["name"]) or rows["modes"][subject["name"]]
-        assert subject["stored_bytes"] == row["stored_bytes"], subject["name"]
+        assert subject["saved_bytes"] == row["saved_bytes"], subject["name"]
         assert subject["rerun_flops"] == row["hardware_flops"] - row["model_flops"], subject["name"]
         seen.add((subject["attention"], subject["name"]))
     assert {("unfused", "none"), ("unfused", "softmax dropout"), ("unfused", "all"), ("fused", "full")} <= seen

@@ -4,7 +4,7 @@ from measurements import CONFIG
 from megaselect.comparison import memory
 from megaselect.comparison.result import TimelinePoint
 from megaselect.config import Config
-from megaselect.recompute.weights import StaticBytes
+from megaselect.prediction.weights import StaticBytes
 from megaselect.training.optimizer import MixedPrecisionAdamW
 
 MIB = 2**20

@@ -18,8 +18,8 @@ def verdict(**rounds_or_failures):
     return make_verdict(summarise(items, 1))
 
 
-def steps(backward_ms, stored_mib, **more):
-    return [measurement((backward_ms, backward_ms), stored=stored_mib * MIB, **more)]
+def steps(backward_ms, saved_mib, **more):
+    return [measurement((backward_ms, backward_ms), saved=saved_mib * MIB, **more)]
 
 
 def test_equal_bits_the_leanest_the_free_and_the_baseline():
@@ -55,7 +55,7 @@ def test_a_setting_that_does_not_repeat_itself_proves_nothing():
 
 
 def test_failures_and_rough_times_are_told():
-    rough = [measurement((20, 100), stored=100 * MIB)]
+    rough = [measurement((20, 100), saved=100 * MIB)]
     assert verdict(none=steps(45, 100), fused_none=rough, all="out of memory", full="no") == (
         "Times are rough: of the steps of fused none, the middle ones took from 51 to 99 ms; more --rounds, or a "
         "quieter machine, make them firm. all and full did not train."

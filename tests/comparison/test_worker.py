@@ -36,15 +36,15 @@ def test_its_steps_are_those_of_train(tmp_path, config, tiny_flags):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines] == list(found.losses)
     assert [line["grad_norm"] for line in lines] == list(found.grad_norms)
-    assert {line["stored_bytes"] for line in lines} == {found.stored.measured}
+    assert {line["saved_bytes"] for line in lines} == {found.saved.measured}
 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_predictions_are_what_is_measured(tmp_path, config, recompute):
     found = answered(tmp_path, config, recompute__mode=recompute).measurement
-    assert found.stored.measured == found.stored.predicted == sum(found.stored.measured_by_name.values())
-    assert found.stored.measured_by_name == found.stored.predicted_by_name
-    assert found.stored.measured_per_layer == found.stored.predicted_per_layer
+    assert found.saved.measured == found.saved.predicted == sum(found.saved.measured_by_name.values())
+    assert found.saved.measured_by_name == found.saved.predicted_by_name
+    assert found.saved.measured_per_layer == found.saved.predicted_per_layer
     # Not predicted: each micro-batch's share of the loss, a scalar that waits for the end of the step.
     assert 0 <= found.peak.allocated - found.predicted_peak_bytes <= 4 * 4
     assert max(point.bytes for point in found.timeline) == found.peak.allocated

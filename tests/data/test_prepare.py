@@ -11,9 +11,9 @@ import zstandard
 from megaselect.data import workers as workers_module
 from megaselect.data.indexed_dataset import IndexedDataset
 from megaselect.data.prepare import prepare
+from megaselect.data.progress import NoProgress
 from megaselect.data.splits import SplitRules, open_splits
 from megaselect.data.tokenizer import Tokenizer
-from megaselect.data.watcher import Unwatched
 from megaselect.errors import DataError
 
 VOCAB_SIZE = 300
@@ -137,7 +137,7 @@ PREPARE_WITHOUT_ROOM = """
 import resource, sys
 from pathlib import Path
 from megaselect.data.prepare import prepare
-from megaselect.data.watcher import Unwatched
+from megaselect.data.progress import NoProgress
 from megaselect.errors import DataError
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
@@ -237,7 +237,7 @@ def test_a_test_split_that_no_dataset_here_speaks_of_is_not_touched(texts, tmp_p
     assert (tmp_path / "text_test.bin").read_bytes() == b"somebody's"
 
 
-class Notes(Unwatched):
+class Notes(NoProgress):
     def __init__(self):
         self.texts = []
 
@@ -253,7 +253,7 @@ def test_a_dataset_that_is_replaced_is_named_before_the_work_begins(texts, tmp_p
 
     def told(**options):
         notes = Notes()
-        prepare([texts], prefix, VOCAB_SIZE, watcher=notes, **options)
+        prepare([texts], prefix, VOCAB_SIZE, progress=notes, **options)
         return notes.texts
 
     record = json.loads(prepare([texts], prefix, VOCAB_SIZE).record_path.read_text())

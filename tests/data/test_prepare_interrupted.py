@@ -11,7 +11,7 @@ import pytest
 
 from megaselect.data import build
 from megaselect.data.prepare import prepare
-from megaselect.data.watcher import Unwatched
+from megaselect.data.progress import NoProgress
 from megaselect.data.workspace import open_workspace
 from megaselect.errors import DataError
 
@@ -20,7 +20,7 @@ class Interrupted(Exception):
     """Raised by Notes."""
 
 
-class Notes(Unwatched):
+class Notes(NoProgress):
     """Keeps notes, and interrupts when so many chunks are encoded."""
 
     def __init__(self, num_chunks=None):
@@ -47,22 +47,22 @@ def test_another_request_starts_anew(mixed_corpus, tmp_path, default_dataset, mo
     monkeypatch.setattr(build, "_SAVE_SECONDS", 0)
     prefix, model = tmp_path / "text", default_dataset.tokenizer_path
     with pytest.raises(Interrupted):
-        prepare([mixed_corpus], prefix, tokenizer=model, watcher=Notes(2))
+        prepare([mixed_corpus], prefix, tokenizer=model, progress=Notes(2))
     second = Notes(3)
     with pytest.raises(Interrupted):
-        prepare([mixed_corpus], prefix, tokenizer=model, valid_fraction=0.1, watcher=second)
+        prepare([mixed_corpus], prefix, tokenizer=model, valid_fraction=0.1, progress=second)
     anew = f"{prefix}.partial holds the beginning of a preparation with another valid_fraction: starting anew."
     assert second.notes == [anew, kept(prefix)]
     (mixed_corpus / "0.txt").touch()
     third = Notes()
-    prepare([mixed_corpus], prefix, tokenizer=model, valid_fraction=0.1, watcher=third)
+    prepare([mixed_corpus], prefix, tokenizer=model, valid_fraction=0.1, progress=third)
     assert third.notes == [anew.replace("valid_fraction", "input")]
     assert not prefix.with_name("text.partial").exists()
 
 
 def test_two_at_a_time_in_one_place(mixed_corpus, tmp_path, default_dataset):
     prefix = tmp_path / "text"
-    with open_workspace(prefix, {"mine": True}, Unwatched()) as workspace:
+    with open_workspace(prefix, {"mine": True}, NoProgress()) as workspace:
         with pytest.raises(DataError) as caught:
             prepare([mixed_corpus], prefix, tokenizer=default_dataset.tokenizer_path)
         assert workspace.read("request.json") == {"mine": True}
@@ -89,10 +89,10 @@ import multiprocessing, sys
 from pathlib import Path
 from megaselect.data import build, workers
 from megaselect.data.prepare import prepare
-from megaselect.data.watcher import Unwatched
+from megaselect.data.progress import NoProgress
 from megaselect.errors import DataError
 
-class Processes(Unwatched):
+class Processes(NoProgress):
     def stage(self, name, total_bytes, done_bytes=0):
         self.name = name
     def advance(self, num_bytes):
@@ -106,7 +106,7 @@ build._SAVE_SECONDS = 0
 workers._CHUNKS_PER_WORKER = 1  # chunks are left when a worker is killed, however late
 source, prefix, model = map(Path, sys.argv[1:])
 try:
-    prepare([source], prefix, tokenizer=model, workers=2, watcher=Processes())
+    prepare([source], prefix, tokenizer=model, workers=2, progress=Processes())
 except DataError as error:
     print(error)
 """
@@ -178,18 +178,18 @@ def test_a_disk_that_is_full_and_then_is_not(mixed_corpus, tmp_path, small_disk,
     disk, resize = small_disk
     model, prefix = default_dataset.tokenizer_path, disk / "text"
     (disk / "other").write_bytes(bytes(1_000_000))
-    watcher = Notes()
+    progress = Notes()
     with pytest.raises(DataError) as caught:
-        prepare([mixed_corpus], prefix, tokenizer=model, workers=2, watcher=watcher)
+        prepare([mixed_corpus], prefix, tokenizer=model, workers=2, progress=progress)
     assert multiprocessing.active_children() == []
     assert str(caught.value) == (
         f"cannot write {prefix}: No space left on device; choose an output prefix in a directory that can be written"
     )
-    assert watcher.notes == [kept(prefix)]
+    assert progress.notes == [kept(prefix)]
     assert sorted(path.name for path in disk.iterdir()) == ["other", "text.partial"]
     resize("size=8m")
-    prepare([mixed_corpus], prefix, tokenizer=model, watcher=watcher)
-    assert watcher.notes[1].startswith("Going on after ")
+    prepare([mixed_corpus], prefix, tokenizer=model, progress=progress)
+    assert progress.notes[1].startswith("Going on after ")
     prepare([mixed_corpus], tmp_path / "text", tokenizer=model)
     names = [f"text{end}" for end in (".bin", ".idx", ".json", ".model", "_valid.bin", "_valid.idx")]
     assert sorted(path.name for path in disk.iterdir()) == ["other", *names]

@@ -12,13 +12,13 @@ import json, os, random, select, signal, sys, time
 from pathlib import Path
 from megaselect.data import build
 from megaselect.data.prepare import prepare
-from megaselect.data.watcher import Unwatched
+from megaselect.data.progress import NoProgress
 
 source, prefix, model = map(Path, sys.argv[1:4])
 build._SAVE_SECONDS = 0
 os.fsync = lambda file: None  # a killed process loses nothing that it has written; it would only take time
 
-class Notes(Unwatched):
+class Notes(NoProgress):
     def note(self, text):
         print(text, flush=True)
 
@@ -26,7 +26,7 @@ def call(seconds=None, before=lambda: None, workers=1):
     pid = os.fork()
     if pid == 0:
         before()
-        prepare([source], prefix, tokenizer=model, test_fraction=0.1, workers=workers, watcher=Notes())
+        prepare([source], prefix, tokenizer=model, test_fraction=0.1, workers=workers, progress=Notes())
         os._exit(0)
     ended = os.pidfd_open(pid)
     if seconds is not None and not select.select([ended], [], [], seconds)[0]:

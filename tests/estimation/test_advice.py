@@ -10,7 +10,7 @@ from megaselect.devices import DTYPES, check_kernels
 from megaselect.errors import ConfigError, DeviceError
 from megaselect.estimation.estimate import estimate_for
 from megaselect.estimation.target import resolve_target
-from megaselect.recompute.theory import check_saves
+from megaselect.prediction.saved_bytes import check_saves
 
 HEADS = {"head size 256": 4, "head size 128": 8, "head size 64": 16}
 # Of four layers, which take as many kinds of advice as 24 do: more GPUs, a smaller micro-batch, full, auto, none.

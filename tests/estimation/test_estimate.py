@@ -12,9 +12,9 @@ from megaselect.errors import ConfigError, RecomputeError
 from megaselect.estimation.as_data import as_data
 from megaselect.estimation.estimate import estimate, estimate_for, module_sets
 from megaselect.estimation.target import resolve_target
-from megaselect.recompute.ledger import record
-from megaselect.recompute.parallel import Parallel
-from megaselect.recompute.theory import Shape
+from megaselect.ledger import record
+from megaselect.prediction.parallel import Parallel
+from megaselect.prediction.saved_bytes import LayerShape
 
 SETTINGS = {
     "none": {},
@@ -29,14 +29,14 @@ A100 = resolve_target("a100-80gb", None, "bf16")
 
 @pytest.mark.parametrize("attention", ["unfused", "fused"])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_stored_bytes_are_those_that_the_ledger_measures(name, attention, on_cpu):
+def test_saved_bytes_are_those_that_the_ledger_measures(name, attention, on_cpu):
     config = make_config(SETTINGS[name], attention=attention, batch=3)
     row = estimate_for(make_config(batch=3), on_cpu()).rows[attention][name]
     model = build_unchecked(config)
     with record(model) as ledger:
         model(*make_batch(config))
-    assert row.rank.stored == ledger.total
-    assert row.stored_bytes_per_layer == ledger.by_layer()[next(layer for layer in ledger.by_layer() if layer)]
+    assert row.rank.saved == ledger.total
+    assert row.saved_bytes_per_layer == ledger.by_layer()[next(layer for layer in ledger.by_layer() if layer)]
     by_name: dict[str, int] = {}
     for kept in ledger.rows:
         by_name[kept.name] = by_name.get(kept.name, 0) + kept.bytes
@@ -73,7 +73,7 @@ def test_the_config_s_own_setting_is_a_row(on_cpu):
     predicted = estimate_for(make_config(recompute), on_cpu())
     assert predicted.own == ("unfused", "as configured")
     row, full = (predicted.rows["unfused"][name] for name in ("as configured", "full"))
-    assert row.stored_bytes_per_layer > full.stored_bytes_per_layer  # two layers keep everything
+    assert row.saved_bytes_per_layer > full.saved_bytes_per_layer  # two layers keep everything
     assert estimate_for(make_config({"mode": "selective", "modules": list(MODULES)}), on_cpu()).own == (
         "unfused",
         "all",
@@ -117,11 +117,11 @@ def test_ranks_share_what_the_layout_says(shipped):
     config = shipped("paper-22b")
     alone = estimate_for(config, A100).rows["unfused"]["none"]
     shared = estimate_for(config, A100, Parallel(gpus=8, tensor=8, sequence=True)).rows["unfused"]["none"]
-    shape = Shape.of(config, 2)
+    shape = LayerShape.of(config, 2)
     whole = 8 * shape.batch + 20 * shape.tokens  # sample indices, token indices, targets, log-sum-exp: on every rank
-    assert 8 * (shared.rank.stored - whole) == alone.rank.stored - whole
+    assert 8 * (shared.rank.saved - whole) == alone.rank.saved - whole
     assert 8 * shared.model_flops == alone.model_flops
-    assert 8 * shared.stored_bytes_per_layer == alone.stored_bytes_per_layer
+    assert 8 * shared.saved_bytes_per_layer == alone.saved_bytes_per_layer
 
 
 def test_replicas_share_what_the_sharding_says(shipped):
@@ -162,7 +162,7 @@ def test_a_pipeline_s_first_stage_holds_a_micro_batch_for_every_stage(shipped):
     row = estimate_for(config, A100, layout).rows["unfused"]["core_attn dropout"]
     in_flight = 35 * 3 + 34  # chunks of one layer
     assert row.rank.stage.name == "first"
-    assert sum(row.rank.by_name[name] for name in row.layer_tensors) == in_flight * row.stored_bytes_per_layer
+    assert sum(row.rank.by_name[name] for name in row.layer_tensors) == in_flight * row.saved_bytes_per_layer
     assert "logits" not in row.rank.by_name
 
 
@@ -190,10 +190,10 @@ def test_data_has_the_keys_that_others_script_against(on_cpu):
         modes = data["attention"][attention]["modes"]
         assert {"none", "selective", "all", "full"} <= modes.keys()
         for mode in modes.values():
-            wanted = {"stored_bytes_per_layer", "stored_bytes", "peak_bytes", "hardware_flops", "model_flops"}
+            wanted = {"saved_bytes_per_layer", "saved_bytes", "peak_bytes", "hardware_flops", "model_flops"}
             assert wanted <= mode.keys()
-            assert mode["stored_bytes"] == sum(mode["stored_bytes_by_tensor"].values())
-            assert mode["stored_bytes_per_layer"] == sum(mode["layer_bytes_by_tensor"].values())
+            assert mode["saved_bytes"] == sum(mode["saved_bytes_by_tensor"].values())
+            assert mode["saved_bytes_per_layer"] == sum(mode["layer_bytes_by_tensor"].values())
         assert len(data["attention"][attention]["module_sets"]) == 31
 
 

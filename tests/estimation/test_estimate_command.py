@@ -68,7 +68,7 @@ def test_every_setting_that_advice_may_name_is_one_that_train_takes(capsys):
 def test_json_is_alone_on_the_output(capsys):
     _, out, err = printed(capsys, "--json", "--recompute-activations")
     data = json.loads(out)
-    assert data["attention"]["unfused"]["modes"]["selective"]["stored_bytes"] == 81_555_520
+    assert data["attention"]["unfused"]["modes"]["selective"]["saved_bytes"] == 81_555_520
     assert data["own"] == {"attention": "unfused", "setting": "as configured"}
     assert err == ""
 

@@ -51,7 +51,7 @@ TELLING = {  # what the report counts: SASS opcodes by pattern
 }
 # The products of Philox's rounds: its two constants as nvdisasm prints them. Other wide multiplies make addresses.
 PHILOX = re.compile(r"IMAD\.(?:WIDE|HI)\S* .*(?:-0x2daee0ad|0xd2511f53|-0x326172a9|0xcd9e8d57)")
-FORMS = {  # storage form: (store_probs, store_mask)
+FORMS = {  # storage form: (save_probs, save_mask)
     "none": (True, True),
     "dropout": (True, False),
     "softmax": (False, True),
@@ -79,9 +79,9 @@ class Driver:
 def softmax_dropout(dtype, width, form, direction):
     scores = torch.empty(1, 2, width, width, dtype=dtype, device="meta")
     samples = torch.empty(1, dtype=torch.int64, device="meta")
-    store_probs, store_mask = FORMS[form]
+    save_probs, save_mask = FORMS[form]
     if direction == "forward":
-        softmax_dropout_triton.forward(scores, samples, PLANE, store_probs, store_mask)
+        softmax_dropout_triton.forward(scores, samples, PLANE, save_probs, save_mask)
         return
     empty, statistics = scores.new_empty(0), scores.new_empty(scores.shape[:-1], dtype=torch.float32)
     softmax_dropout_triton.backward(
@@ -89,11 +89,11 @@ def softmax_dropout(dtype, width, form, direction):
         statistics,
         samples,
         PLANE,
-        scores=empty if store_probs else scores,
-        row_max=empty if store_probs else statistics,
-        inverse_sum=empty if store_probs else statistics,
-        probs=scores if store_probs else empty,
-        mask=(scores if store_mask else empty).to(torch.int8),
+        scores=empty if save_probs else scores,
+        row_max=empty if save_probs else statistics,
+        inverse_sum=empty if save_probs else statistics,
+        probs=scores if save_probs else empty,
+        mask=(scores if save_mask else empty).to(torch.int8),
         write_dropped=form != "none",
     )
 
@@ -101,11 +101,11 @@ def softmax_dropout(dtype, width, form, direction):
 def bias_dropout_residual(dtype, width, form, direction):
     x = torch.empty(64, 2, width, dtype=dtype, device="meta")
     samples = torch.empty(2, dtype=torch.int64, device="meta")
-    store_mask = form == "none"
+    save_mask = form == "none"
     if direction == "forward":
-        bias_dropout_residual_triton.forward(x, x[0, 0], x, samples, PLANE, store_mask)
+        bias_dropout_residual_triton.forward(x, x[0, 0], x, samples, PLANE, save_mask)
     else:
-        mask = x.new_empty(x.shape if store_mask else (0,), dtype=torch.int8)
+        mask = x.new_empty(x.shape if save_mask else (0,), dtype=torch.int8)
         bias_dropout_residual_triton.backward(x, samples, PLANE, mask)
 
 
@@ -121,11 +121,11 @@ def layer_norm(dtype, width, _, direction):
 def bias_dropout_residual_layer_norm(dtype, width, form, direction):
     x = torch.empty(64, 2, width, dtype=dtype, device="meta")
     samples, kernels = torch.empty(2, dtype=torch.int64, device="meta"), bias_dropout_residual_layer_norm_triton.Fused
-    vector, store_mask = x[0, 0], form == "none"
+    vector, save_mask = x[0, 0], form == "none"
     if direction == "forward":
-        kernels.forward(x, vector, x, vector, vector, samples, PLANE, 1e-5, store_mask)
+        kernels.forward(x, vector, x, vector, vector, samples, PLANE, 1e-5, save_mask)
     else:
-        mask = x.new_empty(x.shape if store_mask else (0,), dtype=torch.int8)
+        mask = x.new_empty(x.shape if save_mask else (0,), dtype=torch.int8)
         statistics = x.new_empty(64, 2, 1, dtype=torch.float32)
         kernels.backward(x, x, x, statistics, statistics, mask, samples, vector, vector, PLANE)
 

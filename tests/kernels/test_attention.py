@@ -1,10 +1,10 @@
-"""The flash-style attention op and its torch twin, against plain fp64 attention whose masks come from the reference."""
+"""The flash-style attention op and its torch fallback, against plain fp64 attention with the reference's masks."""
 
 import pytest
 import torch
 from attention_reference import plain, split
 
-from megaselect.kernels import attention_twin
+from megaselect.kernels import attention_fallback
 from megaselect.kernels.attention import fused_attention
 from megaselect.kernels.dropout_mask import Plane
 from megaselect.kernels.softmax_dropout import softmax_dropout_value
@@ -40,7 +40,7 @@ CASES = [  # sequence, groups, shared, head size, threshold, offset
 def test_fp64_is_plain_attention_with_the_reference_masks(
     sequence, groups, shared, head_size, threshold, offset, elements, monkeypatch
 ):
-    monkeypatch.setitem(attention_twin.ELEMENTS_PER_TILE, "cpu", elements)  # from many tiles to one
+    monkeypatch.setitem(attention_fallback.ELEMENTS_PER_TILE, "cpu", elements)  # from many tiles to one
     qkv = make_qkv(sequence, groups, shared, head_size)
     plane = Plane(SEED, 4096, threshold, offset, offset)
     grad_context = torch.randn(sequence, 2, groups * shared * head_size, dtype=torch.float64)
@@ -59,9 +59,9 @@ def test_other_rows_than_columns_and_rows_that_see_nothing(row_offset, column_of
     exact = plain(*leaves, SAMPLES, plane, 0.3)
     grad_context = torch.randn_like(exact)
     exact_grads = torch.autograd.grad(exact, leaves, grad_context)
-    context, log_sum_exp = attention_twin.forward(query, key, value, SAMPLES, plane, 0.3)
+    context, log_sum_exp = attention_fallback.forward(query, key, value, SAMPLES, plane, 0.3)
     grads = [torch.full_like(tensor, torch.nan) for tensor in (query, key, value)]
-    attention_twin.backward(
+    attention_fallback.backward(
         grad_context, query, key, value, context, log_sum_exp, SAMPLES, plane, 0.3, *grads
     )  # fmt: skip
     for ours, truth in zip((context, *grads), (exact, *exact_grads), strict=True):
@@ -74,8 +74,8 @@ def unfused(qkv, plane, scale):
     scores = torch.baddbmm(query.new_empty(1, 1, 1), query, key.transpose(1, 2), beta=0, alpha=scale)
     by_sample = (batch, -1)
     return softmax_dropout_value(
-        scores.unflatten(0, by_sample), value.unflatten(0, by_sample), SAMPLES, plane, store_probs=False,
-        store_mask=False,
+        scores.unflatten(0, by_sample), value.unflatten(0, by_sample), SAMPLES, plane, save_probs=False,
+        save_mask=False,
     )  # fmt: skip
 
 
@@ -86,9 +86,9 @@ def test_error_is_at_most_twice_that_of_unfused_attention(dtype, threshold, rela
     plane, scale = Plane(SEED, 4096, threshold), 0.125
     grad_context = torch.randn(260, 2, 3 * 64).to(dtype)
     got = gradients(lambda x: fused_attention(x, SAMPLES, plane, scale=scale), qkv, grad_context)
-    rival = gradients(lambda x: unfused(x, plane, scale), qkv, grad_context)
+    baseline = gradients(lambda x: unfused(x, plane, scale), qkv, grad_context)
     exact = gradients(lambda x: plain(*split(x), SAMPLES, plane, scale), qkv.double(), grad_context)
-    for ours, theirs, truth in zip(got, rival, exact, strict=True):
+    for ours, theirs, truth in zip(got, baseline, exact, strict=True):
         assert relative_error(ours, truth) <= 2 * relative_error(theirs, truth)
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from attention_reference import plain, split
 
+from megaselect.kernels import attention_fallback
 from megaselect.kernels import attention_tiles_triton as tiles
 from megaselect.kernels import attention_triton as kernels
-from megaselect.kernels import attention_twin
 from megaselect.kernels.attention import fused_attention
 from megaselect.kernels.dropout_mask import Plane
 
@@ -89,15 +89,15 @@ def test_error_against_fp64_is_at_most_twice_that_of_plain_attention(shape, dtyp
         request.getfixturevalue("large_tiles")
     case = Case(shape, dtype)
     context, log_sum_exp, *grads = case.run()
-    exact, rival = case.plain_results(torch.float64), case.plain_results(dtype)
-    for ours, theirs, truth in zip((context, *grads), rival, exact, strict=True):
+    exact, baseline = case.plain_results(torch.float64), case.plain_results(dtype)
+    for ours, theirs, truth in zip((context, *grads), baseline, exact, strict=True):
         if truth.any():
             assert relative_error(ours, truth) <= 2 * relative_error(theirs, truth) + 1e-7  # of a single score: exact
         else:  # of one score: grad_context * value - grad_context * context, and the context was rounded
             assert ours.norm() <= torch.finfo(dtype).eps * case.grad_context.norm() * case.inputs[2].norm()
-    twins = attention_twin.forward(*case.inputs, case.samples, case.plane, SCALE)[1]
+    fallbacks = attention_fallback.forward(*case.inputs, case.samples, case.plane, SCALE)[1]
     of_scores = torch.finfo(torch.float32).eps * SCALE * shape[5]  # a score sums so many products of about 1
-    torch.testing.assert_close(log_sum_exp, twins, rtol=1e-6, atol=1e-6 + of_scores)
+    torch.testing.assert_close(log_sum_exp, fallbacks, rtol=1e-6, atol=1e-6 + of_scores)
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 26, 128, 255])

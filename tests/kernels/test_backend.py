@@ -65,11 +65,11 @@ from megaselect.kernels.dropout_mask import Plane
 from megaselect.kernels.softmax_dropout import softmax_dropout_value
 samples, plane = torch.tensor([0]), Plane(0, 0, 26)
 scores, value, hidden = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 4), torch.ones(2, 1, 4)
-form = {"store_probs": True, "store_mask": True}
+form = {"save_probs": True, "save_mask": True}
 for backend in ("auto", "triton"):
     for call in (
         lambda: softmax_dropout_value(scores, value, samples, plane, **form, backend=backend),
-        lambda: bias_dropout_residual(hidden, None, None, samples, plane, store_mask=True, backend=backend),
+        lambda: bias_dropout_residual(hidden, None, None, samples, plane, save_mask=True, backend=backend),
     ):
         try:
             print(tuple(call().shape))

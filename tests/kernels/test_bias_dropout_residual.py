@@ -15,7 +15,7 @@ SHAPES = [  # rows, batch, hidden, row offset, column offset
     pytest.param((64, 2, 128, 64, 64), id="whole-tiles"),
 ]
 every_shape = pytest.mark.parametrize("shape", SHAPES)
-either_form = pytest.mark.parametrize("store_mask", [True, False], ids=["stored", "rebuilt"])
+either_form = pytest.mark.parametrize("save_mask", [True, False], ids=["saved", "recomputed"])
 either_backend = pytest.mark.parametrize(
     "backend",
     ["torch", pytest.param("triton", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="not interpreted"))],
@@ -46,18 +46,18 @@ class Case:
     def leaves(self, dtype=None):
         return [None if t is None else t.to(dtype or t.dtype, copy=True).requires_grad_() for t in self.inputs]
 
-    def apply(self, store_mask, x, bias, residual):
+    def apply(self, save_mask, x, bias, residual):
         return bias_dropout_residual(
-            x, bias, residual, self.samples, self.plane, store_mask=store_mask, backend=self.backend
+            x, bias, residual, self.samples, self.plane, save_mask=save_mask, backend=self.backend
         )
 
-    def arguments(self, store_mask, *inputs):
-        return *inputs, self.samples, signed_seed(SEED), *self.plane[1:], store_mask, "torch"
+    def arguments(self, save_mask, *inputs):
+        return *inputs, self.samples, signed_seed(SEED), *self.plane[1:], save_mask, "torch"
 
-    def run(self, store_mask):
+    def run(self, save_mask):
         """[out, and the gradient of every input that is present]."""
         leaves = self.leaves()
-        out = self.apply(store_mask, *leaves)
+        out = self.apply(save_mask, *leaves)
         out.backward(self.grad)
         return [out.detach(), *(leaf.grad for leaf in leaves if leaf is not None)]
 
@@ -81,9 +81,9 @@ def assert_same_bits(got, wanted):
 @either_form
 @optional
 @pytest.mark.parametrize("threshold", [0, 26, 200])
-def test_fp64_is_the_plain_computation(shape, store_mask, with_bias, with_residual, threshold):
+def test_fp64_is_the_plain_computation(shape, save_mask, with_bias, with_residual, threshold):
     case = Case(shape, torch.float64, threshold, with_bias, with_residual)
-    for got, exact in zip(case.run(store_mask), case.plain(torch.float64), strict=True):
+    for got, exact in zip(case.run(save_mask), case.plain(torch.float64), strict=True):
         assert got.dtype == torch.float64
         torch.testing.assert_close(got, exact, rtol=1e-12, atol=1e-12)
 
@@ -112,97 +112,97 @@ def test_bf16_is_rounded_once(shape):
 @every_shape
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threshold", [0, 26])
-def test_a_rebuilt_mask_gives_the_bits_of_a_stored_one(shape, dtype, threshold):
+def test_a_rebuilt_mask_gives_the_bits_of_a_saved_one(shape, dtype, threshold):
     case = Case(shape, dtype, threshold)
     assert_same_bits(case.run(False), case.run(True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
-    ("threshold", "store_mask", "expected"), [(26, True, 17 * 3 * 33 + 8 * 3), (26, False, 8 * 3), (0, True, 0)]
+    ("threshold", "save_mask", "expected"), [(26, True, 17 * 3 * 33 + 8 * 3), (26, False, 8 * 3), (0, True, 0)]
 )
-def test_bytes_kept_for_backward(threshold, store_mask, expected, dtype, record_saved):
+def test_bytes_kept_for_backward(threshold, save_mask, expected, dtype, record_saved):
     case = Case((17, 3, 33, 0, 0), dtype, threshold)
     with record_saved() as saved:
-        case.apply(store_mask, *case.leaves())
+        case.apply(save_mask, *case.leaves())
     assert sum(tensor.nbytes for tensor in saved) == expected
 
 
 @either_form
-def test_nothing_is_kept_without_gradients(store_mask, record_saved):
+def test_nothing_is_kept_without_gradients(save_mask, record_saved):
     case = Case((17, 3, 33, 0, 0))
     with record_saved() as saved, torch.no_grad():
-        out = case.apply(store_mask, *case.leaves())
+        out = case.apply(save_mask, *case.leaves())
     assert saved == []
     assert not out.requires_grad
-    assert torch.equal(out, case.run(store_mask)[0])
+    assert torch.equal(out, case.run(save_mask)[0])
 
 
 @either_form
 @optional
-def test_gradcheck(store_mask, with_bias, with_residual):
+def test_gradcheck(save_mask, with_bias, with_residual):
     case = Case((3, 2, 5, 1, 3), torch.float64, 128, with_bias, with_residual)
-    assert torch.autograd.gradcheck(lambda *inputs: case.apply(store_mask, *inputs), case.leaves())
+    assert torch.autograd.gradcheck(lambda *inputs: case.apply(save_mask, *inputs), case.leaves())
 
 
 @either_form
 @pytest.mark.parametrize("wanted", [0, 1, 2], ids=["x", "bias", "residual"])
-def test_one_of_the_gradients_alone(store_mask, wanted):
+def test_one_of_the_gradients_alone(save_mask, wanted):
     case = Case((17, 3, 33, 0, 0))
     leaves = [tensor.clone().requires_grad_(k == wanted) for k, tensor in enumerate(case.inputs)]
-    case.apply(store_mask, *leaves).backward(case.grad)
+    case.apply(save_mask, *leaves).backward(case.grad)
     assert [leaf.grad is not None for leaf in leaves] == [k == wanted for k in range(3)]
-    assert torch.equal(leaves[wanted].grad, case.run(store_mask)[1 + wanted])
+    assert torch.equal(leaves[wanted].grad, case.run(save_mask)[1 + wanted])
 
 
 @either_form
 @optional
 @pytest.mark.parametrize("threshold", [0, 26])
-def test_opcheck(store_mask, with_bias, with_residual, threshold):
+def test_opcheck(save_mask, with_bias, with_residual, threshold):
     case = Case((5, 2, 7, 1, 3), torch.float32, threshold, with_bias, with_residual)
-    torch.library.opcheck(op.default, case.arguments(store_mask, *case.leaves()))
+    torch.library.opcheck(op.default, case.arguments(save_mask, *case.leaves()))
 
 
 @either_form
-def test_opcheck_of_backward(store_mask):
+def test_opcheck_of_backward(save_mask):
     case = Case((5, 2, 7, 1, 3))
-    _, mask = op(*case.arguments(store_mask, *case.inputs))
-    assert mask.numel() == (70 if store_mask else 0)
+    _, mask = op(*case.arguments(save_mask, *case.inputs))
+    assert mask.numel() == (70 if save_mask else 0)
     torch.library.opcheck(
         backward_op.default, (case.grad, mask, case.samples, signed_seed(SEED), *case.plane[1:], "torch")
     )
 
 
 @either_form
-def test_compiled_gives_the_same_bits(store_mask):
+def test_compiled_gives_the_same_bits(save_mask):
     case = Case((17, 3, 33, 0, 0))
-    compiled = torch.compile(lambda *inputs: case.apply(store_mask, *inputs), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(lambda *inputs: case.apply(save_mask, *inputs), fullgraph=True, backend="aot_eager")
     leaves = case.leaves()
     out = compiled(*leaves)
     out.backward(case.grad)
-    assert_same_bits([out, *(leaf.grad for leaf in leaves)], case.run(store_mask))
+    assert_same_bits([out, *(leaf.grad for leaf in leaves)], case.run(save_mask))
 
 
 @either_form
 @either_backend
-def test_strided_inputs(store_mask, backend):
+def test_strided_inputs(save_mask, backend):
     case = Case((5, 2, 33, 0, 0), backend=backend)
-    wanted = case.run(store_mask)
+    wanted = case.run(save_mask)
     strided = [t.transpose(0, 2).contiguous().transpose(0, 2) for t in (case.x, case.inputs[2], case.grad)]
     bias = torch.stack([case.inputs[1], case.x[0, 0]], 1)[:, 0]
     case.inputs, case.grad = (strided[0], bias, strided[1]), strided[2]
     assert not any(tensor.is_contiguous() for tensor in (*strided, bias))
-    assert_same_bits(case.run(store_mask), wanted)
+    assert_same_bits(case.run(save_mask), wanted)
     case.samples = torch.stack([case.samples, case.samples + 1], 1)[:, 0]
     assert not case.samples.is_contiguous()
-    assert_same_bits(case.run(store_mask), wanted)
+    assert_same_bits(case.run(save_mask), wanted)
 
 
 @either_form
-def test_halves_of_the_batch_rows_and_channels_are_those_of_the_whole(store_mask):
+def test_halves_of_the_batch_rows_and_channels_are_those_of_the_whole(save_mask):
     case = Case((45, 2, 141, 0, 0))
-    whole, (x, bias, residual) = case.apply(store_mask, *case.inputs), case.inputs
-    plane, form = case.plane, {"store_mask": store_mask, "backend": "torch"}
+    whole, (x, bias, residual) = case.apply(save_mask, *case.inputs), case.inputs
+    plane, form = case.plane, {"save_mask": save_mask, "backend": "torch"}
     for k in range(2):
         one = slice(k, k + 1)
         part = bias_dropout_residual(x[:, one], bias, residual[:, one], case.samples[one], plane, **form)

@@ -20,7 +20,7 @@ SHAPES = [  # rows, batch, hidden, row offset, column offset
     pytest.param((5, 2, 192, 13, 37), id="offsets-off-the-grid"),
     pytest.param((3, 1, 1000, 0, 0), id="wide"),
 ]
-either_form = pytest.mark.parametrize("store_mask", [True, False], ids=["stored", "rebuilt"])
+either_form = pytest.mark.parametrize("save_mask", [True, False], ids=["saved", "recomputed"])
 every_threshold = pytest.mark.parametrize("threshold", [0, 26, 128])
 not_interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="not interpreted")
 op = torch.ops.megaselect.bias_dropout_residual_layer_norm
@@ -45,14 +45,14 @@ class Case:
     def leaves(self, dtype=None):
         return [tensor.to(dtype or tensor.dtype, copy=True).requires_grad_() for tensor in self.inputs]
 
-    def fused(self, store_mask, *inputs):
+    def fused(self, save_mask, *inputs):
         return bias_dropout_residual_layer_norm(
-            *inputs, self.samples, self.plane, epsilon=EPSILON, store_mask=store_mask, backend=self.backend
+            *inputs, self.samples, self.plane, epsilon=EPSILON, save_mask=save_mask, backend=self.backend
         )
 
-    def pair(self, store_mask, x, bias, residual, weight, ln_bias):
+    def pair(self, save_mask, x, bias, residual, weight, ln_bias):
         out = bias_dropout_residual(
-            x, bias, residual, self.samples, self.plane, store_mask=store_mask, backend=self.backend
+            x, bias, residual, self.samples, self.plane, save_mask=save_mask, backend=self.backend
         )
         return out, layer_norm(out, weight, ln_bias, EPSILON, self.backend)
 
@@ -60,13 +60,13 @@ class Case:
         out = residual + (x + bias).masked_fill(self.drop, 0) * keep_scale(self.threshold)
         return out, functional.layer_norm(out, out.shape[-1:], weight, ln_bias, EPSILON)
 
-    def arguments(self, store_mask, *inputs):
-        return *inputs, self.samples, signed_seed(SEED), *self.plane[1:], EPSILON, store_mask, self.backend
+    def arguments(self, save_mask, *inputs):
+        return *inputs, self.samples, signed_seed(SEED), *self.plane[1:], EPSILON, save_mask, self.backend
 
-    def run(self, function, store_mask=False, used=(True, True), dtype=None):
+    def run(self, function, save_mask=False, used=(True, True), dtype=None):
         """[out, normed, and the gradient of every input] with those outputs used."""
         leaves = self.leaves(dtype)
-        outputs = function(store_mask, *leaves)
+        outputs = function(save_mask, *leaves)
         chosen = [(o, g.to(o.dtype)) for o, g, use in zip(outputs, self.grads, used, strict=True) if use]
         torch.autograd.backward(*zip(*chosen, strict=True))
         return [*(output.detach() for output in outputs), *(leaf.grad for leaf in leaves)]
@@ -84,25 +84,25 @@ def assert_same_bits(got, wanted):
 @either_form
 @every_threshold
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_the_bits_of_the_two_ops(shape, dtype, threshold, store_mask):
+def test_the_bits_of_the_two_ops(shape, dtype, threshold, save_mask):
     case = Case(shape, dtype, threshold)
-    assert_same_bits(case.run(case.fused, store_mask), case.run(case.pair, store_mask))
+    assert_same_bits(case.run(case.fused, save_mask), case.run(case.pair, save_mask))
 
 
 @pytest.mark.parametrize("used", [(True, False), (False, True)], ids=["out", "normed"])
 @either_form
 @pytest.mark.parametrize("threshold", [0, 26])
-def test_the_bits_of_the_two_ops_where_one_output_is_used(used, store_mask, threshold):
+def test_the_bits_of_the_two_ops_where_one_output_is_used(used, save_mask, threshold):
     case = Case((5, 2, 100, 3, 64), torch.float32, threshold)
-    assert_same_bits(case.run(case.fused, store_mask, used), case.run(case.pair, store_mask, used))
+    assert_same_bits(case.run(case.fused, save_mask, used), case.run(case.pair, save_mask, used))
 
 
 @not_interpreted
 @pytest.mark.parametrize("used", [(True, True), (True, False), (False, True)], ids=["both", "out", "normed"])
 @either_form
-def test_the_bits_of_the_two_ops_on_triton(used, store_mask):
+def test_the_bits_of_the_two_ops_on_triton(used, save_mask):
     case = Case((3, 2, 64, 3, 64), torch.float16, 26, "triton")
-    assert_same_bits(case.run(case.fused, store_mask, used), case.run(case.pair, store_mask, used))
+    assert_same_bits(case.run(case.fused, save_mask, used), case.run(case.pair, save_mask, used))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -125,24 +125,24 @@ def test_error_is_at_most_that_of_a_plain_chain(dtype, threshold, relative_error
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("threshold", [0, 26])
 @either_form
-def test_what_is_kept_for_backward(threshold, store_mask, dtype, record_saved):
+def test_what_is_kept_for_backward(threshold, save_mask, dtype, record_saved):
     case = Case((17, 3, 33, 0, 0), dtype, threshold)
     leaves = case.leaves()
     with record_saved() as saved:
-        out, _ = case.fused(store_mask, *leaves)
+        out, _ = case.fused(save_mask, *leaves)
     parameters = {leaf.data_ptr() for leaf in (leaves[1], *leaves[3:])}
     kept = [tensor for tensor in saved if tensor.data_ptr() not in parameters]
     assert kept[0].data_ptr() == out.data_ptr()
     expected = [((17, 3, 33), dtype), *[((17, 3, 1), torch.float32)] * 2]
-    expected += [((17, 3, 33), torch.int8)] * (store_mask and threshold > 0) + [((3,), torch.int64)] * (threshold > 0)
+    expected += [((17, 3, 33), torch.int8)] * (save_mask and threshold > 0) + [((3,), torch.int64)] * (threshold > 0)
     assert [(tuple(tensor.shape), tensor.dtype) for tensor in kept] == expected
 
 
 @either_form
-def test_nothing_is_kept_without_gradients(store_mask, record_saved):
+def test_nothing_is_kept_without_gradients(save_mask, record_saved):
     case = Case((17, 3, 33, 0, 0))
     with record_saved() as saved, torch.no_grad():
-        out, normed = case.fused(store_mask, *case.leaves())
+        out, normed = case.fused(save_mask, *case.leaves())
     assert saved == []
     assert not out.requires_grad
     assert not normed.requires_grad
@@ -150,9 +150,9 @@ def test_nothing_is_kept_without_gradients(store_mask, record_saved):
 
 @either_form
 @every_threshold
-def test_gradcheck(store_mask, threshold):
+def test_gradcheck(save_mask, threshold):
     case = Case((3, 2, 5, 1, 3), torch.float64, threshold)
-    assert torch.autograd.gradcheck(lambda *inputs: case.fused(store_mask, *inputs), case.leaves())
+    assert torch.autograd.gradcheck(lambda *inputs: case.fused(save_mask, *inputs), case.leaves())
 
 
 @pytest.mark.parametrize("wanted", range(5), ids=["x", "bias", "residual", "weight", "ln_bias"])
@@ -196,7 +196,7 @@ def test_batches_of_1_are_the_rows_of_a_batch_of_2():
 
 
 @pytest.mark.parametrize(
-    ("threshold", "store_mask", "backend"),
+    ("threshold", "save_mask", "backend"),
     [
         (0, True, "torch"),
         (26, True, "torch"),
@@ -204,17 +204,15 @@ def test_batches_of_1_are_the_rows_of_a_batch_of_2():
         pytest.param(0, False, "triton", marks=not_interpreted),
     ],
 )
-def test_opcheck(store_mask, threshold, backend):
+def test_opcheck(save_mask, threshold, backend):
     case = Case((3, 2, 7, 1, 0), torch.float32, threshold, backend)
-    torch.library.opcheck(op.default, case.arguments(store_mask, *case.leaves()))
+    torch.library.opcheck(op.default, case.arguments(save_mask, *case.leaves()))
 
 
-@pytest.mark.parametrize(
-    ("threshold", "store_mask", "direct"), [(0, False, True), (26, True, True), (26, False, False)]
-)
-def test_opcheck_of_backward(store_mask, threshold, direct):
+@pytest.mark.parametrize(("threshold", "save_mask", "direct"), [(0, False, True), (26, True, True), (26, False, False)])
+def test_opcheck_of_backward(save_mask, threshold, direct):
     case = Case((5, 2, 7, 1, 3), torch.float32, threshold)
-    out, _, mean, rstd, mask = op(*case.arguments(store_mask, *case.inputs))
+    out, _, mean, rstd, mask = op(*case.arguments(save_mask, *case.inputs))
     grad_out, grad_normed = case.grads
     kept = (out, mean, rstd, mask, case.samples, *case.inputs[3:])
     scalars = (signed_seed(SEED), *case.plane[1:], "torch")
@@ -223,17 +221,17 @@ def test_opcheck_of_backward(store_mask, threshold, direct):
 
 @either_form
 @pytest.mark.parametrize("used", [(True, True), (False, True)], ids=["both", "normed"])
-def test_compiled_gives_the_same_bits(store_mask, used):
+def test_compiled_gives_the_same_bits(save_mask, used):
     case = Case((17, 3, 33, 0, 0), torch.bfloat16)
     compiled = torch.compile(case.fused, fullgraph=True, backend="aot_eager")
-    assert_same_bits(case.run(compiled, store_mask, used), case.run(case.fused, store_mask, used))
+    assert_same_bits(case.run(compiled, save_mask, used), case.run(case.fused, save_mask, used))
 
 
 def test_a_checkpointed_region_runs_it_again():
     case = Case((17, 3, 33, 0, 0), torch.bfloat16)
 
-    def checkpointed(store_mask, *inputs):
-        return torch.utils.checkpoint.checkpoint(case.fused, store_mask, *inputs, use_reentrant=False)
+    def checkpointed(save_mask, *inputs):
+        return torch.utils.checkpoint.checkpoint(case.fused, save_mask, *inputs, use_reentrant=False)
 
     assert_same_bits(case.run(checkpointed), case.run(case.fused))
 

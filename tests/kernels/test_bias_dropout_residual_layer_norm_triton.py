@@ -55,9 +55,9 @@ class Case:
         drop = [dropped(SEED, sample, SITE, threshold, shape[0], shape[2], *offsets) for sample in numbers]
         self.keep = ~torch.stack([torch.from_numpy(mask) for mask in drop], dim=1).to(DEVICE)
 
-    def run(self, kernels, store_mask, direct=True):
+    def run(self, kernels, save_mask, direct=True):
         """All that forward and backward return: out, normed, mean, rstd, mask, and the four gradients."""
-        made = kernels.forward(*self.inputs, self.samples, self.plane, EPSILON, store_mask)
+        made = kernels.forward(*self.inputs, self.samples, self.plane, EPSILON, save_mask)
         out, _, *kept = made
         grad_out, grad_normed = self.grads
         arguments = (out, *kept, self.samples, *self.parameters, self.plane)
@@ -77,22 +77,22 @@ def assert_same_bits(got, wanted):
 def test_the_bits_of_the_two_ops(shape, offsets, threshold, dtype, poisoned):
     case = Case(shape, offsets, dtype, threshold)
     assert fused.kernels_for(case.plane) is fused.Fused
-    stored = case.run(fused.Fused, threshold > 0)
-    assert_same_bits(stored, case.run(PAIR, threshold > 0))
+    saved = case.run(fused.Fused, threshold > 0)
+    assert_same_bits(saved, case.run(PAIR, threshold > 0))
     if threshold:
-        assert torch.equal(stored[4], -case.keep.to(torch.int8))
-        rebuilt = case.run(fused.Fused, False)
-        assert rebuilt[4].numel() == 0
-        assert_same_bits(rebuilt[:4] + rebuilt[5:], stored[:4] + stored[5:])
+        assert torch.equal(saved[4], -case.keep.to(torch.int8))
+        recomputed = case.run(fused.Fused, False)
+        assert recomputed[4].numel() == 0
+        assert_same_bits(recomputed[:4] + recomputed[5:], saved[:4] + saved[5:])
 
 
-@pytest.mark.parametrize("store_mask", [True, False])
-def test_rows_in_chunks(store_mask, chunked, poisoned):
+@pytest.mark.parametrize("save_mask", [True, False])
+def test_rows_in_chunks(save_mask, chunked, poisoned):
     case = Case((3, 2, 650), (9, 64), torch.float16, 26)
     options = layer_norm_triton.launch_options(650, 2, "forward")
     assert not options["WHOLE"]
     assert 2 * options["BLOCK_N"] < 650
-    assert_same_bits(case.run(fused.Fused, store_mask), case.run(PAIR, store_mask))
+    assert_same_bits(case.run(fused.Fused, save_mask), case.run(PAIR, save_mask))
 
 
 @either_dtype

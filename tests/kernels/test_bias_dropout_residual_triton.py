@@ -38,14 +38,14 @@ def inputs(shape, offsets, dtype, threshold=THRESHOLD):
         *(pytest.param(*shape.values, torch.float16, id=f"{shape.id}-fp16") for shape in SHAPES if shape.id in IN_FP16),
     ],
 )
-def test_bits_with_and_without_a_stored_mask(shape, offsets, dtype):
+def test_bits_with_and_without_a_saved_mask(shape, offsets, dtype):
     x, bias, residual, samples, plane, keep = inputs(shape, offsets, dtype)
     scale = 256 / (256 - THRESHOLD)
     expected = (((x.float() + bias.float()) * scale).where(keep, 0.0) + residual.float()).to(dtype)
-    for store_mask in (True, False):
-        out, mask = kernels.forward(x, bias, residual, samples, plane, store_mask)
+    for save_mask in (True, False):
+        out, mask = kernels.forward(x, bias, residual, samples, plane, save_mask)
         assert torch.equal(out, expected)
-        if store_mask:
+        if save_mask:
             assert torch.equal(mask, -keep.to(torch.int8))
         else:
             assert mask.numel() == 0

@@ -71,7 +71,7 @@ def test_exponentials_come_from_one_pattern_and_nothing_is_contracted(programs):
             assert program["ptx_fma"] == 0, program
 
 
-def test_row_sums_are_added_in_one_order_whatever_is_stored(programs):
+def test_row_sums_are_added_in_one_order_whatever_is_saved(programs):
     forward = select(programs, kernel="softmax_dropout", direction="forward", width=1024, dtype="torch.bfloat16")
     assert {p["form"] for p in forward} == {"none", "softmax+dropout"}
     reductions = [p["reductions"] for p in forward]

@@ -81,7 +81,7 @@ def test_the_scaled_output_is_unbiased_over_1000_seeds(dropout_p):
     total = torch.zeros_like(x)
     for seed in range(seeds):
         plane = Plane(seed, 3, threshold)
-        total += bias_dropout_residual(x, None, None, torch.tensor([5]), plane, store_mask=False, backend="torch")
+        total += bias_dropout_residual(x, None, None, torch.tensor([5]), plane, save_mask=False, backend="torch")
     deviation = math.sqrt(threshold / (256 - threshold))  # of one output, whose expectation is 1
     assert (total / seeds - 1).abs().max() <= DEVIATIONS * deviation / math.sqrt(seeds)
     assert abs(total.mean() / seeds - 1) <= DEVIATIONS * deviation / math.sqrt(seeds * x.numel())

@@ -36,18 +36,18 @@ class Scores:
     def forward(self, form):
         return softmax_dropout_triton.forward(self.scores, self.samples, self.plane, *FORMS[form])
 
-    def backward(self, form, stored, write_dropped=True):
-        _, row_max, inverse_sum, probs, mask = stored
-        store_probs, _ = FORMS[form]
+    def backward(self, form, saved, write_dropped=True):
+        _, row_max, inverse_sum, probs, mask = saved
+        save_probs, _ = FORMS[form]
         empty = self.scores.new_empty(0)
         return softmax_dropout_triton.backward(
             self.grad.masked_fill(self.dead, torch.nan),
             self.delta,
             self.samples,
             self.plane,
-            scores=empty if store_probs else self.scores,
-            row_max=empty if store_probs else row_max,
-            inverse_sum=empty if store_probs else inverse_sum,
+            scores=empty if save_probs else self.scores,
+            row_max=empty if save_probs else row_max,
+            inverse_sum=empty if save_probs else inverse_sum,
             probs=probs,
             mask=mask,
             write_dropped=write_dropped,
@@ -66,13 +66,13 @@ class Scores:
 def test_softmax_dropout_is_as_accurate_as_torch(length, dtype, relative_error):
     case = Scores(2, 2, length, dtype)
     poison(case.scores, case.scores, case.mask, case.delta)
-    stored = case.forward("none")
-    dropped, _, _, probs, mask = stored
+    saved = case.forward("none")
+    dropped, _, _, probs, mask = saved
     assert torch.equal(mask, case.mask)
     assert torch.equal(dropped, probs.where(case.mask != 0, 0.0))
     exact, same_dtype = case.probs_in(torch.float64), case.probs_in(dtype)
     assert relative_error(probs, exact) <= 2 * relative_error(same_dtype, exact)
-    grad_scores, _ = case.backward("none", stored)
+    grad_scores, _ = case.backward("none", saved)
     exact_grad = case.grad_scores_from(exact)
     assert relative_error(grad_scores, exact_grad) <= 2 * relative_error(case.grad_scores_from(same_dtype), exact_grad)
 
@@ -84,9 +84,9 @@ def test_every_storage_form_gives_the_same_bits(length, dtype):
     results = {}
     for form in FORMS:
         poison(case.scores, case.mask, case.delta)
-        stored = case.forward(form)
+        saved = case.forward(form)
         poison(case.scores)
-        results[form] = (*stored[:3], *case.backward(form, stored))
+        results[form] = (*saved[:3], *case.backward(form, saved))
     for form, result in results.items():
         for got, wanted in zip(result, results["none"], strict=True):
             assert not got.isnan().any(), form
@@ -135,9 +135,9 @@ def test_above_2_to_the_31_scores():
         here = scores[:, first:last]
         own_plane = plane._replace(site=SITE + first)
         dropped, row_max, inverse_sum, probs, mask = softmax_dropout_triton.forward(
-            here, samples, own_plane, store_probs=False, store_mask=False
+            here, samples, own_plane, save_probs=False, save_mask=False
         )
-        grad_scores, rebuilt = softmax_dropout_triton.backward(
+        grad_scores, recomputed = softmax_dropout_triton.backward(
             grad[:, first:last].clone(),
             delta[:, first:last].contiguous(),
             samples,
@@ -149,7 +149,7 @@ def test_above_2_to_the_31_scores():
             mask=mask,
             write_dropped=True,
         )
-        return dropped, row_max, inverse_sum, grad_scores, rebuilt
+        return dropped, row_max, inverse_sum, grad_scores, recomputed
 
     whole = forward_and_backward(0, heads)
     for head in (0, heads - 1):
@@ -167,9 +167,9 @@ class Hidden:
         self.plane = Plane(int.from_bytes(os.urandom(8), "little"), SITE, THRESHOLD)
         self.mask = keep_hidden(self.samples.cpu(), self.plane, rows, columns).cuda()
 
-    def forward(self, store_mask):
+    def forward(self, save_mask):
         return bias_dropout_residual_triton.forward(
-            self.x, self.bias, self.residual, self.samples, self.plane, store_mask
+            self.x, self.bias, self.residual, self.samples, self.plane, save_mask
         )
 
     def out_in(self, dtype):
@@ -182,16 +182,16 @@ class Hidden:
 def test_bias_dropout_residual_is_as_accurate_as_torch(shape, dtype, relative_error):
     case = Hidden(*shape, dtype)
     poison(case.x, case.mask)
-    out, mask = case.forward(store_mask=True)
+    out, mask = case.forward(save_mask=True)
     assert torch.equal(mask, case.mask)
     exact = case.out_in(torch.float64)
     assert relative_error(out, exact) <= 2 * relative_error(case.out_in(dtype), exact)
     poison(case.x)
-    rebuilt_out, no_mask = case.forward(store_mask=False)
+    rebuilt_out, no_mask = case.forward(save_mask=False)
     assert torch.equal(rebuilt_out, out)
     grads = [
-        bias_dropout_residual_triton.backward(case.residual, case.samples, case.plane, stored)
-        for stored in (mask, no_mask)
+        bias_dropout_residual_triton.backward(case.residual, case.samples, case.plane, saved)
+        for saved in (mask, no_mask)
     ]
     scaled = case.residual.float() * (256 / (256 - THRESHOLD))
     assert torch.equal(grads[0], scaled.where(case.mask != 0, 0.0).to(dtype))
@@ -201,6 +201,6 @@ def test_bias_dropout_residual_is_as_accurate_as_torch(shape, dtype, relative_er
 @every_dtype
 def test_bias_dropout_residual_repeats_bitwise(dtype):
     case = Hidden(512, 2, 1024, dtype)
-    first, _ = case.forward(store_mask=False)
+    first, _ = case.forward(save_mask=False)
     for _ in range(RUNS):
-        assert torch.equal(case.forward(store_mask=False)[0], first)
+        assert torch.equal(case.forward(save_mask=False)[0], first)

@@ -49,9 +49,9 @@ class Case:
         out.backward(self.grads[0].to(dtype))
         return out.detach(), *(leaf.grad for leaf in leaves)
 
-    def run(self, kernels, store_mask, direct=True):
+    def run(self, kernels, save_mask, direct=True):
         """All that forward and backward of dropout and layernorm return; the mask is the fifth."""
-        made = kernels.forward(*self.inputs, self.samples, self.plane, EPSILON, store_mask)
+        made = kernels.forward(*self.inputs, self.samples, self.plane, EPSILON, save_mask)
         out, _, *kept = made
         arguments = (out, *kept, self.samples, *self.parameters, self.plane)
         return *made, *kernels.backward(self.grads[0] if direct else None, self.grads[1], *arguments)
@@ -82,14 +82,14 @@ def test_one_op_gives_the_bits_of_two(shape, dtype, threshold):
     case = Case(*shape, dtype, threshold)
     assert fused.kernels_for(case.plane) is fused.Fused
     poison(*case.inputs, case.mask)
-    stored = case.run(fused.Fused, threshold > 0)
-    assert_same_bits(stored, case.run(PAIR, threshold > 0))
+    saved = case.run(fused.Fused, threshold > 0)
+    assert_same_bits(saved, case.run(PAIR, threshold > 0))
     assert_same_bits(case.run(fused.Fused, False, direct=False), case.run(PAIR, False, direct=False))
     if threshold:
-        assert torch.equal(stored[4], case.mask)
+        assert torch.equal(saved[4], case.mask)
         poison(*case.inputs)
-        rebuilt = case.run(fused.Fused, False)
-        assert_same_bits(rebuilt[:4] + rebuilt[5:], stored[:4] + stored[5:])
+        recomputed = case.run(fused.Fused, False)
+        assert_same_bits(recomputed[:4] + recomputed[5:], saved[:4] + saved[5:])
 
 
 @every_dtype
@@ -117,7 +117,7 @@ def test_repeats_bitwise(dtype):
 def test_through_autograd(dtype):
     case = Case(128, 2, 1024, dtype)
     leaves = [tensor.detach().requires_grad_() for tensor in case.inputs]
-    outputs = bias_dropout_residual_layer_norm(*leaves, case.samples, case.plane, epsilon=EPSILON, store_mask=False)
+    outputs = bias_dropout_residual_layer_norm(*leaves, case.samples, case.plane, epsilon=EPSILON, save_mask=False)
     torch.autograd.backward(outputs, case.grads)
     out, normed, _, _, _, grad_x, grad_residual, grad_weight, grad_ln_bias = case.run(fused.Fused, False)
     wanted = (out, normed, grad_x, grad_x.sum((0, 1)), grad_residual, grad_weight, grad_ln_bias)

@@ -61,7 +61,7 @@ class Case:
         return context.detach(), scores.grad, value.grad
 
     def apply(self, form, scores, value):
-        form = dict(zip(("store_probs", "store_mask"), FORMS[form], strict=True))
+        form = dict(zip(("save_probs", "save_mask"), FORMS[form], strict=True))
         return softmax_dropout_value(scores, value, self.samples, self.plane, **form, backend=self.backend)
 
     def arguments(self, form, scores, value):
@@ -172,7 +172,7 @@ def test_value_may_be_a_strided_view_of_qkv(form, dtype):
     assert not grads[:, :, :2].any()
 
 
-@pytest.mark.parametrize("form", ["none", "softmax+dropout"])  # all stored, and all rebuilt from the arguments
+@pytest.mark.parametrize("form", ["none", "softmax+dropout"])  # all saved, and all recomputed from the arguments
 @either_backend
 def test_scores_samples_and_grad_may_be_strided(form, backend):
     case = Case((2, 1, 5, 6, 4, 1, 0), backend=backend)
@@ -204,7 +204,7 @@ def test_rows_without_a_live_column_give_zeros(form, threshold):
 @every_form
 def test_halves_of_the_heads_and_of_the_rows_are_those_of_the_whole(form):
     case = Case((2, 4, 34, 34, 8, 0, 0), torch.float64)
-    store = dict(zip(("store_probs", "store_mask"), FORMS[form], strict=True))
+    store = dict(zip(("save_probs", "save_mask"), FORMS[form], strict=True))
     whole = case.apply(form, case.scores, case.value)
     for first in (0, 2):
         heads, width = slice(first, first + 2), slice(8 * first, 8 * first + 16)
@@ -223,10 +223,10 @@ def test_one_batch_of_two_is_two_of_one(form):
     whole = case.apply(form, case.scores, case.value)
     for k in range(2):
         one = slice(k, k + 1)
-        store_probs, store_mask = FORMS[form]
+        save_probs, save_mask = FORMS[form]
         part = softmax_dropout_value(
             case.scores[one], case.value[one], case.samples[one], case.plane,
-            store_probs=store_probs, store_mask=store_mask,
+            save_probs=save_probs, save_mask=save_mask,
         )  # fmt: skip
         torch.testing.assert_close(part, whole[:, one], rtol=1e-13, atol=1e-13)
 
@@ -331,17 +331,17 @@ def test_scores_above_the_diagonal_do_not_matter(form, above):
 
 @pytest.mark.parametrize("threshold", [0, 26])
 @pytest.mark.parametrize("poison", [torch.inf, -torch.inf, torch.nan])
-def test_the_twin_ignores_any_gradient_above_the_diagonal(threshold, poison):
+def test_the_fallback_ignores_any_gradient_above_the_diagonal(threshold, poison):
     case = Case((1, 2, 17, 17, 8, 0, 0), threshold=threshold)
     _, row_max, inverse_sum, *_ = TorchTwin.forward(case.scores, case.samples, case.plane, False, False)
     empty, delta = case.scores.new_empty(0), torch.full((1, 2, 17), 0.5)
-    stored = {"scores": case.scores, "row_max": row_max, "inverse_sum": inverse_sum, "probs": empty}
+    saved = {"scores": case.scores, "row_max": row_max, "inverse_sum": inverse_sum, "probs": empty}
     mask = torch.empty(0, dtype=torch.int8)
     results = []
     for above in (0.0, poison):
         grad = torch.ones_like(case.scores).masked_fill(~case.live, above)
         results.append(
-            TorchTwin.backward(grad, delta, case.samples, case.plane, **stored, mask=mask, write_dropped=True)
+            TorchTwin.backward(grad, delta, case.samples, case.plane, **saved, mask=mask, write_dropped=True)
         )
     assert_same_bits(*results)
     assert results[0][0].any()

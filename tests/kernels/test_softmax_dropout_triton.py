@@ -47,19 +47,19 @@ class Case:
     def forward(self, form):
         return kernels.forward(self.scores, self.samples, self.plane, *FORMS[form])
 
-    def backward(self, form, stored):
+    def backward(self, form, saved):
         """With NaN wherever grad is dead, and only what `form` stores."""
-        _, row_max, inverse_sum, probs, mask = stored
-        store_probs, _ = FORMS[form]
+        _, row_max, inverse_sum, probs, mask = saved
+        save_probs, _ = FORMS[form]
         empty = self.scores.new_empty(0)
         return kernels.backward(
             self.grad.masked_fill(~self.live, torch.nan),
             self.delta,
             self.samples,
             self.plane,
-            scores=empty if store_probs else self.scores.masked_fill(~self.live, torch.nan),
-            row_max=empty if store_probs else row_max,
-            inverse_sum=empty if store_probs else inverse_sum,
+            scores=empty if save_probs else self.scores.masked_fill(~self.live, torch.nan),
+            row_max=empty if save_probs else row_max,
+            inverse_sum=empty if save_probs else inverse_sum,
             probs=probs,
             mask=mask,
             write_dropped=True,
@@ -97,20 +97,20 @@ def test_forward_against_fp64(case, relative_error):
 @pytest.mark.parametrize("case", FORM_CASES)
 def test_every_storage_form_gives_the_same_bits(case):
     case = Case(*case)
-    stored = {form: case.forward(form) for form in FORMS}
-    for form, (dropped, row_max, inverse_sum, probs, mask) in stored.items():
-        for got, wanted in zip((dropped, row_max, inverse_sum), stored["none"][:3], strict=True):
+    saved = {form: case.forward(form) for form in FORMS}
+    for form, (dropped, row_max, inverse_sum, probs, mask) in saved.items():
+        for got, wanted in zip((dropped, row_max, inverse_sum), saved["none"][:3], strict=True):
             assert torch.equal(got, wanted), form
         assert (probs.numel() > 0, mask.numel() > 0) == FORMS[form]
-        assert not probs.numel() or torch.equal(probs, stored["none"][3])
-        assert not mask.numel() or torch.equal(mask, stored["none"][4])
-    probs = stored["none"][3].float()
+        assert not probs.numel() or torch.equal(probs, saved["none"][3])
+        assert not mask.numel() or torch.equal(mask, saved["none"][4])
+    probs = saved["none"][3].float()
     grad = case.grad.float().where(case.keep, 0.0)
     expected = (probs * (grad - case.delta[..., None])).to(case.grad.dtype)  # IEEE arithmetic: the very bits
     for form in FORMS:
-        grad_scores, dropped = case.backward(form, stored[form])
+        grad_scores, dropped = case.backward(form, saved[form])
         assert torch.equal(grad_scores, expected), form
-        assert torch.equal(dropped, stored["none"][0]), form
+        assert torch.equal(dropped, saved["none"][0]), form
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp16"])
@@ -120,7 +120,7 @@ def test_without_dropout_the_dropped_probs_are_the_probs(dtype):
     assert torch.allclose(dropped.double(), case.probs, atol=2 * torch.finfo(dtype).eps, rtol=0)
     grads = []
     for probs in (dropped, dropped.new_empty(0)):
-        grad_scores, rebuilt = kernels.backward(
+        grad_scores, recomputed = kernels.backward(
             case.grad.masked_fill(~case.live, torch.nan),
             case.delta,
             case.samples,
@@ -132,7 +132,7 @@ def test_without_dropout_the_dropped_probs_are_the_probs(dtype):
             mask=dropped.new_empty(0, dtype=torch.int8),
             write_dropped=True,
         )
-        assert torch.equal(rebuilt, dropped)
+        assert torch.equal(recomputed, dropped)
         grads.append(grad_scores)
     assert torch.equal(grads[0], (dropped.float() * (case.grad.float() - case.delta[..., None])).to(dtype))
     assert torch.equal(grads[0], grads[1])

@@ -5,13 +5,13 @@ from megaselect.comparison.result import (
     Comparison,
     Context,
     PeakBytes,
+    SavedBytes,
     SettingResult,
     Speed,
     Spread,
     StepSample,
-    StoredBytes,
 )
-from megaselect.recompute.weights import StaticBytes
+from megaselect.prediction.weights import StaticBytes
 
 CONTEXT = Context(
     config_name="tiny",
@@ -54,10 +54,10 @@ def _samples(*milliseconds_by_round):
     )
 
 
-def _stored(count):
+def _saved(count):
     layers = {"layers.0": count // 2, "layers.1": count // 2}
     names = {"probs": count}
-    return StoredBytes(count, count, layers, layers, names, names)
+    return SavedBytes(count, count, layers, layers, names, names)
 
 
 STATIC = StaticBytes(100, 100, 0, 200)
@@ -68,7 +68,7 @@ NONE = SettingResult(
     recompute={"mode": "none", "modules": MODULES},
     model_flops=3000,
     hardware_flops=3000,
-    stored=_stored(4096),
+    saved=_saved(4096),
     static=STATIC,
     peak=PeakBytes(9000, None, 20000),
     speed=_speed(256),
@@ -84,7 +84,7 @@ FULL = SettingResult(
     recompute={"mode": "full", "modules": MODULES},
     model_flops=3000,
     hardware_flops=4000,
-    stored=_stored(1024),
+    saved=_saved(1024),
     static=STATIC,
     peak=PeakBytes(5000, None, 16000),
     speed=_speed(320, recompute_ms=64),
@@ -103,7 +103,7 @@ FUSED_NONE = SettingResult(
     recompute={"mode": "none", "modules": MODULES},
     model_flops=3000,
     hardware_flops=3000,
-    stored=_stored(2048),
+    saved=_saved(2048),
     static=STATIC,
     peak=PeakBytes(7000, 8000, 18000),
     speed=_speed(128),

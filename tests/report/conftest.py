@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from megaselect.training.events import RunHeader, RunSummary, StoredReport
+from megaselect.training.events import RunHeader, RunSummary, SavedReport
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it: wandb_records
 from wandb_records import inspect_all, of_kind, run_python_in
@@ -32,7 +32,7 @@ HEADER = RunHeader(
     },
     notes=["dropout_p 0.1 is 0.1016 here: probabilities are multiples of 1/256"],
 )
-REPORT = StoredReport(
+REPORT = SavedReport(
     predicted={f"layers.{layer}": LAYER_BYTES for layer in range(4)},
     measured={f"layers.{layer}": LAYER_BYTES for layer in range(4)},
     predicted_total=4 * LAYER_BYTES + 1000,
@@ -55,7 +55,7 @@ SUMMARY = RunSummary(
     best_valid_loss=6.25,
     tokens_per_s=5650.4,
     step_ms=181.25,
-    stored_bytes=4 * LAYER_BYTES + 1000,
+    saved_bytes=4 * LAYER_BYTES + 1000,
     peak_bytes=3 * 2**30,
     peak_kind="of tensors",
     mfu=None,
@@ -75,7 +75,7 @@ def header():
 
 @pytest.fixture
 def report():
-    """Builds a StoredReport in which all is equal; keywords replace its fields."""
+    """Builds a SavedReport in which all is equal; keywords replace its fields."""
     return lambda **changes: dataclasses.replace(REPORT, **changes)
 
 
@@ -97,7 +97,7 @@ def _metrics(step, **changes):
         "tokens_per_s": 2048.0,
         "mfu": None,
         "hfu": None,
-        "stored_bytes": REPORT.measured_total,
+        "saved_bytes": REPORT.measured_total,
         "peak_bytes": None,
         **changes,
     }
@@ -106,7 +106,7 @@ def _metrics(step, **changes):
 def play(sink, steps, interrupted=False, **header):
     """Hands a sink a whole run."""
     sink.start(dataclasses.replace(HEADER, **header))
-    sink.stored(REPORT)
+    sink.saved(REPORT)
     for step in steps:
         sink.step(_metrics(step, grad_norm=None))
     sink.evaluation(steps[-1], 6.75)

@@ -13,7 +13,7 @@ from comparison_results import COMPARISON, CONTEXT
 from megaselect.comparison.result import TimelinePoint
 from megaselect.config import Config
 from megaselect.report.compare_html import make_figures, make_html
-from megaselect.report.compare_html_groups import sequence_lengths, stored_by_sequence, stored_groups
+from megaselect.report.compare_html_groups import saved_by_sequence, saved_groups, sequence_lengths
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 CONFIG = Config.from_dict(
@@ -173,7 +173,7 @@ def test_bytes_by_sequence_length_are_those_of_the_theory():
     lengths = sequence_lengths(context)
     assert lengths == [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]
     scores = 2 * 2 * 4 * (4 + 4 + 1)  # layers, micro-batch, heads; probs, dropped probs and mask
-    unfused, tiles, inputs = (stored_by_sequence(context, setting, lengths) for setting in (none, fused, full))
+    unfused, tiles, inputs = (saved_by_sequence(context, setting, lengths) for setting in (none, fused, full))
     statistics = 2 * 2 * 4 * 4  # layers, micro-batch, heads, bytes of a log-sum-exp
     for place, length in enumerate(lengths):
         assert unfused[place] - tiles[place] == scores * length**2 - statistics * length
@@ -181,13 +181,13 @@ def test_bytes_by_sequence_length_are_those_of_the_theory():
 
 
 def test_every_name_of_the_theory_has_its_group():
-    from megaselect.recompute.plan import make_plan
-    from megaselect.recompute.theory import Shape, stored_tensors
+    from megaselect.prediction.saved_bytes import LayerShape, saved_tensors
+    from megaselect.recomputation.plan import make_plan
 
     none = full_comparison().settings[0]
-    names = {row.name: 1 for row in stored_tensors(Shape.of(CONFIG, 4), make_plan(CONFIG.recompute, 2))}
-    stored = dataclasses.replace(none.stored, measured_by_name=names)
-    found = stored_groups(dataclasses.replace(none, stored=stored))
+    names = {row.name: 1 for row in saved_tensors(LayerShape.of(CONFIG, 4), make_plan(CONFIG.recompute, 2))}
+    saved = dataclasses.replace(none.saved, measured_by_name=names)
+    found = saved_groups(dataclasses.replace(none, saved=saved))
     assert found["outside the layers"] == len(
         {"token indices", "sample indices", "final layernorm input", "final layernorm statistics"}
         | {"final layernorm output", "logits", "targets", "log-sum-exp"}

@@ -23,10 +23,10 @@ megaselect configs/tiny.yaml
   steps          20
   run directory  runs/tiny
 dropout_p 0.1 is 0.1016 here: probabilities are multiples of 1/256
-stored per layer: predicted 2.30 MiB, measured 2.30 MiB (equal to the byte)
-stored in all:    predicted 9,647,900 bytes, measured 9,647,900 bytes
-other settings:   none 3.55 MiB, core_attn dropout 1.17 MiB, all 0.982 MiB, full
-                  0.188 MiB
+saved per layer: predicted 2.30 MiB, measured 2.30 MiB (equal to the byte)
+saved in all:    predicted 9,647,900 bytes, measured 9,647,900 bytes
+other settings:  none 3.55 MiB, core_attn dropout 1.17 MiB, all 0.982 MiB, full
+                 0.188 MiB
 step 10/20  loss 7.5000   2,048 tokens/s  ETA 0:05     grad norm 1.25
 eval 10/20  valid loss 7.7500
 a sentence of more than eighty columns, which goes on in a second line, set in
@@ -37,7 +37,7 @@ finished
   final loss     6.5000
   valid loss     6.7500 (best 6.2500)
   speed          5,650 tokens/s, 181.2 ms per step (medians)
-  stored         9.20 MiB for backward (9,647,900 bytes)
+  saved          9.20 MiB for backward (9,647,900 bytes)
   peak memory    3.00 GiB of tensors
   recompute      selective: softmax, dropout
   run directory  runs/tiny
@@ -56,7 +56,7 @@ finished
   loss spikes    1,200
   speed          5,650 tokens/s, 181.2 ms per step (medians)
   time by phase  data 0.1%, forward 32.0%, backward 64.0%, optimizer 2.8%
-  stored         9.20 MiB for backward (9,647,900 bytes)
+  saved          9.20 MiB for backward (9,647,900 bytes)
 """
 
 HEADER_AT_80 = """\
@@ -99,10 +99,10 @@ def written(file):
 def play(header, report, metrics, summary):
     """Plays a whole run into a console."""
 
-    def run(console, stored=None, **summary_changes):
+    def run(console, saved=None, **summary_changes):
         sink = Sinks([ConsoleSink(log_interval=10, console=console)])
         sink.start(header())
-        sink.stored(stored or report())
+        sink.saved(saved or report())
         for step in range(1, 21):
             sink.step(metrics(step, step_ms=9000.0 if step == 1 else 500.0))
             if step == 10:
@@ -121,7 +121,7 @@ def test_a_pipe_gets_plain_lines_of_80_columns(header, report, metrics, summary)
     console, file = pipe()
     sink = ConsoleSink(log_interval=10, console=console)
     sink.start(header())
-    sink.stored(report())
+    sink.saved(report())
     for step in range(1, 21):
         sink.step(metrics(step, step_ms=9000.0 if step == 1 else 500.0))
         if step == 10:
@@ -224,12 +224,12 @@ def test_waiting_for_data_is_said_once(header, metrics):
 
 def test_bytes_that_differ_are_shown_loudly(play, report):
     measured = {**report().measured, "layers.2": report().measured["layers.2"] + 1}
-    stored = report(measured=measured, measured_total=report().measured_total + 1)
+    saved = report(measured=measured, measured_total=report().measured_total + 1)
     loud = "\x1b[1;37;41m"  # bold white on red
     console, file = terminal(80)
-    play(console, stored)
+    play(console, saved)
     output = file.getvalue()
-    assert f"{loud}WARNING: the bytes stored for backward are not the bytes predicted\x1b[0m" in output
+    assert f"{loud}WARNING: the bytes saved for backward are not the bytes predicted\x1b[0m" in output
     assert f"{loud}  layers.2: predicted 2,411,725 bytes, measured 2,411,726 bytes (+1)\x1b[0m" in output
     assert f"{loud}  in all: predicted 9,647,900 bytes, measured 9,647,901 bytes (+1)\x1b[0m" in output
     assert "layers.1" not in output

@@ -3,12 +3,12 @@
 import torch
 from rich.console import Console
 
-from megaselect.recompute.ledger_rows import Ledger, StoredRow
+from megaselect.ledger import Ledger, SavedRow
 from megaselect.report.ledger_table import ledger_table
 
 
 def row(layer, name, shape=(2, 3), dtype=torch.float32, size=24, view_bytes=None, views=1, **more):
-    return StoredRow(layer, layer, name, shape, dtype, size, view_bytes or size, views, **more)
+    return SavedRow(layer, layer, name, shape, dtype, size, view_bytes or size, views, **more)
 
 
 def lines(*rows, width=80):
@@ -30,23 +30,23 @@ def test_layers_with_the_same_rows_share_a_heading_and_what_is_outside_comes_las
         row("h.4", "block input", (5,), torch.bfloat16, 10),
         row("", "logits"),
     ) == [
-        "h.0-2,4 (4x) 10 stored, each",
+        "h.0-2,4 (4x) 10 saved, each",
         "block input 5 bfloat16 10",
-        "h.3 12 stored",
+        "h.3 12 saved",
         "block input 6 bfloat16 12",
-        "outside the layers 72 stored",
+        "outside the layers 72 saved",
         "tokens 2x3 int64 48",
         "logits 2x3 float32 24",
-        "stored in all 124 0.0001 MiB",
+        "saved in all 124 0.0001 MiB",
     ]
 
 
 def test_alike_rows_of_a_layer_are_one_line():
     assert lines(row("h.0", "statistics"), row("h.0", "input", size=1_234), row("h.0", "statistics")) == [
-        "h.0 1,282 stored",
+        "h.0 1,282 saved",
         "statistics 2x3 float32 48 2 tensors",
         "input 2x3 float32 1,234",
-        "stored in all 1,282 0.0012 MiB",
+        "saved in all 1,282 0.0012 MiB",
     ]
 
 
@@ -57,11 +57,11 @@ def test_what_is_recomputed_comes_apart_and_has_a_total_of_its_own():
         row("layers.1", "probs", status="recomputed", size=2**20),
         row("layers.2-3", "block input"),
     ) == [
-        "layers.0-3 (2 chunks) 24 stored, each",
+        "layers.0-3 (2 chunks) 24 saved, each",
         "block input 2x3 float32 24",
         "layers.0-1 (2x) 1,048,576 recomputed, each",
         "probs 2x3 float32 1,048,576",
-        "stored in all 48 0.0000 MiB",
+        "saved in all 48 0.0000 MiB",
         "recomputed in all 2,097,152 2.00 MiB",
     ]
 
@@ -83,8 +83,8 @@ def test_notes_say_what_pins_more_and_who_holds_it():
 def test_many_ranges_are_not_listed():
     rows = [row(f"h.{layer}", "input", (layer % 2,)) for layer in range(12)]
     assert [line for line in lines(*rows) if line.startswith("h.")] == [
-        "h.0,2,4,… (6x) 24 stored, each",
-        "h.1,3,5,… (6x) 24 stored, each",
+        "h.0,2,4,… (6x) 24 saved, each",
+        "h.1,3,5,… (6x) 24 saved, each",
     ]
 
 
@@ -96,4 +96,4 @@ def test_long_names_are_folded_not_cut():
 
 
 def test_an_empty_ledger_is_a_total_of_nothing():
-    assert lines() == ["stored in all 0 0.0000 MiB"]
+    assert lines() == ["saved in all 0 0.0000 MiB"]

@@ -31,24 +31,24 @@ def test_durations(seconds, shown):
 
 def test_layers_that_store_the_same_share_a_line(report):
     sizes = {"layers.0": 2**20, "layers.1": 2**21, "layers.2": 2**20, "layers.3": 2**20, "layers.4-5": 2**20}
-    lines = text.stored_lines(report(predicted=sizes, measured=dict(sizes), alternatives={}))
+    lines = text.saved_lines(report(predicted=sizes, measured=dict(sizes), alternatives={}))
     assert [line.text for line in lines[:2]] == [
-        "stored per layer: predicted 1.00 MiB, measured 1.00 MiB in layers 0, 2-3, chunk 4-5",
-        "                  predicted 2.00 MiB, measured 2.00 MiB in layer 1",
+        "saved per layer: predicted 1.00 MiB, measured 1.00 MiB in layers 0, 2-3, chunk 4-5",
+        "                 predicted 2.00 MiB, measured 2.00 MiB in layer 1",
     ]
 
 
 def test_a_total_that_differs_is_a_difference_too(report):
     off_by_one = report(measured_total=report().predicted_total - 1)
     assert not off_by_one.matches
-    lines = [line.text for line in text.stored_lines(off_by_one)]
-    assert lines[0] == "WARNING: the bytes stored for backward are not the bytes predicted"
+    lines = [line.text for line in text.saved_lines(off_by_one)]
+    assert lines[0] == "WARNING: the bytes saved for backward are not the bytes predicted"
     assert lines[1] == "  in all: predicted 9,647,900 bytes, measured 9,647,899 bytes (-1)"
 
 
 def test_of_many_layers_that_differ_eight_are_named(report):
     many = {f"layers.{layer}": 10 for layer in range(40)}
-    lines = [line.text for line in text.stored_lines(report(predicted=many, measured={}))]
+    lines = [line.text for line in text.saved_lines(report(predicted=many, measured={}))]
     assert sum("predicted 10 bytes, measured 0 bytes (-10)" in line for line in lines) == 8
     assert "  and 32 more layers" in lines
 
@@ -56,11 +56,11 @@ def test_of_many_layers_that_differ_eight_are_named(report):
 def test_the_runs_own_setting_is_not_among_the_others(header, report):
     def others(**recompute):
         setting = setting_name(RecomputeConfig(**recompute))
-        return [line.text for line in text.stored_lines(report(setting=setting))][-1]
+        return [line.text for line in text.saved_lines(report(setting=setting))][-1]
 
     selective = "softmax dropout 2.30 MiB, core_attn dropout 1.17 MiB, all 0.982 MiB"
-    assert others(mode="none") == f"other settings:   {selective}, full 0.188 MiB"
-    assert others(mode="full", method="uniform") == f"other settings:   none 3.55 MiB, {selective}"
+    assert others(mode="none") == f"other settings:  {selective}, full 0.188 MiB"
+    assert others(mode="full", method="uniform") == f"other settings:  none 3.55 MiB, {selective}"
     assert "all" not in others(mode="selective", modules=["gelu", "softmax", "layernorm", "core_attn", "dropout"])
 
 
@@ -106,7 +106,7 @@ def test_what_a_summary_does_not_know_is_left_out(summary):
         best_valid_loss=None,
         tokens_per_s=None,
         step_ms=None,
-        stored_bytes=None,
+        saved_bytes=None,
         peak_bytes=None,
         peak_kind="of tensors",
     )

@@ -47,7 +47,7 @@ def test_the_history_has_every_step_over_tokens(recorded):
     assert {metric["glob_name"]: metric["step_metric"] for metric in of_kind(records, "metric")} == dict.fromkeys(
         ["train/*", "eval/*", "mem/*", "perf/*", "data/*"], "tokens"
     )
-    none = {"train/loss_difference": 0, "mem/stored_bytes": 4096, "mem/peak_bytes": 20000}
+    none = {"train/loss_difference": 0, "mem/saved_bytes": 4096, "mem/peak_bytes": 20000}
     assert logged(records) == [
         {"step": 1, "tokens": 1000, "train/loss": 8.5, "train/grad_norm": 1.5, **none},
         {
@@ -129,14 +129,14 @@ def test_the_whole_holds_table_figures_and_verdict(recorded):
         "step ms, 20 %": 160,
         "step ms, 80 %": 640,
         "tokens/s": 3125,
-        "stored bytes, predicted": 1024,
-        "stored bytes, measured": 1024,
+        "saved bytes, predicted": 1024,
+        "saved bytes, measured": 1024,
         "peak bytes of tensors": 5000,
         "peak bytes": 16000,
         "mfu": None,
         "hfu": None,
         "step time against none": 1.875,
-        "stored bytes saved against none": 3072,
+        "saved bytes saved against none": 3072,
         "same bits as": "none",
         "same bits": True,
         "failure": None,
@@ -158,7 +158,7 @@ def test_a_training_run_of_the_group_overlays_the_comparison(recorded):
     assert head["display_name"] == "selective"  # as the row of a comparison is called
     assert of_kind(recorded.training, "metric") == of_kind(recorded.runs["full"], "metric")
     training, comparison = logged(recorded.training), logged(recorded.runs["full"])
-    shared = {"step", "tokens", "train/loss", "mem/stored_bytes", "perf/step_ms", "perf/tokens_per_s"}
+    shared = {"step", "tokens", "train/loss", "mem/saved_bytes", "perf/step_ms", "perf/tokens_per_s"}
     assert shared <= training[0].keys()
     assert shared <= comparison[1].keys()
     headline = {"perf/median_step_ms", "perf/median_tokens_per_s", "mem/predicted_bytes", "mem/measured_bytes"}

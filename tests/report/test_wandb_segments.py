@@ -120,9 +120,9 @@ def _steps_alone(records):
 
 def test_memory_is_there_for_every_step(segments):
     for records in segments.runs:
-        for column in ("mem/stored_bytes", "mem/peak_bytes", "mem/resident_bytes", "perf/data_ms"):
+        for column in ("mem/saved_bytes", "mem/peak_bytes", "mem/resident_bytes", "perf/data_ms"):
             assert rows(records, column).keys() == rows(records, "train/loss").keys()
-    none, full, _ = (set(rows(records, "mem/stored_bytes").values()) for records in segments.runs)
+    none, full, _ = (set(rows(records, "mem/saved_bytes").values()) for records in segments.runs)
     assert min(none) > max(full)
 
 

@@ -47,7 +47,7 @@ def assert_all_is_recorded(records):
         ["train/*", "eval/*", "mem/*", "perf/*", "data/*"], "tokens"
     )
     assert config["series"] == {"id": run["run_id"], "first_step": 1}
-    known = {"train/lr": 0.001, "mem/stored_bytes": 9647900, "perf/step_ms": 500, "perf/tokens_per_s": 2048}
+    known = {"train/lr": 0.001, "mem/saved_bytes": 9647900, "perf/step_ms": 500, "perf/tokens_per_s": 2048}
     assert logged(records) == [
         {"step": 1, "samples": 8, "tokens": 1024, "train/loss": 8.4, **known},
         {"step": 2, "samples": 16, "tokens": 2048, "train/loss": 8.3, **known},
@@ -58,7 +58,7 @@ def assert_all_is_recorded(records):
         "mem/predicted_bytes": 9647900,
         "mem/measured_bytes": 9647900,
         "mem/prediction_exact": True,
-        "mem/stored_bytes": 9647900,
+        "mem/saved_bytes": 9647900,
         "mem/peak_bytes": 3 * 2**30,
     }
     assert result["eval/best_loss"] == 6.25

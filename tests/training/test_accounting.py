@@ -8,9 +8,9 @@ from megaselect.build import build_model
 from megaselect.config import RecomputeConfig
 from megaselect.data.sampler import TokenSource
 from megaselect.data.tokenizer import Tokenizer, train_tokenizer
-from megaselect.recompute.ledger import record
-from megaselect.recompute.plan import make_plan
-from megaselect.training.accounting import describe_recompute, step_flops, stored_report
+from megaselect.ledger import record
+from megaselect.recomputation.plan import make_plan
+from megaselect.training.accounting import describe_recompute, saved_report, step_flops
 from megaselect.training.sampling import sample_text
 
 MODES = {
@@ -47,7 +47,7 @@ def config(request, make_config):
     return make_config(**MODES[request.param])
 
 
-def plan_of(config):
+def config_plan(config):
     return make_plan(config.recompute, config.model.num_layers)
 
 
@@ -58,20 +58,20 @@ def test_step_flops_are_those_that_torch_counts(config, source):
         model(batch.tokens, batch.targets, batch.sample_index).backward()
     micro_batches = config.training.global_batch_size // config.training.micro_batch_size
     assert micro_batches == 2
-    assert step_flops(config, 4, plan_of(config)).hardware == micro_batches * counter.get_total_flops()
+    assert step_flops(config, 4, config_plan(config)).hardware == micro_batches * counter.get_total_flops()
 
 
 def test_model_flops_are_the_same_in_every_mode(config, make_config):
-    none = step_flops(make_config(), 4, plan_of(make_config()))
-    assert step_flops(config, 4, plan_of(config)).model == none.model == none.hardware
+    none = step_flops(make_config(), 4, config_plan(make_config()))
+    assert step_flops(config, 4, config_plan(config)).model == none.model == none.hardware
 
 
-def test_stored_report_matches_a_real_forward_pass(config, source):
+def test_saved_report_matches_a_real_forward_pass(config, source):
     model = build_model(config)
     batch = source.batch(0, config.training.micro_batch_size)
     with record(model) as ledger:
         model(batch.tokens, batch.targets, batch.sample_index)
-    report = stored_report(config, 4, plan_of(config), ledger)
+    report = saved_report(config, 4, config_plan(config), ledger)
     assert report.matches
     assert report.measured_total == ledger.total > sum(report.measured.values()) > 0
     assert "" not in report.measured
@@ -87,7 +87,7 @@ def test_alternatives_are_what_a_run_with_that_setting_keeps_in_a_layer(make_con
         model, batch = build_model(config), source.batch(0, 2)
         with record(model) as ledger:
             model(batch.tokens, batch.targets, batch.sample_index)
-        reports[each] = stored_report(config, 4, plan_of(config), ledger)
+        reports[each] = saved_report(config, 4, config_plan(config), ledger)
     assert set(reports[mode].measured.values()) == {reports["selective"].alternatives[names[mode]]}
 
 

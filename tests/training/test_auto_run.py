@@ -5,11 +5,11 @@ import json
 import pytest
 
 from megaselect.config import Config
-from megaselect.recompute.auto import assumed_costs, problem_of, smallest_peak
-from megaselect.recompute.cost import cpu_speed
-from megaselect.recompute.peak import step_peak
-from megaselect.recompute.plan import Chunk, RecomputePlan, everything_kept
-from megaselect.recompute.theory import stored_bytes
+from megaselect.planning.auto import assumed_costs, problem_of, smallest_peak
+from megaselect.prediction.assumed_time import cpu_speed
+from megaselect.prediction.peak import step_peak
+from megaselect.prediction.saved_bytes import saved_bytes
+from megaselect.recomputation.plan import Chunk, RecomputePlan, no_recompute
 from megaselect.training.automatic import PLAN_FILE
 
 # Wide enough that activations are the greater part; steps between which a run can stop.
@@ -27,7 +27,7 @@ def problem(make_config):
 def range_of_budgets(make_config):
     """The least that any plan needs, and what `none` needs, in bytes."""
     model = problem(make_config)
-    everything = step_peak(model.shape, everything_kept(model.layers), model.static, model.situation)
+    everything = step_peak(model.shape, no_recompute(model.layers), model.static, model.situation)
     return smallest_peak(model, assumed_costs(model.shape, cpu_speed())).bytes, everything.bytes
 
 
@@ -39,7 +39,7 @@ def loaded_plan(run_dir):
     saved = json.loads((run_dir / PLAN_FILE).read_text())
     modules = [frozenset(each["modules"]) for each in saved["chunks"] for _ in range(each["count"])]
     chunks = [Chunk(each["first"], each["count"], each["checkpointed"]) for each in saved["chunks"]]
-    return saved, RecomputePlan("auto", tuple(modules), tuple(chunks), saved["rebuild_embedding_mask"])
+    return saved, RecomputePlan("auto", tuple(modules), tuple(chunks), saved["recompute_embedding_mask"])
 
 
 @pytest.fixture
@@ -57,30 +57,30 @@ def run_dirs(run_here, run_child, dataset, make_config, tmp_path):
 def test_a_run_within_a_budget(run_dirs, run_here, make_config, read_metrics, read_tensors, capsys):
     child, auto, budget, none = run_dirs
     assert (child.returncode, child.stderr) == (0, "")
-    kept, rebuilt = read_metrics(none), read_metrics(auto)
+    kept, recomputed = read_metrics(none), read_metrics(auto)
     for name in ("loss", "grad_norm"):
-        assert [line[name] for line in rebuilt] == [line[name] for line in kept[:4]]
-    assert_plan_is_told(child.stdout, auto, budget, make_config, rebuilt)
+        assert [line[name] for line in recomputed] == [line[name] for line in kept[:4]]
+    assert_plan_is_told(child.stdout, auto, budget, make_config, recomputed)
     saved = Config.from_yaml(auto / "config.yaml").to_dict()["recompute"]
     assert saved == {"mode": "auto", "memory": megabytes(budget)}
     again = ("--recompute", "auto", "--memory", megabytes(budget), "--run-dir", auto)
     assert run_here(*RUN, *again, "--max-steps", 8) == 0
     assert "note: continuing from step 4" in capsys.readouterr().out
     assert [line["loss"] for line in read_metrics(auto)] == [line["loss"] for line in kept]
-    kept, rebuilt = read_tensors(none, 8), read_tensors(auto, 8)
-    assert [name for name in kept if not kept[name].equal(rebuilt[name])] == []
+    kept, recomputed = read_tensors(none, 8), read_tensors(auto, 8)
+    assert [name for name in kept if not kept[name].equal(recomputed[name])] == []
 
 
 def assert_plan_is_told(output, run_dir, budget, make_config, metrics):
-    """The plan in the run directory is within the budget, is what the run stored, and is printed in 80 columns."""
+    """The plan in the run directory is within the budget, is what the run saved, and is printed in 80 columns."""
     model = problem(make_config)
     saved, plan = loaded_plan(run_dir)
     peak = step_peak(model.shape, plan, model.static, model.situation)
     assert (saved["predicted_peak_bytes"], saved["predicted_peak_moment"]) == peak
     assert peak.bytes <= saved["budget_bytes"] == budget
     extra = saved["extra_seconds_per_micro_batch"]  # by measured times: on a busy machine none may look as slow
-    assert {line["stored_bytes"] for line in metrics} == {stored_bytes(model.shape, plan)}
-    assert stored_bytes(model.shape, plan) < stored_bytes(model.shape, everything_kept(3))
+    assert {line["saved_bytes"] for line in metrics} == {saved_bytes(model.shape, plan)}
+    assert saved_bytes(model.shape, plan) < saved_bytes(model.shape, no_recompute(3))
     words = " ".join(output.split())
     assert f" recompute auto: {saved['description']} " in words
     held, room = f"{peak.bytes / 2**20:.2f} MiB", f"{budget / 2**20:.2f} MiB"
@@ -98,7 +98,7 @@ def test_without_a_budget_everything_is_kept_where_it_fits(run_here, capsys, tmp
     words = " ".join(capsys.readouterr().out.split())
     assert " recompute auto: layers 0-2 none " in words
     assert "; as fast as none " in words
-    assert loaded_plan(tmp_path / "run")[1] == everything_kept(3, mode="auto")
+    assert loaded_plan(tmp_path / "run")[1] == no_recompute(3, mode="auto")
     assert Config.from_yaml(tmp_path / "run" / "config.yaml").to_dict()["recompute"] == {"mode": "auto", "memory": None}
 
 

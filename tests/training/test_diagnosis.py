@@ -10,7 +10,7 @@ import torch
 
 from megaselect.build import build_model
 from megaselect.data.sampler import TokenSource
-from megaselect.recompute.compiled import is_compiled
+from megaselect.models.gpt.compiled import is_compiled
 from megaselect.training.diagnosis import Finding, diagnose
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.state import RunState

@@ -6,7 +6,7 @@ import torch
 from megaselect.build import build_model
 from megaselect.data.sampler import TokenSource
 from megaselect.errors import DataError
-from megaselect.recompute.compiled import is_compiled
+from megaselect.models.gpt.compiled import is_compiled
 from megaselect.training.evaluate import evaluate
 
 WINDOWS = 21

@@ -6,10 +6,10 @@ import pytest
 
 from megaselect.cli.train import parse_train_args
 from megaselect.config import Config
-from megaselect.recompute.named import FLAGS, NAMED
-from megaselect.recompute.peak import predicted_peak
-from megaselect.recompute.plan import Chunk, RecomputePlan, everything_kept, make_plan
-from megaselect.recompute.theory import Shape, stored_bytes
+from megaselect.prediction.peak import predicted_peak
+from megaselect.prediction.saved_bytes import LayerShape, saved_bytes
+from megaselect.recomputation.plan import Chunk, RecomputePlan, make_plan, no_recompute
+from megaselect.recomputation.presets import FLAGS, NAMED
 from megaselect.training.memory_choices import Failed
 
 BF16_BYTES = 2
@@ -18,7 +18,7 @@ MIXED = RecomputePlan(
     "auto",
     (frozenset(), *[frozenset({"softmax", "dropout"})] * 11),
     (Chunk(0, 1, True), *[Chunk(layer, 1, False) for layer in range(1, 12)]),
-    rebuild_embedding_mask=True,
+    recompute_embedding_mask=True,
 )
 
 
@@ -59,7 +59,7 @@ DEEP = {"num_layers": 576, "hidden_size": 32, "seq_length": 2048, "attention": "
         (config_of({"mode": "full", "num_layers": 6}), None, []),
         (config_of({"mode": "full"}), None, []),  # sqrt keeps less, with a higher peak
         (config_of(**DEEP), None, ["all", "full", "full: sqrt"]),
-        (config_of({"mode": "auto"}), everything_kept(12, mode="auto"), ALL_OF_THEM),
+        (config_of({"mode": "auto"}), no_recompute(12, mode="auto"), ALL_OF_THEM),
         (config_of({"mode": "auto"}), MIXED, ["core_attn dropout", "all", "full"]),
     ],
 )
@@ -70,10 +70,10 @@ def test_each_next_mode_keeps_less_and_has_no_higher_peak(config, plan, names):
 @pytest.mark.parametrize("model", [{}, {"attention": "fused"}, {"dropout_p": 0}])
 def test_choices_have_the_bytes_of_the_theory(model):
     config = config_of(micro=4, **model)
-    shape = Shape.of(config, BF16_BYTES)
+    shape = LayerShape.of(config, BF16_BYTES)
     plans = {name: make_plan(settings, 12) for name, settings in NAMED.items()}
-    assert [(choice.name, choice.plan, choice.stored, choice.peak) for choice in failed_with(config).choices()] == [
-        (name, plan, stored_bytes(shape, plan), predicted_peak(shape, plan, micro_batches=4, on_gpu=True).bytes)
+    assert [(choice.name, choice.plan, choice.saved, choice.peak) for choice in failed_with(config).choices()] == [
+        (name, plan, saved_bytes(shape, plan), predicted_peak(shape, plan, micro_batches=4, on_gpu=True).bytes)
         for name, plan in plans.items()
     ]
 
@@ -89,10 +89,10 @@ def test_what_fits_has_a_peak_within_the_budget_and_below_that_of_what_ran_out()
 
 def test_a_smaller_micro_batch_divides_the_global_batch_and_is_the_largest_that_fits():
     config = config_of(micro=12, total=24)
-    failed, plan = failed_with(config), everything_kept(12)
+    failed, plan = failed_with(config), no_recompute(12)
 
     def peak(batch):
-        shape = Shape.of(config, BF16_BYTES, batch)
+        shape = LayerShape.of(config, BF16_BYTES, batch)
         return predicted_peak(shape, plan, micro_batches=24 // batch, on_gpu=True).bytes
 
     assert failed.smaller_micro_batch(plan, 2**40) == (8, peak(8))

@@ -13,7 +13,7 @@ from megaselect.build import build_model
 from megaselect.config import Config
 from megaselect.data.sampler import TokenSource
 from megaselect.training import nonfinite
-from megaselect.training.nonfinite import MOST_IN_A_ROW
+from megaselect.training.nonfinite import MAX_IN_A_ROW
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it
 import poison
@@ -112,12 +112,12 @@ def test_many_in_a_row_stop_a_run_that_leaves_them_out(refused, read_strictly, t
     """The step before made weights that are finite and useless."""
     flags = ("--training.lr", 1e30, "--training.warmup-steps", 0, "--max-steps", 40, "--on-nonfinite", "skip")
     error = refused(*flags, "--training.save-interval", 0, *ALONE, "--run-dir", tmp_path)
-    assert f"{MOST_IN_A_ROW} such steps in a row: begin again in another --run-dir with a lower --training.lr" in error
+    assert f"{MAX_IN_A_ROW} such steps in a row: begin again in another --run-dir with a lower --training.lr" in error
     lines = read_strictly(tmp_path)
-    assert len(lines) == MOST_IN_A_ROW
-    assert [line["skipped_steps"] for line in lines] == list(range(MOST_IN_A_ROW))
+    assert len(lines) == MAX_IN_A_ROW
+    assert [line["skipped_steps"] for line in lines] == list(range(MAX_IN_A_ROW))
     assert list(tmp_path.glob("checkpoints/step-*")) == []  # nobody should continue from such weights
-    report = json.loads((tmp_path / "nonfinite" / f"step-{MOST_IN_A_ROW + 1}" / "report.json").read_text())
+    report = json.loads((tmp_path / "nonfinite" / f"step-{MAX_IN_A_ROW + 1}" / "report.json").read_text())
     assert report["checkpoint"] is None
 
 

@@ -70,8 +70,8 @@ def test_resuming_in_another_recompute_mode_gives_the_same_bits(
     whole, parts = whole_run("--dtype", dtype), four_steps("--dtype", dtype)
     assert run_here(*EIGHT, "--dtype", dtype, "--recompute", "full", "--run-dir", parts) == 0
     assert_same_run(parts, whole)
-    stored = [line["stored_bytes"] for line in read_metrics(parts)]
-    assert stored[3] > stored[4]
+    saved = [line["saved_bytes"] for line in read_metrics(parts)]
+    assert saved[3] > saved[4]
 
 
 def test_resuming_from_a_path_leaves_the_run_that_it_came_from(

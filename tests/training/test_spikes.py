@@ -19,7 +19,7 @@ CURVE = json.loads((Path(__file__).parent / "tiny_loss_curve.json").read_text())
 def spikes_in(losses, detector=None):
     """Places at which a spike is told of."""
     detector = detector or SpikeDetector()
-    return [place for place, loss in enumerate(losses) if detector.hear(loss)]
+    return [place for place, loss in enumerate(losses) if detector.update(loss)]
 
 
 def noise(count, mean=3.0, deviation=0.05, seed=0):
@@ -47,7 +47,7 @@ def test_long_noise_has_none():
 
 def test_what_is_said():
     detector = SpikeDetector([2.0] * 40)
-    assert str(detector.hear(3.14159)) == "loss spike: 3.142 after 2 (median of the last 40)"
+    assert str(detector.update(3.14159)) == "loss spike: 3.142 after 2 (median of the last 40)"
 
 
 def test_small_moves_of_a_loss_that_stands_still_are_none():

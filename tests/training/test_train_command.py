@@ -7,8 +7,8 @@ import subprocess
 import pytest
 
 from megaselect.config import Config
-from megaselect.recompute.plan import make_plan
-from megaselect.recompute.theory import Shape, stored_bytes
+from megaselect.prediction.saved_bytes import LayerShape, saved_bytes
+from megaselect.recomputation.plan import make_plan
 
 STEPS = 6
 MODES = {
@@ -21,7 +21,7 @@ MODES = {
 IN_CHILDREN = ("none", "selective")  # as a user runs them; the other modes run here, in a fraction of the time
 KEYS = [
     *("step", "samples", "tokens", "loss", "grad_norm", "lr", "step_ms", "tokens_per_s", "mfu", "hfu"),
-    *("stored_bytes", "peak_bytes", "allocated_bytes", "reserved_bytes", "resident_bytes", "skipped_steps"),
+    *("saved_bytes", "peak_bytes", "allocated_bytes", "reserved_bytes", "resident_bytes", "skipped_steps"),
     *("data_ms", "forward_ms", "backward_ms", "optimizer_ms"),
 ]
 EVALUATED = (3, 6)
@@ -51,7 +51,7 @@ def test_metrics_hold_one_object_a_step_with_exactly_the_named_keys(runs, mode, 
     assert [line["samples"] for line in metrics] == [4, 8, 12, 16, 20, 24]
     assert [line["tokens"] for line in metrics] == [64, 128, 192, 256, 320, 384]
     assert all(line["mfu"] is None and line["hfu"] is None for line in metrics)  # the CPU's peak is not on file
-    assert all(line["peak_bytes"] >= line["resident_bytes"] > line["stored_bytes"] for line in metrics)
+    assert all(line["peak_bytes"] >= line["resident_bytes"] > line["saved_bytes"] for line in metrics)
     assert all(line["allocated_bytes"] is line["reserved_bytes"] is None for line in metrics)  # only a GPU has them
     for line in metrics:
         assert line["tokens_per_s"] * line["step_ms"] == pytest.approx(64e3, rel=1e-12)
@@ -62,9 +62,9 @@ def test_metrics_hold_one_object_a_step_with_exactly_the_named_keys(runs, mode, 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "none"])
 def test_losses_and_gradients_are_those_of_none_to_the_bit(runs, mode, read_metrics):
-    kept, rebuilt = read_metrics(runs["none"][0]), read_metrics(runs[mode][0])
+    kept, recomputed = read_metrics(runs["none"][0]), read_metrics(runs[mode][0])
     for name in ("loss", "grad_norm", "lr"):
-        assert [line[name] for line in rebuilt] == [line[name] for line in kept]
+        assert [line[name] for line in recomputed] == [line[name] for line in kept]
 
 
 def test_losses_differ_from_step_to_step(runs, read_metrics):
@@ -73,21 +73,21 @@ def test_losses_differ_from_step_to_step(runs, read_metrics):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_weights_are_those_of_none_to_the_bit(runs, mode, read_tensors):
-    kept, rebuilt = read_tensors(runs["none"][0], STEPS), read_tensors(runs[mode][0], STEPS)
-    assert kept.keys() == rebuilt.keys()
-    assert all(kept[name].equal(rebuilt[name]) for name in kept)
+    kept, recomputed = read_tensors(runs["none"][0], STEPS), read_tensors(runs[mode][0], STEPS)
+    assert kept.keys() == recomputed.keys()
+    assert all(kept[name].equal(recomputed[name]) for name in kept)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_stored_bytes_are_those_that_the_theory_predicts(runs, mode, read_metrics):
+def test_saved_bytes_are_those_that_the_theory_predicts(runs, mode, read_metrics):
     run_dir, _ = runs[mode]
     config = Config.from_yaml(run_dir / "config.yaml")
-    predicted = stored_bytes(Shape.of(config, 4), make_plan(config.recompute, config.model.num_layers))
-    assert {line["stored_bytes"] for line in read_metrics(run_dir)} == {predicted}
+    predicted = saved_bytes(LayerShape.of(config, 4), make_plan(config.recompute, config.model.num_layers))
+    assert {line["saved_bytes"] for line in read_metrics(run_dir)} == {predicted}
 
 
-def test_stored_bytes_fall_from_mode_to_mode(runs, read_metrics):
-    sizes = [read_metrics(run_dir)[0]["stored_bytes"] for run_dir, _ in runs.values()]
+def test_saved_bytes_fall_from_mode_to_mode(runs, read_metrics):
+    sizes = [read_metrics(run_dir)[0]["saved_bytes"] for run_dir, _ in runs.values()]
     assert sizes[0] > sizes[1] > sizes[2] > sizes[3]
 
 

@@ -43,7 +43,7 @@ def test_right_checkpoints_pass_against_the_same_model_without(kind):
     assert details(report)["random numbers"] == "3 drawn again, each the same"
     assert report.subjects[0].figures["rerun_flops"] == 3 * 2 * (2 * 12 * 8 * 24)
     figures = report.subjects[0].figures
-    assert 0 < figures["stored_bytes"] < figures["stored_bytes_without_checkpointing"]
+    assert 0 < figures["saved_bytes"] < figures["saved_bytes_without_checkpointing"]
 
 
 def test_a_right_function_of_one_s_own_passes_against_differences():

@@ -52,7 +52,7 @@ def test_the_table_of_a_sound_config(verify, capsys):
         "bytes",
         "again",
         "gradients",
-        "stored",
+        "saved",
     ]
     assert lines[2].split()[:8] == ["unfused", "none", "✓", "-", "✓", "✓", "✓", "✓"]
     assert lines[-1] == "passed: 91 checks of 18 settings"

@@ -10,14 +10,14 @@ from tiny_models import make_batch, make_config
 
 from megaselect.data.sampler import Batch
 from megaselect.errors import RecomputeError
-from megaselect.kernels import attention_twin, bias_dropout_residual, softmax_dropout
-from megaselect.model import block
-from megaselect.model.layers import LayerNorm
-from megaselect.recompute.plan import Chunk, RecomputePlan, make_plan
+from megaselect.kernels import attention_fallback, bias_dropout_residual, softmax_dropout
+from megaselect.models.gpt import block
+from megaselect.models.gpt.layers import LayerNorm
+from megaselect.recomputation.plan import Chunk, RecomputePlan, make_plan
 from megaselect.verification import own_model, settings, step
 from megaselect.verification.settings import SETTINGS
 
-DROPPING = ["dropout", "softmax dropout", "core_attn dropout", "all", "full"]  # what rebuilds every mask
+DROPPING = ["dropout", "softmax dropout", "core_attn dropout", "all", "full"]  # what recomputes every mask
 
 
 def report_of(recompute=None, batches=1, attentions=None, only=tuple(SETTINGS), **more):
@@ -68,7 +68,7 @@ def test_every_setting_of_every_attention_passes(name):
     assert report.passed, str(report)
     checked = [subject for subject in report.subjects if subject.checks]
     assert {check.outcome for subject in checked for check in subject.checks} == {"passed"}
-    assert all(subject.figures["stored_bytes"] == subject.figures["predicted_stored_bytes"] for subject in checked)
+    assert all(subject.figures["saved_bytes"] == subject.figures["predicted_saved_bytes"] for subject in checked)
     attentions = {subject.attention for subject in report.subjects}
     assert attentions == {"unfused", "fused"} | ({"sdpa"} if name.split()[0] in ("without", "hidden") else set())
 
@@ -85,13 +85,13 @@ def test_every_check_is_made_and_the_report_is_json():
     assert by_place["fused", "softmax"]["left_out"].startswith("saves nothing here: fused attention keeps no scores")
     full = by_place["unfused", "full"]
     assert full["rerun"]["megaselect.gelu"] == 3
-    assert full["stored_bytes"] < by_place["unfused", "all"]["stored_bytes"] < by_place["fused", "none"]["stored_bytes"]
+    assert full["saved_bytes"] < by_place["unfused", "all"]["saved_bytes"] < by_place["fused", "none"]["saved_bytes"]
 
 
 def assert_own_setting_is_verified(recompute):
     report = unfused_report(recompute=recompute, num_layers=3, only=["none", "full"])
     assert report.passed, str(report)
-    kept = {subject.name: subject.figures["stored_bytes"] for subject in report.subjects}
+    kept = {subject.name: subject.figures["saved_bytes"] for subject in report.subjects}
     assert list(kept) == ["none", "full", "the config's own"]
     assert kept["full"] < kept["the config's own"] < kept["none"]
 
@@ -104,7 +104,7 @@ def test_the_plan_that_auto_makes_is_verified(monkeypatch):
     """Which one it makes is a matter of times, here of a choice: each layer in another way."""
     modules = (frozenset({"gelu", "softmax"}), frozenset(), frozenset({"core_attn", "dropout", "layernorm"}))
     chunks = (Chunk(0, 1, False), Chunk(1, 1, True), Chunk(2, 1, False))
-    plan = RecomputePlan("auto", modules, chunks, rebuild_embedding_mask=True)
+    plan = RecomputePlan("auto", modules, chunks, recompute_embedding_mask=True)
     monkeypatch.setattr(settings, "plan_automatically", lambda config, model: SimpleNamespace(plan=plan))
     assert_own_setting_is_verified({"mode": "auto"})
 
@@ -174,7 +174,7 @@ def test_another_seed_in_a_second_run_is_named(monkeypatch):
 
 def test_a_mask_that_is_wrong_in_every_mode_alike_is_named(monkeypatch):
     """Fused attention makes its mask anew in every mode: bits cannot show it, values and fp64 do."""
-    in_backward_only(monkeypatch, attention_twin, attention_twin, "_keep", shifted_by_a_column)
+    in_backward_only(monkeypatch, attention_fallback, attention_fallback, "_keep", shifted_by_a_column)
     report = report_of()
     assert failed(report) == {}
     broken = each([*DROPPING, "layernorm", "gelu"], "masks") | each(["none"], "masks", "near fp64")
@@ -192,8 +192,8 @@ def test_statistics_of_another_sample_are_found_where_probs_are_rebuilt(monkeypa
 
     monkeypatch.setattr(softmax_dropout.TorchTwin, "backward", staticmethod(backward))
     report = unfused_report()
-    rebuilding = ["softmax", "core_attn", "softmax dropout", "core_attn dropout", "all", "full"]
-    assert failed(report) == each(rebuilding, "same bits")
+    recomputing = ["softmax", "core_attn", "softmax dropout", "core_attn dropout", "all", "full"]
+    assert failed(report) == each(recomputing, "same bits")
     fault = detail(report, "unfused", "softmax", "same bits")
     assert fault.startswith("token_embedding.weight differs in ")
     assert "of the largest)" in fault
@@ -215,7 +215,7 @@ class Hiding(torch.autograd.Function):
 def test_a_tensor_that_is_not_saved_where_it_is_predicted_is_named(monkeypatch):
     monkeypatch.setattr(block, "gelu", Hiding.apply)
     report = unfused_report()
-    # Where gelu is rebuilt the region keeps the same tensor, and in full there is none to keep.
+    # Where gelu is recomputed the region keeps the same tensor, and in full there is none to keep.
     assert failed(report) == each(SETTINGS.keys() - {"gelu", "all", "full", "full sqrt"}, "bytes")
     size = 21 * 2 * 80 * 4
     assert detail(report, "unfused", "none", "bytes").startswith(

@@ -1,0 +1,1 @@
+"""Families of models, a package each: the maths, and what the packages below are told about it."""

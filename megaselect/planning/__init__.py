@@ -1,0 +1,1 @@
+"""The fastest plan within a budget of bytes. Needs no torch."""

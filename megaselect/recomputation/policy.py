@@ -1,0 +1,48 @@
+"""What the model asks about storage. It never asks which mode is on; megaselect.recompute answers.
+
+A layer asks its LayerPolicy what each op may save for backward, and hands it the parts that may be computed again. The
+model hands its StackPolicy the whole stack of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+Region = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class LayerPolicy:
+    """Keeps everything, as plain autograd would: the base of all policies."""
+
+    save_probs: bool = True
+    save_attention_mask: bool = True
+    save_hidden_masks: bool = True
+    fuse_layernorm: bool = True  # the second layernorm in one op with the dropout and residual before it: the same bits
+
+    def core_attention(self, region: Region, *tensors: Tensor) -> Tensor:
+        """Run scores, softmax, dropout and the product with V."""
+        return region(*tensors)
+
+    def linear(self, kind: str, linear: nn.Module, made: Tensor, recompute: Region, source: Tensor) -> Tensor:
+        """linear(made), where made = recompute(source).
+
+        kind: "layernorm" or "gelu", whichever made it. A policy may have it made again in backward instead of kept.
+        """
+        return linear(made)
+
+
+@dataclass(frozen=True)
+class StackPolicy:
+    """Runs the layers one after the other and keeps what each of them keeps."""
+
+    save_embedding_mask: bool = True
+
+    def run(self, layers: Sequence[Callable[[Tensor, Tensor], Tensor]], x: Tensor, sample_index: Tensor) -> Tensor:
+        """The last layer's output [s, b, h]."""
+        for layer in layers:
+            x = layer(x, sample_index)
+        return x

@@ -1,0 +1,15 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "models")]  # importlib mode leaves test folders off it
+
+from recompute_settings import SETTINGS  # noqa: E402
+
+
+@pytest.fixture(params=SETTINGS)
+def setting(request):
+    """Every recompute setting in turn."""
+    return SETTINGS[request.param]
