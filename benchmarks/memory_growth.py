@@ -29,7 +29,7 @@ def measure(config_name: str, setting: Any, steps: int, device: Any) -> dict[int
     from benchmarks.settings import read_config
     from benchmarks.step_cases import step
     from megaselect.devices import resolve_dtype
-    from megaselect.training.clock import Clock
+    from megaselect.training.phases import Clock
 
     config = read_config(config_name)
     family = megaselect_family(config, [setting], device, resolve_dtype("auto", device))

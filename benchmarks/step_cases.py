@@ -26,12 +26,12 @@ from benchmarks.runner import Bench, Case, Row
 from benchmarks.settings import BenchConfig, Setting
 from benchmarks.timing import summary
 from megaselect import ledger
-from megaselect.comparison.quantiles import quantiles
+from megaselect.comparison.step_times import quantiles
 from megaselect.devices import peak_flops, synchronise
 from megaselect.prediction.flops import micro_batch_flops
 from megaselect.prediction.saved_bytes import LayerShape, saved_bytes
 from megaselect.recomputation.plan import make_plan
-from megaselect.training.clock import Clock
+from megaselect.training.phases import Clock
 
 PHASES = ("forward", "backward", "optimizer")
 FEWEST_ROUNDS = 3

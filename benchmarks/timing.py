@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from benchmarks.device import free_memory
-from megaselect.comparison.quantiles import quantiles
+from megaselect.comparison.step_times import quantiles
 from megaselect.devices import is_out_of_memory
-from megaselect.training.clock import Clock
+from megaselect.training.phases import Clock
 
 FLUSH_BYTES = 1 << 28  # far more than any second-level cache holds
 WARM_UP_CALLS = 3

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
+import sys
 from pathlib import Path
 
 _STATM = Path("/proc/self/statm")  # this process's size and, sixth, its private writable memory, in pages
@@ -32,3 +34,21 @@ def _left_by_limits() -> list[int]:
     limits = {kind: resource.getrlimit(kind)[0] for kind in used}
     page_bytes = os.sysconf("SC_PAGE_SIZE")
     return [limit - used[kind] * page_bytes for kind, limit in limits.items() if limit != resource.RLIM_INFINITY]
+
+
+def resident_bytes() -> int | None:
+    """The process's resident size; None where the system does not say."""
+    with contextlib.suppress(OSError):
+        pages = int(_STATM.read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def peak_resident_bytes() -> int:
+    """The process's largest resident size so far."""
+    # First /proc: getrusage also counts, on Linux, what the process that started this one held at that moment.
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

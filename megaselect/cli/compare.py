@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megaselect.cli.commands import SETTINGS_OF_COMMAND
 from megaselect.cli.flags import CommandFlags, RunCommand, parse_run_args
-from megaselect.cli.taken import SETTINGS_OF_COMMAND
 from megaselect.errors import ComparisonError, DeviceError
 from megaselect.units import parse_size, size_notes
 

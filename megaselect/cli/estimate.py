@@ -6,8 +6,8 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from megaselect.cli.commands import SETTINGS_OF_COMMAND
 from megaselect.cli.flags import CommandFlags, parse_run_args
-from megaselect.cli.taken import SETTINGS_OF_COMMAND
 from megaselect.errors import ConfigError
 from megaselect.prediction.parallel import Parallel
 from megaselect.prediction.weights import SHARDINGS

@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 import megaselect
-from megaselect.cli.taken import commands_with
+from megaselect.cli.commands import commands_with
 from megaselect.config import Config, iter_settings
 from megaselect.config.format_value import one_line_errors
 from megaselect.config.messages import nearest_setting

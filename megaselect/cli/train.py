@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megaselect.cli.commands import SETTINGS_OF_COMMAND
 from megaselect.cli.flags import CommandFlags, RunCommand, parse_run_args
-from megaselect.cli.taken import SETTINGS_OF_COMMAND
 
 if TYPE_CHECKING:
     from megaselect.config import Config

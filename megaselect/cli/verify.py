@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from megaselect.cli.commands import SETTINGS_OF_COMMAND
 from megaselect.cli.flags import CommandFlags, RunCommand, parse_run_args
-from megaselect.cli.taken import SETTINGS_OF_COMMAND
 from megaselect.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -66,12 +66,14 @@ def _batch_count(options: argparse.Namespace) -> int:
 
 
 def _verify(command: RunCommand, count: int, progress: Progress) -> Report:
+    from megaselect.devices import free_bytes, resolve_device, resolve_dtype
+    from megaselect.estimation.memory_check import check_memory_to_verify
     from megaselect.training.data_choice import follow_vocabulary
     from megaselect.verification.own_model import verify_config
-    from megaselect.verification.room import check_room
 
     config, _ = follow_vocabulary(command.config)
-    check_room(config)
+    device = resolve_device(config.training.device)
+    check_memory_to_verify(config, resolve_dtype(config.training.dtype, device).itemsize, free_bytes(device))
     return verify_config(config, _batches(config, count), progress)
 
 

@@ -22,11 +22,11 @@ from megaselect.prediction.saved_bytes import LayerShape, saved_tensors
 from megaselect.prediction.weights import StaticBytes
 from megaselect.recomputation.plan import RecomputePlan
 from megaselect.training.accounting import saved_report, step_flops
-from megaselect.training.clock import Clock
 from megaselect.training.datasets import Datasets
 from megaselect.training.events import finite
-from megaselect.training.metrics import reset_peak_bytes
+from megaselect.training.memory import reset_peak_bytes
 from megaselect.training.optimizer import MixedPrecisionAdamW
+from megaselect.training.phases import Clock
 from megaselect.training.state import RunState
 from megaselect.training.step import StepOutcome, Stepper
 

@@ -12,9 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from megaselect.comparison.result import PeakBytes, TimelinePoint
 from megaselect.compatibility import MemoryHistory
+from megaselect.host_memory import peak_resident_bytes
 from megaselect.models.gpt.model import GPT
 from megaselect.prediction.weights import StaticBytes
-from megaselect.training.metrics import peak_resident_bytes
 from megaselect.training.optimizer import MixedPrecisionAdamW
 
 TIMELINE_POINTS = 300

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from megaselect.comparison.children import Ask
 from megaselect.comparison.measurement import Answer, Task, TrainJob, TrainMeasurement
-from megaselect.comparison.room import shortage
 from megaselect.comparison.settings import Row
 from megaselect.comparison.summary import Measured
 from megaselect.errors import ComparisonError
+from megaselect.estimation.memory_check import missing_for_training
 from megaselect.units import size
 
 Report = Callable[[str], None]
@@ -44,7 +44,7 @@ def order(count: int, rounds: int) -> list[list[int]]:
 
 def run_rounds(rows: Sequence[Row], plan: Rounds, ask: Ask, report: Report) -> list[Measured]:
     """Measure all rows. A row that fails once is not tried again. Raises ComparisonError where none trains."""
-    measured = [Measured(row, failure=shortage(row.config)) for row in rows]
+    measured = [Measured(row, failure=missing_for_training(row.config)) for row in rows]
     total, done = len(rows) * plan.rounds, 0
     for number, places in enumerate(order(len(rows), plan.rounds), 1):
         for item in (measured[place] for place in places):

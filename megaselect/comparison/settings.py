@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 from megaselect.config import Config, ModelConfig, RecomputeConfig
-from megaselect.config.schema import MODULES
 from megaselect.errors import ComparisonError
-from megaselect.training.accounting import describe_recompute
+from megaselect.recomputation.presets import AUTO, PRESETS, setting_name
+from megaselect.recompute_modules import MODULES
 
 # The modes of the config's attention, and what not to recompute is worth with the attentions that keep no scores.
 DEFAULT_SETTINGS = (
@@ -23,16 +23,10 @@ DEFAULT_SETTINGS = (
     "sdpa none",
 )
 ATTENTIONS: tuple[str, ...] = get_args(ModelConfig.model_fields["attention"].annotation)
-_DEFAULT_MODULES = RecomputeConfig.model_fields["modules"].default
-_NAMED = {
-    "none": {"mode": "none"},
-    "selective": {"mode": "selective", "modules": _DEFAULT_MODULES},
-    "all": {"mode": "selective", "modules": MODULES},
-    "full": {"mode": "full"},
-    "auto": {"mode": "auto"},
-}
+_NAMED = {**PRESETS, AUTO: RecomputeConfig(mode=AUTO)}
+_WORDS = [name for name in _NAMED if not set(name.split()) <= set(MODULES)]
 GRAMMAR = (
-    f"a setting is {', '.join(list(_NAMED)[:-1])} or {list(_NAMED)[-1]}, or names of modules "
+    f"a setting is {', '.join(_WORDS[:-1])} or {_WORDS[-1]}, or names of modules "
     f"({', '.join(MODULES)}), with {', '.join(ATTENTIONS[:-1])} or {ATTENTIONS[-1]} before it for another attention"
 )
 
@@ -54,32 +48,32 @@ def make_rows(config: Config, names: Sequence[str]) -> list[Row]:
     """
     wanted = [_parse(name, config) for name in names]
     if config.recompute.mode != "none":
-        wanted.append((config.model.attention, config.to_dict()["recompute"]))
+        wanted.append((config.model.attention, config.recompute))
     rows: dict[str, Row] = {}
     for attention, recompute in wanted:
-        for section in (_NAMED["none"], recompute):
-            row = _row(config, attention, section)
+        for settings in (PRESETS["none"], recompute):
+            row = _row(config, attention, settings)
             rows.setdefault(row.name, row)
     return list(rows.values())
 
 
-def _parse(name: str, config: Config) -> tuple[str, dict[str, Any]]:
-    """(attention, recompute section) that a name means."""
+def _parse(name: str, config: Config) -> tuple[str, RecomputeConfig]:
+    """(attention, recompute settings) that a name means."""
     words = name.split()
     attention = words.pop(0) if words and words[0] in ATTENTIONS else config.model.attention
     rest = " ".join(words)
     if rest == config.recompute.mode == "auto":
-        return attention, config.to_dict()["recompute"]  # with its budget
+        return attention, config.recompute  # with its budget
     if rest in _NAMED:
         return attention, _NAMED[rest]
     if words and all(word in MODULES for word in words):
-        return attention, {"mode": "selective", "modules": tuple(dict.fromkeys(words))}
+        return attention, RecomputeConfig(mode="selective", modules=tuple(dict.fromkeys(words)))
     raise ComparisonError(f"--settings {name!r}: unknown setting; {GRAMMAR}")
 
 
-def _row(config: Config, attention: str, recompute: dict[str, Any]) -> Row:
-    sections = config.to_dict()
-    sections["recompute"], sections["model"]["attention"] = recompute, attention
+def _row(config: Config, attention: str, recompute: RecomputeConfig) -> Row:
+    sections = config.model_copy(update={"recompute": recompute}).to_dict()
+    sections["model"]["attention"] = attention
     note = None
     if attention == "sdpa" and config.model.attention_dropout_p:
         sections["model"]["attention_dropout_p"] = 0.0
@@ -89,14 +83,5 @@ def _row(config: Config, attention: str, recompute: dict[str, Any]) -> Row:
 
 
 def setting_label(attention: str, recompute: RecomputeConfig) -> str:
-    """What a row is called: `none`, `core_attn dropout`, `fused all`, `full: sqrt`. unfused is not spelled out."""
-    prefix = "" if attention == "unfused" else f"{attention} "
-    for name, section in _NAMED.items():
-        if _content(RecomputeConfig.model_validate(section)) == _content(recompute):
-            return prefix + name
-    return prefix + describe_recompute(recompute).removeprefix("selective: ").replace(", ", " ")
-
-
-def _content(recompute: RecomputeConfig) -> dict[str, Any]:
-    """What two equal settings share, in whichever order their modules were named."""
-    return {**recompute.model_dump(), "modules": set(recompute.modules)}
+    """What a row is called: `none`, `core_attn dropout`, `fused all`, `full sqrt`. unfused is not spelled out."""
+    return ("" if attention == "unfused" else f"{attention} ") + setting_name(recompute)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from megaselect.comparison.measurement import TrainMeasurement
-from megaselect.comparison.quantiles import quantiles
 from megaselect.comparison.result import Agreement, PeakBytes, SettingResult, Speed, Spread, StepSample
 from megaselect.comparison.settings import Row
+from megaselect.comparison.step_times import quantiles
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megaselect.comparison.result import SettingResult
-from megaselect.comparison.slowdown import slowdown
+from megaselect.comparison.step_times import slowdown
 from megaselect.units import size
 
 ROUGH = 1.25  # 80 over 20 % quantile of a setting's own steps

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from megaselect.config.blend import parse_blend
 from megaselect.config.layers import parse_layers
 from megaselect.errors import ConfigError
+from megaselect.recompute_modules import MODULES
 from megaselect.units import parse_duration, parse_size, parse_steps
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def check_recompute(recompute: RecomputeConfig) -> None:
     if not recompute.modules:
         raise SettingError(
             "recompute.modules is empty, so that selective would keep everything; "
-            "name one of softmax, dropout, core_attn, layernorm, gelu, or all, or set the mode to none",
+            f"name one of {', '.join(MODULES)}, or all, or set the mode to none",
             "recompute.modules",
         )
     repeated = [name for name in recompute.modules if recompute.modules.count(name) > 1]

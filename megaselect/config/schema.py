@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,9 +16,14 @@ from megaselect.config.messages import explain
 from megaselect.config.origins import Origins, merge
 from megaselect.config.section import Section
 from megaselect.config.yaml_file import read_yaml
+from megaselect.recompute_modules import MODULES
+
+if TYPE_CHECKING:
+    ModuleName = str
+else:  # from the declarations, which no type checker can read
+    ModuleName = Literal[MODULES]
 
 VOCABULARY_MULTIPLE = 128
-MODULES = ("softmax", "dropout", "core_attn", "layernorm", "gelu")
 # Settings of the model that follow others, or the data, where they are left out.
 FOLLOWING = ("ffn_hidden_size", "vocab_size", "attention_dropout_p", "hidden_dropout_p")
 
@@ -172,9 +177,9 @@ class RecomputeConfig(Section):
         description="none keeps all; selective recomputes softmax and dropout; full recomputes whole layers; auto "
         "plans each layer, the fastest way that fits the memory",
     )
-    modules: tuple[Literal["softmax", "dropout", "core_attn", "layernorm", "gelu"], ...] = Field(
+    modules: tuple[ModuleName, ...] = Field(
         ("softmax", "dropout"),
-        description="what selective recomputes: any of softmax, dropout, core_attn, layernorm, gelu; or all",
+        description=f"what selective recomputes: any of {', '.join(MODULES)}; or all",
     )
     method: Literal["uniform", "block", "sqrt"] = Field(
         "uniform",

@@ -14,7 +14,6 @@ from typing import Any
 
 from megaselect.data.documents import Cutter, Document
 from megaselect.data.encoding import EncodedChunk, Encoder
-from megaselect.data.files import publish, write_atomically
 from megaselect.data.fill_splits import fill_splits
 from megaselect.data.indexed_dataset import token_dtype
 from megaselect.data.json_lines import LineOptions
@@ -26,6 +25,7 @@ from megaselect.data.tokenizer import Tokenizer, train_tokenizer
 from megaselect.data.workers import encode_in_order
 from megaselect.data.workspace import RECORD, Workspace
 from megaselect.errors import DataError
+from megaselect.files import publish, write_atomically
 
 # Part of the default cache's name: raise it when the same text would no longer give the same tokens.
 FORMAT_VERSION = 3

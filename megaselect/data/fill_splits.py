@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from megaselect.data.documents import Document
-from megaselect.data.files import explain_os_errors
 from megaselect.data.json_lines import LineOptions, cut_lines, parse_lines
+from megaselect.data.os_errors import explain_os_errors
 from megaselect.data.pieces import Division
 from megaselect.data.workspace import PreparationStopped
 from megaselect.errors import DataError

@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from megaselect.data.files import explain_os_errors
+from megaselect.data.os_errors import explain_os_errors
 from megaselect.errors import DataError
 
 _MAGIC = b"MMIDIDX\0\0"

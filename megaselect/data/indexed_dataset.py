@@ -10,10 +10,10 @@ from typing import BinaryIO, Self
 
 import numpy as np
 
-from megaselect.data.files import partial_path, publish, write_atomically
 from megaselect.data.index_file import read_index, write_index
 from megaselect.data.token_file import TokenFile
 from megaselect.errors import DataError
+from megaselect.files import partial_path, publish, write_atomically
 
 # Megatron-LM's own threshold, below 2**16 to leave room for ids that are added to a vocabulary later.
 _UINT16_VOCAB_LIMIT = 65_500

@@ -5,8 +5,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from megaselect.data.documents import BLOCK_BYTES, Cutter, Document, cut_blocks, decode, read_raw_blocks, split_three
-from megaselect.data.files import explain_os_errors
 from megaselect.data.json_lines import LineOptions, Lines, cut_lines, parse_lines
+from megaselect.data.os_errors import explain_os_errors
 from megaselect.data.workspace import PreparationStopped
 
 # What a process takes at a time: a tenth of a second's work, beside which handing it over costs nothing.

@@ -22,8 +22,8 @@ from megaselect.data.build import (
 )
 from megaselect.data.corpus import default_corpus
 from megaselect.data.documents import Document, sha256_of_manifest
-from megaselect.data.files import explain_os_errors
 from megaselect.data.json_lines import LineOptions
+from megaselect.data.os_errors import explain_os_errors
 from megaselect.data.progress import NoProgress, Progress
 from megaselect.data.record import describe_replaced
 from megaselect.data.survey import Survey, survey

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from megaselect.data.encoding import SplitTokens
-from megaselect.data.files import publish
 from megaselect.data.indexed_dataset import MAX_SEQUENCE_TOKENS, write_index
 from megaselect.errors import DataError
+from megaselect.files import publish
 
 _LENGTH_DTYPE = np.dtype("<i4")
 

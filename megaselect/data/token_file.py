@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megaselect.data.files import explain_os_errors
+from megaselect.data.os_errors import explain_os_errors
 from megaselect.errors import DataError
 
 

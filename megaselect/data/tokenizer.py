@@ -18,8 +18,8 @@ import numpy as np
 import sentencepiece
 
 from megaselect.data.documents import Cutter
-from megaselect.data.files import explain_os_errors
 from megaselect.data.model_settings import ModelSettings, read_model_settings
+from megaselect.data.os_errors import explain_os_errors
 from megaselect.data.seams import Seams, cut_nowhere
 from megaselect.errors import DataError
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, NoReturn
 
 from megaselect.data.compressed import open_text
 from megaselect.data.file_kinds import file_kind
-from megaselect.data.files import explain_os_errors
+from megaselect.data.os_errors import explain_os_errors
 from megaselect.errors import DataError
 
 # How files in other encodings of Unicode begin; UTF-16's mark is the beginning of UTF-32's.

@@ -1,6 +1,5 @@
 """PREFIX.partial/: what an interrupted preparation has done, for the same command to go on from."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -9,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megaselect.data.files import write_atomically
 from megaselect.data.progress import Progress
 from megaselect.errors import DataError
+from megaselect.files import try_lock, write_atomically
 
 _REQUEST = "request.json"
 _LOCK = "lock"
@@ -109,17 +108,10 @@ def open_workspace(prefix: Path, request: dict[str, Any], progress: Progress) ->
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    # The system lets go of the lock when the process ends, however it ends.
     lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"another process is at work in {directory}; wait for it, or choose another output prefix"
-            ) from None
-        except OSError:
-            pass  # a file system without locks, such as some that are shared: two at a time are then not noticed
+        if try_lock(lock) is False:  # on a file system without locks two at a time are not noticed
+            raise DataError(f"another process is at work in {directory}; wait for it, or choose another output prefix")
         yield
     finally:
         os.close(lock)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megaselect.estimation.rows import Case, Row
-from megaselect.recomputation.presets import FLAGS
+from megaselect.recomputation.presets import AUTO, PRESETS, setting_flags
 from megaselect.units import size
 
 WORTH_A_WORD = 0.9  # of the step time
@@ -14,7 +14,8 @@ def advise(case: Case, rows: dict[str, dict[str, Row]]) -> str:
     budget, own = case.target.usable_bytes, case.config.model.attention
     room = f"{size(budget)} ({case.target.memory_note})"
     choices = [attention for attention in (own, "fused") if attention in rows]
-    candidates = [row for attention in dict.fromkeys(choices) for row in rows[attention].values() if row.name in FLAGS]
+    named = (*PRESETS, AUTO)
+    candidates = [row for attention in dict.fromkeys(choices) for row in rows[attention].values() if row.name in named]
     fitting = [row for row in candidates if row.rank.peak.bytes <= budget]
     if not fitting:
         return _nothing_fits(case, candidates, room)
@@ -22,9 +23,10 @@ def advise(case: Case, rows: dict[str, dict[str, Row]]) -> str:
     peak = size(everything.rank.peak.bytes)
     if everything in fitting:
         faster = _faster(everything, rows["fused"]["none"]) if "fused" in rows else ""
-        return f"It fits without recomputation: {FLAGS['none']}, with a peak of {peak} of {room}{faster}."
+        flags = setting_flags(everything.settings)
+        return f"It fits without recomputation: {flags}, with a peak of {peak} of {room}{faster}."
     best = min(fitting, key=lambda row: (_cost(row), row.attention != own, candidates.index(row)))
-    flags = FLAGS[best.name] + ("" if best.attention == own else f" --attention {best.attention}")
+    flags = setting_flags(best.settings) + ("" if best.attention == own else f" --attention {best.attention}")
     return (
         f"Without recomputation a step needs {peak}, more than {room}: take {flags}, with a "
         f"peak of {size(best.rank.peak.bytes)}{_price(best)}."
@@ -57,7 +59,7 @@ def _price(row: Row) -> str:
 def _nothing_fits(case: Case, candidates: list[Row], room: str) -> str:
     least = min(candidates, key=lambda row: row.rank.peak.bytes)
     static = least.rank.static.total
-    need = f"Nothing fits into {room}: the least is {size(least.rank.peak.bytes)}, with {FLAGS[least.name]}"
+    need = f"Nothing fits into {room}: the least is {size(least.rank.peak.bytes)}, with {setting_flags(least.settings)}"
     if least.attention != case.config.model.attention:
         need += f" --attention {least.attention}"
     if least.largest_micro_batch:

@@ -6,7 +6,6 @@ import itertools
 from dataclasses import dataclass, replace
 
 from megaselect.config import Config, RecomputeConfig
-from megaselect.config.schema import MODULES
 from megaselect.errors import ConfigError, DeviceError
 from megaselect.estimation.advice import advise
 from megaselect.estimation.rows import Case, Row, make_row, planned_row
@@ -14,9 +13,10 @@ from megaselect.estimation.target import Target, resolve_target
 from megaselect.kernels.limits import refused_attention
 from megaselect.planning.auto import assumed_costs, fastest_plan, problem_of
 from megaselect.prediction.parallel import Parallel
-from megaselect.recomputation.presets import NAMED
+from megaselect.recomputation.presets import AUTO, PRESETS, setting_name
+from megaselect.recompute_modules import MODULES
 
-CONFIGURED, AUTO = "as configured", "auto"
+CONFIGURED = "as configured"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _refusal(config: Config, target: Target, attention: str) -> str | None:
 
 
 def _rows(case: Case, attention: str) -> dict[str, Row]:
-    rows = {name: make_row(case, name, attention, settings) for name, settings in NAMED.items()}
+    rows = {name: make_row(case, name, attention, settings) for name, settings in PRESETS.items()}
     own, name = case.config.recompute, _own_name(case.config)
     is_own = attention == case.config.model.attention
     if is_own and name not in rows and own.mode != "auto":
@@ -91,14 +91,8 @@ def _auto_has_a_point(case: Case, rows: dict[str, Row]) -> bool:
 
 def _own_name(config: Config) -> str:
     """The row that the config's own recompute section is."""
-    own = config.recompute
-    if own.mode == "auto":
-        return AUTO
-    for name, settings in NAMED.items():
-        alike = (own.mode, own.layers, own.num_layers or 1) == (settings.mode, None, 1)
-        if alike and set(own.modules) == set(settings.modules) and own.method == settings.method:
-            return name
-    return CONFIGURED
+    name = setting_name(config.recompute)
+    return name if name in PRESETS or name == AUTO else CONFIGURED
 
 
 def _automatic(case: Case, attention: str, others: dict[str, Row]) -> Row:

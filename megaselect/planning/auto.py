@@ -19,26 +19,33 @@ from megaselect.prediction.peak import Peak, Situation, Surroundings, chunk_byte
 from megaselect.prediction.saved_bytes import LayerShape, has_region, outside_tensors
 from megaselect.prediction.weights import StaticBytes, parameter_count, static_bytes, tensor_count
 from megaselect.recomputation.plan import RecomputePlan, no_recompute
+from megaselect.recompute_modules import OTHER_MODULES, attention_sets
 
 if TYPE_CHECKING:
     from megaselect.config import Config
 
-ATTENTION_SETS = ((), ("softmax",), ("dropout",), ("softmax", "dropout"), ("core_attn",), ("core_attn", "dropout"))
-OTHER_SETS = ((), ("layernorm",), ("gelu",), ("layernorm", "gelu"))
+ATTENTION_SETS = tuple(frozenset(names) for names in attention_sets())
+OTHER_SETS = tuple(
+    frozenset(names)
+    for count in range(len(OTHER_MODULES) + 1)
+    for names in itertools.combinations(OTHER_MODULES, count)
+)
 
 
 class Costs(NamedTuple):
-    """Picoseconds that a layer's recomputation costs: of each part of selective, which add up, and of a whole layer."""
+    """Picoseconds that a layer's recomputation costs.
+
+    attention: of each set of the modules in attention. others: of each other module; they add up. layer: of all of it.
+    """
 
     attention: dict[frozenset[str], int]
-    layernorm: int
-    gelu: int
+    others: dict[str, int]
     layer: int
 
     def of(self, modules: frozenset[str]) -> int:
         """A layer that recomputes `modules`."""
-        others = self.layernorm * ("layernorm" in modules) + self.gelu * ("gelu" in modules)
-        return self.attention[modules - {"layernorm", "gelu"}] + others
+        others = modules & self.others.keys()
+        return self.attention[modules - others] + sum(self.others[name] for name in others)
 
 
 class AutoPlan(NamedTuple):
@@ -63,12 +70,10 @@ class Problem:
 def assumed_costs(shape: LayerShape, speed: Speed) -> Costs:
     """From FLOPs and bytes moved."""
 
-    def cost(*modules: str) -> int:
-        return layer_picoseconds(shape, frozenset(modules), speed)
-
     layer = speed.seconds(layer_flops(shape), layer_moved_bytes(shape, frozenset()) / 3)
-    attention = {frozenset(modules): cost(*modules) for modules in ATTENTION_SETS}
-    return Costs(attention, cost("layernorm"), cost("gelu"), round(PICOSECONDS * layer))
+    attention = {modules: layer_picoseconds(shape, modules, speed) for modules in ATTENTION_SETS}
+    others = {name: layer_picoseconds(shape, frozenset({name}), speed) for name in OTHER_MODULES}
+    return Costs(attention, others, round(PICOSECONDS * layer))
 
 
 def problem_of(config: Config, element_bytes: int, on_gpu: bool) -> Problem:
@@ -138,7 +143,7 @@ def all_choices(problem: Problem, costs: Costs) -> list[LayerChoice]:
     """Every set of modules for a layer, and a checkpointed chunk of every length."""
     context = problem.situation.context(problem.shape)
     choices = []
-    for modules in (frozenset(first + second) for first in ATTENTION_SETS for second in OTHER_SETS):
+    for modules in (first | second for first in ATTENTION_SETS for second in OTHER_SETS):
         choices.append(LayerChoice(modules, False, 1, *chunk_bytes(context, modules, False, 1), costs.of(modules)))
     nothing: frozenset[str] = frozenset()
     for count in range(1, problem.layers + 1):

@@ -10,8 +10,8 @@ import os
 from dataclasses import dataclass
 
 from megaselect.gpus import Gpu
-from megaselect.prediction.flops import core_attention_flops, micro_batch_flops
-from megaselect.prediction.saved_bytes import FP32_BYTES, LayerShape, layer_tensors
+from megaselect.prediction.flops import core_attention_flops, micro_batch_flops, recomputed_flops
+from megaselect.prediction.saved_bytes import FP32_BYTES, LayerShape, layer_tensors, remade_bytes
 from megaselect.recomputation.plan import RecomputePlan
 
 PRODUCT_EFFICIENCY = 0.55
@@ -62,10 +62,7 @@ def layer_moved_bytes(shape: LayerShape, modules: frozenset[str]) -> int:
     moved += (5 + 6) * hidden  # bias, dropout, residual and second layernorm
     moved += (3 + 2) * hidden  # the MLP's dropout and residual
     moved += (2 + 3) * ffn  # gelu
-    if "layernorm" in modules:
-        moved += 2 * 2 * hidden
-    if "gelu" in modules:
-        moved += 2 * ffn
+    moved += 2 * remade_bytes(shape, modules)
     return moved + (_softmax_moved_bytes(shape, modules) if shape.attention == "unfused" else 0)
 
 
@@ -76,17 +73,15 @@ def _softmax_moved_bytes(shape: LayerShape, modules: frozenset[str]) -> int:
     dropped = "dropped probs" in kept or ("probs" in kept and not shape.attention_dropout)
     moved += wide if "dropped probs" in kept or ("probs" in kept and shape.attention_dropout) else 0
     moved += 0 if dropped else wide
-    moved += 2 * kept.get("attention dropout mask", 0)
-    return moved + (2 * wide if "core_attn" in modules else 0)
+    return moved + 2 * kept.get("attention dropout mask", 0)
 
 
 def layer_picoseconds(shape: LayerShape, modules: frozenset[str], speed: Speed) -> int:
     """What a layer's recomputation of `modules` costs beyond keeping everything; negative where writing and reading
     what is kept takes longer than making it again.
     """
-    again = core_attention_flops(shape) if "core_attn" in modules and shape.attention == "unfused" else 0
     moved = layer_moved_bytes(shape, modules) - layer_moved_bytes(shape, frozenset())
-    return round(PICOSECONDS * speed.seconds(again / shape.tensor_parallel, moved))
+    return round(PICOSECONDS * speed.seconds(recomputed_flops(shape, modules) / shape.tensor_parallel, moved))
 
 
 def micro_batch_seconds(shape: LayerShape, plan: RecomputePlan, speed: Speed) -> float:

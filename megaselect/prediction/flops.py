@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megaselect.prediction.saved_bytes import LayerShape
+from megaselect.prediction.saved_bytes import LayerShape, products_again
 from megaselect.recomputation.plan import RecomputePlan
 
 FORWARD_AND_BACKWARD = 3
@@ -24,20 +24,29 @@ class Flops:
     hardware: int
 
 
+def product_flops(shape: LayerShape) -> dict[str, int]:
+    """Matrix product of a layer -> FLOPs of its forward."""
+    wide = 2 * shape.batch * shape.sequence**2 * shape.hidden
+    square = 2 * shape.tokens * shape.hidden**2
+    outer = 2 * shape.tokens * shape.hidden * shape.ffn
+    return {"qkv": 3 * square, "scores": wide, "context": wide, "projection": square, "fc1": outer, "fc2": outer}
+
+
 def core_attention_flops(shape: LayerShape) -> int:
     """q kᵀ and probs v, forward: 4·b·s²·h."""
-    return 4 * shape.batch * shape.sequence**2 * shape.hidden
-
-
-def _recomputed_attention_flops(shape: LayerShape) -> int:
-    """What core_attn runs again: both products; the scores' alone where a compiled layer keeps the context."""
-    return core_attention_flops(shape) // 2 if shape.compiled else core_attention_flops(shape)
+    products = product_flops(shape)
+    return products["scores"] + products["context"]
 
 
 def layer_flops(shape: LayerShape) -> int:
-    """Forward of one layer: qkv, core attention, projection, fc1 and fc2."""
-    products = 3 * shape.hidden**2 + shape.hidden**2 + 2 * shape.hidden * shape.ffn
-    return 2 * shape.tokens * products + core_attention_flops(shape)
+    """Forward of one layer."""
+    return sum(product_flops(shape).values())
+
+
+def recomputed_flops(shape: LayerShape, modules: frozenset[str]) -> int:
+    """Of the products that a layer computes again when selective recomputes `modules`."""
+    products = product_flops(shape)
+    return sum(products[name] for name in products_again(shape, modules))
 
 
 def micro_batch_flops(shape: LayerShape, plan: RecomputePlan) -> Flops:
@@ -45,8 +54,7 @@ def micro_batch_flops(shape: LayerShape, plan: RecomputePlan) -> Flops:
     head = 2 * shape.tokens * shape.hidden * shape.padded_vocab
     model = FORWARD_AND_BACKWARD * (len(plan.modules) * layer_flops(shape) + head)
     again = sum(chunk.count * layer_flops(shape) for chunk in plan.chunks if chunk.checkpointed)
-    if shape.attention == "unfused":
-        again += sum(_recomputed_attention_flops(shape) for modules in plan.modules if "core_attn" in modules)
+    again += sum(recomputed_flops(shape, modules) for modules in plan.modules)
     if shape.chunked_loss:
         again += head
     return Flops(model, model + again)

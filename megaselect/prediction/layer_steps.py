@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megaselect.prediction.saved_bytes import FP32_BYTES, LayerShape, layer_tensors
+from megaselect.prediction.saved_bytes import FP32_BYTES, LayerShape, has_region, layer_sizes, layer_tensors
 from megaselect.prediction.simulated_allocator import SimulatedAllocator
 from megaselect.prediction.weights import LayerWeights
 
@@ -126,20 +126,26 @@ def _mlp_backward(allocator: SimulatedAllocator, context: StepContext, modules: 
     if shape.hidden_dropout:
         allocator.make({"branch": hidden})
     allocator.free(f"{prefix}MLP dropout mask")
-    if "gelu" in modules:
-        allocator.make({f"{prefix}gelu output": shape.ffn_bytes})
+    _make_again(allocator, context, modules, prefix, "gelu output")
     context.linear_backward(
         allocator, {"of gelu": shape.ffn_bytes}, ("branch", f"{prefix}gelu output"), weights.fc2
     )  # fmt: skip
     allocator.make({"of fc1": shape.ffn_bytes})
     allocator.free("of gelu", f"{prefix}fc1 output")
-    if "layernorm" in modules:
-        allocator.make({f"{prefix}ln2 output": hidden})
+    _make_again(allocator, context, modules, prefix, "ln2 output")
     context.linear_backward(allocator, {"of ln2": hidden}, ("of fc1", f"{prefix}ln2 output"), weights.fc1)
     allocator.make({"branch": hidden if shape.hidden_dropout else 0, "of residual": hidden})
     allocator.free("of ln2", "gradient", *(f"{prefix}{name}" for name in ("ln2 input", "ln2 statistics")))
     allocator.free(f"{prefix}projection dropout mask")
     context.settle(allocator, weights.layernorm + 2 * weights.output_bias)
+
+
+def _make_again(
+    allocator: SimulatedAllocator, context: StepContext, modules: frozenset[str], prefix: str, name: str
+) -> None:  # fmt: skip
+    """What a linear layer's backward needs and the layer did not save."""
+    if name not in layer_tensors(context.shape, modules):
+        allocator.make({f"{prefix}{name}": layer_sizes(context.shape)[name]})
 
 
 def _attention_backward(
@@ -151,8 +157,7 @@ def _attention_backward(
         _core_backward_unfused(allocator, context, modules, prefix)
     else:
         _core_backward_fused(allocator, context, prefix)
-    if "layernorm" in modules:
-        allocator.make({f"{prefix}ln1 output": shape.hidden_bytes})
+    _make_again(allocator, context, modules, prefix, "ln1 output")
     context.linear_backward(
         allocator, {"of ln1": shape.hidden_bytes}, ("of qkv", f"{prefix}ln1 output"), weights.qkv
     )  # fmt: skip
@@ -169,7 +174,7 @@ def _core_backward_unfused(
     wide, inner = shape.scores_bytes, shape.inner_bytes
     kept = layer_tensors(shape, modules)
     recomputed = {}
-    if "core_attn" in modules and not shape.compiled:
+    if has_region(shape, checkpointed=False, modules=modules):
         recomputed = {"scores again": wide, "statistics again": 2 * shape.row_statistic_bytes, "context again": inner}
         allocator.make(recomputed)
         allocator.brief(context.inside(wide))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from megaselect.errors import RecomputeError
 from megaselect.recomputation.plan import RecomputePlan, make_plan
+from megaselect.recompute_modules import ONLY_INSTEAD, RECOMPUTE_MODULES, declared, tensors_saved
 
 if TYPE_CHECKING:
     from megaselect.config import Config, RecomputeConfig
@@ -122,45 +123,44 @@ class LayerShape:
 
 
 def layer_tensors(shape: LayerShape, modules: frozenset[str]) -> dict[str, int]:
-    """Name -> bytes of what one layer keeps when selective recomputes `modules` (none: empty)."""
-    hidden_mask = 0 if "dropout" in modules else shape.hidden_mask_bytes
-    normed = 0 if "layernorm" in modules else shape.hidden_bytes
-    # A compiled layer recomputes an op whole: a recomputed layernorm saves no statistics (models/gpt/compiled.py).
-    statistics = 0 if shape.compiled and not normed else 2 * shape.residual_tokens * FP32_BYTES  # mean, 1/deviation
-    tensors = {
+    """Name -> bytes of what one layer saves when selective recomputes `modules` (none: empty)."""
+    sizes = layer_sizes(shape)
+    saved = tensors_saved(sizes.keys() - ONLY_INSTEAD, list(declared(modules, shape.attention, shape.compiled)))
+    return {name: size for name, size in sizes.items() if name in saved and size}
+
+
+def layer_sizes(shape: LayerShape) -> dict[str, int]:
+    """Name -> bytes of every tensor of a layer that some setting saves, in the order of the forward pass."""
+    statistics = 2 * shape.residual_tokens * FP32_BYTES  # mean, 1/deviation
+    return {
         "block input": shape.hidden_bytes,
         "ln1 statistics": statistics,
-        "ln1 output": normed,
+        "ln1 output": shape.hidden_bytes,
         "q, k, v": 3 * shape.inner_bytes,
-        **_core_attention_tensors(shape, modules),
+        **(_unfused_attention_sizes(shape) if shape.attention == "unfused" else _flash_attention_sizes(shape)),
         "context": shape.inner_bytes,
-        "projection dropout mask": hidden_mask,
+        "projection dropout mask": shape.hidden_mask_bytes,
         "ln2 input": shape.hidden_bytes,
         "ln2 statistics": statistics,
-        "ln2 output": normed,
+        "ln2 output": shape.hidden_bytes,
         "fc1 output": shape.ffn_bytes,
-        "gelu output": 0 if "gelu" in modules else shape.ffn_bytes,
-        "MLP dropout mask": hidden_mask,
+        "gelu output": shape.ffn_bytes,
+        "MLP dropout mask": shape.hidden_mask_bytes,
     }
-    return {name: size for name, size in tensors.items() if size}
 
 
-def _core_attention_tensors(shape: LayerShape, modules: frozenset[str]) -> dict[str, int]:
-    row_numbers = shape.row_statistic_bytes
-    if shape.attention != "unfused":
-        return {"log-sum-exp": row_numbers}
-    if "core_attn" in modules:
-        return {"softmax statistics": 2 * row_numbers} if shape.compiled else {}
-    wide = shape.scores_bytes
-    if "softmax" in modules:
-        tensors = {"scores": wide, "softmax statistics": 2 * row_numbers}
-    else:
-        tensors = {"probs": wide}
-    if shape.attention_dropout and "dropout" not in modules:
-        tensors["attention dropout mask"] = shape.scores * MASK_BYTES
-        if "softmax" not in modules:
-            tensors["dropped probs"] = wide
-    return tensors
+def _unfused_attention_sizes(shape: LayerShape) -> dict[str, int]:
+    return {
+        "scores": shape.scores_bytes,
+        "softmax statistics": 2 * shape.row_statistic_bytes,
+        "probs": shape.scores_bytes,
+        "attention dropout mask": shape.scores * MASK_BYTES if shape.attention_dropout else 0,
+        "dropped probs": shape.scores_bytes if shape.attention_dropout else 0,
+    }
+
+
+def _flash_attention_sizes(shape: LayerShape) -> dict[str, int]:
+    return {"log-sum-exp": shape.row_statistic_bytes}
 
 
 def outside_tensors(shape: LayerShape, plan: RecomputePlan, with_regions: bool | None = None) -> dict[str, int]:
@@ -185,7 +185,19 @@ def outside_tensors(shape: LayerShape, plan: RecomputePlan, with_regions: bool |
 
 def has_region(shape: LayerShape, checkpointed: bool, modules: frozenset[str]) -> bool:
     """Whether what runs again in a layer starts from the sample indices, dropout or not: a layer or its attention."""
-    return checkpointed or ("core_attn" in modules and shape.attention == "unfused" and not shape.compiled)
+    return checkpointed or "context" in products_again(shape, modules)
+
+
+def products_again(shape: LayerShape, modules: frozenset[str]) -> set[str]:
+    """Matrix products that a layer computes again in backward when selective recomputes `modules`."""
+    return {product for module in declared(modules, shape.attention, shape.compiled) for product in module.products}
+
+
+def remade_bytes(shape: LayerShape, modules: frozenset[str]) -> int:
+    """Tensors that operators of their own write again in a layer's backward when selective recomputes `modules`."""
+    sizes = layer_sizes(shape)
+    used = declared(modules, shape.attention, shape.compiled)
+    return sum(sizes[name] for module in used for name in module.remakes)
 
 
 def saved_tensors(shape: LayerShape, plan: RecomputePlan) -> list[SavedTensor]:
@@ -239,7 +251,7 @@ def _reason(shape: LayerShape, settings: RecomputeConfig, excess: int) -> str:
     reasons = []
     if not (shape.attention_dropout or shape.hidden_dropout) and "dropout" in settings.modules:
         reasons.append("dropout_p is 0, so there are no masks")
-    if shape.attention != "unfused" and {"softmax", "core_attn"} & set(settings.modules):
+    if shape.attention != "unfused" and any(RECOMPUTE_MODULES[name].needs_scores for name in settings.modules):
         reasons.append(f"{shape.attention} attention keeps no scores or probs as it is")
     elif "softmax" in settings.modules and reasons:
         reasons.append("scores would be kept in place of probs")

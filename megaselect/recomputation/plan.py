@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from megaselect.errors import RecomputeError
+from megaselect.recompute_modules import MODULES
 
 if TYPE_CHECKING:
     from megaselect.config import RecomputeConfig
@@ -100,8 +101,6 @@ def describe_plan(plan: RecomputePlan) -> str:
 
 
 def _done_in(chunk: Chunk, plan: RecomputePlan) -> str:
-    from megaselect.config.schema import MODULES  # needs pydantic, which plans are made and applied without
-
     if chunk.checkpointed:
         return "full" if chunk.count == 1 else f"full, in chunks of {chunk.count}"
     return " ".join(name for name in MODULES if name in plan.modules[chunk.first]) or "none"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from megaselect.comparison.result import Comparison, SettingResult
-from megaselect.comparison.slowdown import slowdown
+from megaselect.comparison.step_times import slowdown
 from megaselect.report.compare_html_style import SYMBOLS, colours
 from megaselect.units import size
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megaselect.comparison.result import Comparison, SettingResult
-from megaselect.comparison.slowdown import slowdown
+from megaselect.comparison.step_times import slowdown
 from megaselect.units import GIB_BYTES, MIB_BYTES
 
 GIB_FROM_BYTES = 100 * GIB_BYTES  # a table whose largest figure reaches this is in GiB

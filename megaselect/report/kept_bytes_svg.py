@@ -12,20 +12,16 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from megaselect.config import Config, RecomputeConfig
-from megaselect.config.schema import MODULES
+from megaselect.comparison.settings import setting_label
+from megaselect.config import Config
 from megaselect.prediction.saved_bytes import LayerShape, saved_tensors
 from megaselect.recomputation.plan import make_plan
+from megaselect.recomputation.presets import PRESETS
 
-SETTINGS = {
-    "none": ("unfused", RecomputeConfig()),
-    "selective": ("unfused", RecomputeConfig(mode="selective")),
-    "core_attn dropout": ("unfused", RecomputeConfig(mode="selective", modules=("core_attn", "dropout"))),
-    "all": ("unfused", RecomputeConfig(mode="selective", modules=MODULES)),
-    "full": ("unfused", RecomputeConfig(mode="full")),
-    "fused none": ("fused", RecomputeConfig()),
-    "fused all": ("fused", RecomputeConfig(mode="selective", modules=MODULES)),
-}
+BARS = (  # attention, preset
+    *(("unfused", name) for name in ("none", "selective", "core_attn dropout", "all", "full")),
+    *(("fused", name) for name in ("none", "all")),
+)
 
 
 class Group(NamedTuple):
@@ -53,11 +49,11 @@ COLUMNS = 3
 def kept_in_units(config: Config) -> dict[str, dict[str, float]]:
     """Setting -> group's label -> multiples of sbh, statistics left out (they are below a hundredth)."""
     bars = {}
-    for name, (attention, settings) in SETTINGS.items():
+    for attention, preset in BARS:
         shape = replace(LayerShape.of(config, element_bytes=2), attention=attention)
-        rows = [row for row in saved_tensors(shape, make_plan(settings, 1)) if row.layer]
+        rows = [row for row in saved_tensors(shape, make_plan(PRESETS[preset], 1)) if row.layer]
         unit = shape.tokens * shape.hidden
-        bars[name] = {
+        bars[setting_label(attention, PRESETS[preset])] = {
             group.label: sum(row.bytes for row in rows if row.name in group.tensors) / unit for group in GROUPS
         }
     return bars

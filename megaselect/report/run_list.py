@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from megaselect.comparison.settings import setting_label
 from megaselect.config import RecomputeConfig
 from megaselect.errors import RunDirectoryError
-from megaselect.training.metrics_tail import METRICS_NAME, read_tail
+from megaselect.training.metrics_file import METRICS_NAME, read_tail
 from megaselect.training.run_dir import CONFIG_NAME
 from megaselect.training.run_lock import is_locked
 from megaselect.training.run_record import RECORD_NAME, Segment, read_segments

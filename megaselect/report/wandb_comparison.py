@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from megaselect.comparison.result import Comparison, Context, SettingResult
-from megaselect.comparison.slowdown import slowdown
+from megaselect.comparison.step_times import slowdown
 from megaselect.report.wandb_connection import WandbConnection, sdk
 from megaselect.report.wandb_environment import Mode, tags_for
 from megaselect.report.wandb_names import COMPARISON, FIGURES, METRIC_NAMES, device_type, run_id

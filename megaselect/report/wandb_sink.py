@@ -13,7 +13,7 @@ from megaselect.report.wandb_connection import WandbConnection
 from megaselect.report.wandb_environment import Mode, job_type_for, name_for, run_id_for, tags_for
 from megaselect.report.wandb_names import SUMMARY_NAMES, columns, device_type, run_id
 from megaselect.training.events import Metrics, RunHeader, RunSummary, SavedReport
-from megaselect.training.metrics_tail import METRICS_NAME
+from megaselect.training.metrics_file import METRICS_NAME
 
 if TYPE_CHECKING:
     from wandb import Run

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megaselect.errors import CheckpointError
+from megaselect.files import sync
 from megaselect.training.checkpoint_records import (
     FORMAT_VERSION,
     Damage,
@@ -169,15 +170,6 @@ def sha256_of(path: Path) -> str:
     """In hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Ask the disk to have it, so that a rename cannot outlive what it names. Raises OSError."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -20,16 +20,15 @@ from megaselect.errors import OutOfMemoryError, UnsupportedTorchError
 from megaselect.ledger.self_check import check_observation
 from megaselect.models.gpt.apply_plan import applied_plan
 from megaselect.models.gpt.model import GPT
-from megaselect.training.accounting import describe_recompute, saved_report, step_flops
+from megaselect.recomputation.presets import describe_recompute
+from megaselect.training.accounting import saved_report, step_flops
 from megaselect.training.checkpoint_files import checkpoint_path
 from megaselect.training.checkpoint_writer import CheckpointSaver
 from megaselect.training.datasets import Datasets
 from megaselect.training.evaluate import evaluate
 from megaselect.training.events import Metrics, RunSummary, Sink, finite
-from megaselect.training.memory import memory_metrics
-from megaselect.training.metrics import reset_peak_bytes
-from megaselect.training.metrics_file import MetricsFile
-from megaselect.training.metrics_tail import METRICS_NAME
+from megaselect.training.memory import memory_metrics, reset_peak_bytes
+from megaselect.training.metrics_file import METRICS_NAME, MetricsFile
 from megaselect.training.nonfinite import NonFiniteSteps
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.out_of_memory import memory_errors_explained, step_up

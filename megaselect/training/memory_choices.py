@@ -13,7 +13,7 @@ from megaselect.planning.auto import Problem, problem_of
 from megaselect.prediction.peak import step_peak
 from megaselect.prediction.saved_bytes import saved_bytes
 from megaselect.recomputation.plan import RecomputePlan, make_plan
-from megaselect.recomputation.presets import FLAGS, NAMED
+from megaselect.recomputation.presets import PRESETS, setting_flags
 
 
 class PresetCost(NamedTuple):
@@ -28,7 +28,7 @@ class PresetCost(NamedTuple):
     @property
     def flags(self) -> str:
         """What asks for it on the command line."""
-        return FLAGS[self.name]
+        return setting_flags(self.settings)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Failed:
     def presets(self) -> list[PresetCost]:
         """The named settings, from what keeps the most to what keeps the least."""
         problem, found = self._problem(), []
-        for name, settings in NAMED.items():
+        for name, settings in PRESETS.items():
             plan = make_plan(settings, problem.layers)
             found.append(PresetCost(name, settings, plan, saved_bytes(problem.shape, plan), _peak(problem, plan)))
         return found

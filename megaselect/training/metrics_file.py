@@ -1,4 +1,4 @@
-"""metrics.jsonl: one object a step, each on a line of its own."""
+"""metrics.jsonl: one object a step, each on a line of its own. No torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from megaselect.errors import CheckpointError
-from megaselect.training.checkpoint_files import sync
+from megaselect.files import publish, sync
 from megaselect.training.disk_errors import reason_of, remedy_for
+
+METRICS_NAME = "metrics.jsonl"
+_TAIL_BYTES = 2**18  # a line takes under 1 KiB, and more where a blend has many sources
 
 
 class MetricsFile:
@@ -100,8 +103,7 @@ def _cut(path: Path, last_step: int) -> None:
         if path.exists():
             with path.open("rb") as old:
                 _copy_steps(old, new, last_step, path)
-    sync(aside)
-    os.replace(aside, path)
+    publish(aside, path)
     sync(path.parent)
 
 
@@ -121,3 +123,27 @@ def _step_of(line: bytes, path: Path) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} holds a line that no run wrote: move the file away to go on") from error
+
+
+def read_tail(run_dir: Path, lines: int) -> list[dict[str, Any]]:
+    """Up to `lines` objects from the end of RUN/metrics.jsonl, oldest first; its last 256 KiB alone are read.
+
+    A last line without a line end, which a kill leaves, is no line. Raises OSError where the file cannot be read, and
+    ValueError for a line that no run wrote.
+    """
+    with (run_dir / METRICS_NAME).open("rb") as file:
+        start = max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0)
+        file.seek(start)
+        content = file.read(_TAIL_BYTES)
+    whole = content.split(b"\n")[:-1]
+    if start:
+        whole = whole[1:]
+    return [_parse(line) for line in whole[-lines:]]
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    with contextlib.suppress(ValueError, RecursionError):
+        metrics = json.loads(line)
+        if isinstance(metrics, dict) and type(metrics.get("step")) is int:
+            return metrics
+    raise ValueError(f"{METRICS_NAME} holds a line that no run wrote")

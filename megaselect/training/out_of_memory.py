@@ -16,7 +16,7 @@ from megaselect.errors import OutOfMemoryError
 from megaselect.models.gpt.apply_plan import applied_plan, apply_recompute
 from megaselect.models.gpt.model import GPT
 from megaselect.planning.auto import problem_of
-from megaselect.training.accounting import describe_recompute
+from megaselect.recomputation.presets import describe_recompute
 from megaselect.training.memory_choices import Failed, PresetCost
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.units import size

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from megaselect.files import publish
 from megaselect.training.phases import PhaseTimes
 
 TABLE_ROWS = 10
@@ -109,7 +110,7 @@ class StepProfiler:
         self._home.mkdir(parents=True, exist_ok=True)
         trace, aside = self._home / f"{name}.json.gz", self._home / f".{name}.partial.json.gz"
         profiled.export_chrome_trace(str(aside))
-        aside.replace(trace)
+        publish(aside, trace)
         order = "self_cuda_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
         table = profiled.key_averages().table(sort_by=order, row_limit=TABLE_ROWS)
         (self._home / f"{name}.txt").write_text(table)

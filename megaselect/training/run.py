@@ -16,7 +16,7 @@ from megaselect.devices import device_name, resolve_device
 from megaselect.kernels.dropout_mask import drop_threshold
 from megaselect.models.gpt.apply_plan import applied_plan
 from megaselect.models.gpt.model import GPT
-from megaselect.training.accounting import describe_recompute
+from megaselect.recomputation.presets import describe_recompute
 from megaselect.training.automatic import plan_note, save_plan
 from megaselect.training.checkpoint import find_checkpoint, load_checkpoint
 from megaselect.training.compatibility import changed_data, changed_settings

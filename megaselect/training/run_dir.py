@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megaselect.config import Config
-from megaselect.data.files import write_atomically
 from megaselect.errors import RunDirectoryError
-from megaselect.training.metrics_tail import METRICS_NAME
+from megaselect.files import write_atomically
+from megaselect.training.metrics_file import METRICS_NAME
 from megaselect.training.run_lock import RunLock
 from megaselect.training.run_record import RECORD_NAME, RunRecord, Segment, set_damaged_aside
 

@@ -9,8 +9,6 @@ the processes of one machine.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import socket
@@ -19,11 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from megaselect.errors import RunDirectoryError
+from megaselect.files import try_lock
 
 LOCK_NAME = ".lock"
 # `megaselect runs` holds a lock for an instant to see whether a run does; a run that starts just then tries again.
 _ATTEMPTS, _PAUSE_SECONDS = 10, 0.02
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class RunLock:
@@ -60,22 +58,17 @@ class RunLock:
             os.close(handle)  # its holder removed the file while this process opened it: a lock on nothing
 
     def _lock(self, handle: int) -> None:
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if attempt == _ATTEMPTS:
-                    raise RunDirectoryError(_in_use(self._path)) from None
-                time.sleep(_PAUSE_SECONDS)
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
+        for _ in range(_ATTEMPTS):
+            locked = try_lock(handle)
+            if locked is None:
                 self.note = (
-                    f"note: the file system of {self._path.parent} has no locks ({error.strerror}): see to it that no "
-                    "other run uses this directory"
+                    f"note: the file system of {self._path.parent} has no locks: see to it that no other run uses this "
+                    "directory"
                 )
+            if locked is not False:
                 return
+            time.sleep(_PAUSE_SECONDS)
+        raise RunDirectoryError(_in_use(self._path))
 
     def _say_who(self) -> None:
         started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -92,12 +85,12 @@ def is_locked(run_dir: Path) -> bool | None:
     """Whether a run holds the directory now; None where that cannot be told."""
     try:
         with (run_dir / LOCK_NAME).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (BlockingIOError, FileNotFoundError) as error:
-        return isinstance(error, BlockingIOError)
+            locked = try_lock(file.fileno(), shared=True)
+    except FileNotFoundError:
+        return False
     except OSError:
         return None
-    return False
+    return None if locked is None else not locked
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -21,9 +21,9 @@ from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 import megaselect
-from megaselect.data.files import write_atomically
 from megaselect.errors import MegaselectError, RunDirectoryError
-from megaselect.training.metrics_tail import read_tail
+from megaselect.files import write_atomically
+from megaselect.training.metrics_file import read_tail
 
 RECORD_NAME = "run.json"
 FORMAT_VERSION = 1

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from megaselect.training.metrics_tail import read_tail
+from megaselect.training.metrics_file import read_tail
 
 WINDOW_STEPS = 64
 MIN_HISTORY_STEPS = 20  # fewer tell too little of the noise

@@ -13,14 +13,15 @@ from typing import Any
 from megaselect.ledger.rerun import operator_name
 from megaselect.prediction.saved_bytes import LayerShape
 from megaselect.recomputation.plan import RecomputePlan
+from megaselect.recompute_modules import ATTENTION_MASK, HIDDEN_MASKS, SOFTMAX, declared
 
 OURS = "megaselect."
 SDPA = "aten._scaled_dot_product"  # the rest of the name depends on device and dtype
 
 # Counted in what backward operators were handed.
-SOFTMAX_INSIDE = "softmax inside backward"
-ATTENTION_MASK_INSIDE = "attention's mask inside backward"
-HIDDEN_MASK_INSIDE = "hidden masks inside backward"
+SOFTMAX_INSIDE = f"{SOFTMAX} inside backward"
+ATTENTION_MASK_INSIDE = f"{ATTENTION_MASK} inside backward"
+HIDDEN_MASK_INSIDE = f"{HIDDEN_MASKS} inside backward"
 
 CORE_ATTENTION = {
     "unfused": {"aten.baddbmm": 1, OURS + "softmax_dropout_value": 1},
@@ -43,12 +44,11 @@ def expected_counts(shape: LayerShape, plan: RecomputePlan) -> Counter[str]:
     counts: Counter[str] = Counter()
     unfused = shape.attention == "unfused"
     for modules, whole in _layers(plan):
-        again = modules.__contains__
         counts.update(_operators(shape, modules, whole))
-        counts[SOFTMAX_INSIDE] += unfused and (whole or again("softmax") or again("core_attn"))
-        masks = whole or again("dropout")
-        counts[ATTENTION_MASK_INSIDE] += unfused and shape.attention_dropout and (masks or again("core_attn"))
-        counts[HIDDEN_MASK_INSIDE] += 2 * (shape.hidden_dropout and masks)
+        made = {part for module in declared(modules, shape.attention) for part in module.made_inside}
+        counts[SOFTMAX_INSIDE] += unfused and (whole or SOFTMAX in made)
+        counts[ATTENTION_MASK_INSIDE] += unfused and shape.attention_dropout and (whole or ATTENTION_MASK in made)
+        counts[HIDDEN_MASK_INSIDE] += 2 * (shape.hidden_dropout and (whole or HIDDEN_MASKS in made))
     counts[HIDDEN_MASK_INSIDE] += shape.hidden_dropout and plan.recompute_embedding_mask
     return +counts
 
@@ -64,12 +64,8 @@ def _operators(shape: LayerShape, modules: frozenset[str], whole: bool) -> Count
     if whole:
         return Counter(REST_OF_LAYER | CORE_ATTENTION[shape.attention])
     counts: Counter[str] = Counter()
-    if "layernorm" in modules:
-        counts[OURS + "layer_norm"] = 2
-    if "gelu" in modules:
-        counts[OURS + "gelu"] = 1
-    if "core_attn" in modules and shape.attention == "unfused":
-        counts.update(CORE_ATTENTION["unfused"])
+    for module in declared(modules, shape.attention):
+        counts.update(module.runs_again)
     return counts
 
 

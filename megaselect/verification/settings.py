@@ -6,26 +6,19 @@ from dataclasses import dataclass
 
 from megaselect.build import plan_automatically
 from megaselect.config import Config
-from megaselect.config.schema import MODULES, RecomputeConfig
+from megaselect.config.schema import RecomputeConfig
 from megaselect.errors import RecomputeError
 from megaselect.models.gpt.model import GPT
 from megaselect.prediction.saved_bytes import check_saves
 from megaselect.recomputation.plan import RecomputePlan, make_plan
-
-
-def _selective(*modules: str) -> RecomputeConfig:
-    return RecomputeConfig(mode="selective", modules=modules)
-
+from megaselect.recomputation.presets import PRESETS
+from megaselect.recompute_modules import MODULES
 
 OWN = "the config's own"
 SETTINGS = {
-    "none": RecomputeConfig(),
-    **{module: _selective(module) for module in MODULES},
-    "softmax dropout": _selective("softmax", "dropout"),
-    "core_attn dropout": _selective("core_attn", "dropout"),
-    "all": _selective(*MODULES),
-    "full": RecomputeConfig(mode="full"),
-    "full sqrt": RecomputeConfig(mode="full", method="sqrt"),
+    "none": PRESETS["none"],
+    **{name: RecomputeConfig(mode="selective", modules=(name,)) for name in MODULES},
+    **PRESETS,
 }
 
 

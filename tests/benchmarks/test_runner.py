@@ -99,7 +99,7 @@ def test_turns_rotate_and_one_failure_ends_one_contender():
 def clock(monkeypatch):
     """The host's clock, from which times are taken: it stands still but for what a test puts it on by."""
     hands = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("megaselect.training.clock.time", SimpleNamespace(perf_counter=lambda: hands.now))
+    monkeypatch.setattr("megaselect.training.phases.time", SimpleNamespace(perf_counter=lambda: hands.now))
     return hands
 
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from megaselect.cli.commands import SETTINGS_OF_COMMAND
 from megaselect.cli.main import main
-from megaselect.cli.taken import SETTINGS_OF_COMMAND
 from megaselect.config import Config, iter_settings
 from megaselect.config.section import Section
 

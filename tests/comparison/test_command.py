@@ -53,7 +53,7 @@ def test_an_unknown_setting_names_the_known_ones_and_nothing_runs(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     err = failing(capsys, "--settings", "none", "sometimes")
     assert err.startswith(
-        "error: --settings 'sometimes': unknown setting; a setting is none, selective, all, full or auto"
+        "error: --settings 'sometimes': unknown setting; a setting is none, selective, all, full, full sqrt or auto"
     )
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

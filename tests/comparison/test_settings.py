@@ -3,8 +3,8 @@ from measurements import CONFIG
 
 from megaselect.comparison.settings import DEFAULT_SETTINGS, make_rows
 from megaselect.config import Config
-from megaselect.config.schema import MODULES
 from megaselect.errors import ComparisonError
+from megaselect.recompute_modules import MODULES
 
 
 def with_(**overrides):
@@ -53,7 +53,7 @@ def test_none_of_an_attention_comes_before_its_settings_once():
 
 
 def test_the_configs_own_setting_joins_unless_it_is_there():
-    assert names(with_(recompute__mode="full", recompute__method="sqrt"), "all") == ["none", "all", "full: sqrt"]
+    assert names(with_(recompute__mode="full", recompute__method="sqrt"), "all") == ["none", "all", "full sqrt"]
     same = with_(recompute__mode="selective", recompute__modules=["dropout", "softmax"])
     assert names(same, "selective") == ["none", "selective"]
     planned = make_rows(with_(recompute__mode="auto", recompute__memory="1GiB"), ["auto", "full"])
@@ -77,6 +77,7 @@ def test_a_name_that_means_nothing_is_an_error_with_the_known_ones(name):
     with pytest.raises(ComparisonError) as caught:
         make_rows(CONFIG, ["none", name])
     assert str(caught.value) == (
-        f"--settings {name!r}: unknown setting; a setting is none, selective, all, full or auto, or names of modules "
-        "(softmax, dropout, core_attn, layernorm, gelu), with unfused, fused or sdpa before it for another attention"
+        f"--settings {name!r}: unknown setting; a setting is none, selective, all, full, full sqrt or auto, "
+        "or names of modules (softmax, dropout, core_attn, layernorm, gelu), "
+        "with unfused, fused or sdpa before it for another attention"
     )

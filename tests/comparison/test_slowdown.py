@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from megaselect.comparison.result import SettingResult, Speed, Spread, StepSample
-from megaselect.comparison.slowdown import slowdown
+from megaselect.comparison.step_times import slowdown
 
 
 def setting(*rounds):

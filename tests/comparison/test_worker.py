@@ -5,9 +5,9 @@ import json
 import pytest
 from pydantic import TypeAdapter
 
+from megaselect.cli.commands import SETTINGS_OF_COMMAND
 from megaselect.cli.flags import CommandFlags, parse_run_args
 from megaselect.cli.main import main as megaselect
-from megaselect.cli.taken import SETTINGS_OF_COMMAND
 from megaselect.comparison import worker
 from megaselect.comparison.children import Children, largest_micro_batch
 from megaselect.comparison.measurement import Answer, BatchJob, Task

@@ -9,7 +9,7 @@ from megaselect.config import Config
 from megaselect.estimation.target import Target, resolve_target
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests/model"))
+sys.path.insert(0, str(ROOT / "tests/models"))
 
 
 @pytest.fixture

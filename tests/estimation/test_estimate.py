@@ -7,7 +7,6 @@ import pytest
 from tiny_models import build_unchecked, make_batch, make_config
 
 from megaselect.config import Config
-from megaselect.config.schema import MODULES
 from megaselect.errors import ConfigError, RecomputeError
 from megaselect.estimation.as_data import as_data
 from megaselect.estimation.estimate import estimate, estimate_for, module_sets
@@ -15,6 +14,7 @@ from megaselect.estimation.target import resolve_target
 from megaselect.ledger import record
 from megaselect.prediction.parallel import Parallel
 from megaselect.prediction.saved_bytes import LayerShape
+from megaselect.recompute_modules import MODULES
 
 SETTINGS = {
     "none": {},
@@ -22,7 +22,7 @@ SETTINGS = {
     "core_attn dropout": {"mode": "selective", "modules": ["core_attn", "dropout"]},
     "all": {"mode": "selective", "modules": "all"},
     "full": {"mode": "full"},
-    "full: sqrt": {"mode": "full", "method": "sqrt"},
+    "full sqrt": {"mode": "full", "method": "sqrt"},
 }
 A100 = resolve_target("a100-80gb", None, "bf16")
 

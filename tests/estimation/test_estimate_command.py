@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megaselect.cli.main import main
-from megaselect.estimation.advice import FLAGS
+from megaselect.recomputation.presets import PRESETS, setting_flags
 
 ROOT = Path(__file__).parents[2]
 TINY = ["estimate", "--config", str(ROOT / "configs/tiny.yaml"), "--device", "cpu"]
@@ -60,7 +60,7 @@ def test_the_advice_is_the_cheapest_setting_that_fits(memory, advice, capsys):
 
 
 def test_every_setting_that_advice_may_name_is_one_that_train_takes(capsys):
-    for flags in FLAGS.values():
+    for flags in [*map(setting_flags, PRESETS.values()), "--recompute auto"]:
         code, out, _ = printed(capsys, "--memory", "1GiB", *flags.split())
         assert (code, " * " in out) == (0, True)
 

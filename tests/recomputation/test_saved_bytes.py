@@ -11,10 +11,10 @@ from tiny_models import build_unchecked, make_batch, make_config
 from torch.nn.functional import scaled_dot_product_attention
 
 from megaselect import build_model
-from megaselect.config.schema import MODULES
 from megaselect.ledger import record
 from megaselect.prediction.saved_bytes import LayerShape, bytes_per_layer, saved_bytes, saved_tensors
 from megaselect.recomputation.plan import make_plan
+from megaselect.recompute_modules import MODULES
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 ODD = {"hidden_size": 30, "num_attention_heads": 5, "ffn_hidden_size": 44, "seq_length": 17, "vocab_size": 131}

@@ -39,12 +39,12 @@ REPORT = SavedReport(
     measured_total=4 * LAYER_BYTES + 1000,
     alternatives={
         "none": 3_722_445,
-        "softmax dropout": LAYER_BYTES,
+        "selective": LAYER_BYTES,
         "core_attn dropout": 1_226_833,
         "all": 1_029_841,
         "full": 196_608,
     },
-    setting="softmax dropout",
+    setting="selective",
 )
 SUMMARY = RunSummary(
     steps=20,

@@ -97,7 +97,7 @@ def test_the_best_loss_is_that_of_the_newest_checkpoint_or_a_later_one(tmp_path)
     [
         ({}, "none"),
         ({"recompute__mode": "selective", "recompute__modules": ("core_attn", "dropout")}, "core_attn dropout"),
-        ({"recompute__mode": "full", "recompute__method": "sqrt", "model__attention": "fused"}, "fused full: sqrt"),
+        ({"recompute__mode": "full", "recompute__method": "sqrt", "model__attention": "fused"}, "fused full sqrt"),
     ],
 )
 def test_the_setting_is_named_as_compare_names_it(tmp_path, overrides, setting):

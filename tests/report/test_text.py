@@ -1,8 +1,8 @@
 import pytest
 
 from megaselect.config import RecomputeConfig
+from megaselect.recomputation.presets import setting_name
 from megaselect.report import text
-from megaselect.training.accounting import setting_name
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_runs_own_setting_is_not_among_the_others(header, report):
         setting = setting_name(RecomputeConfig(**recompute))
         return [line.text for line in text.saved_lines(report(setting=setting))][-1]
 
-    selective = "softmax dropout 2.30 MiB, core_attn dropout 1.17 MiB, all 0.982 MiB"
+    selective = "selective 2.30 MiB, core_attn dropout 1.17 MiB, all 0.982 MiB"
     assert others(mode="none") == f"other settings:  {selective}, full 0.188 MiB"
     assert others(mode="full", method="uniform") == f"other settings:  none 3.55 MiB, {selective}"
     assert "all" not in others(mode="selective", modules=["gelu", "softmax", "layernorm", "core_attn", "dropout"])

@@ -10,7 +10,8 @@ from megaselect.data.sampler import TokenSource
 from megaselect.data.tokenizer import Tokenizer, train_tokenizer
 from megaselect.ledger import record
 from megaselect.recomputation.plan import make_plan
-from megaselect.training.accounting import describe_recompute, saved_report, step_flops
+from megaselect.recomputation.presets import describe_recompute
+from megaselect.training.accounting import saved_report, step_flops
 from megaselect.training.sampling import sample_text
 
 MODES = {
@@ -97,10 +98,10 @@ def test_alternatives_are_what_a_run_with_that_setting_keeps_in_a_layer(make_con
         ({"mode": "none"}, "none"),
         ({"mode": "selective"}, "selective: softmax, dropout"),
         ({"mode": "selective", "modules": ["core_attn"], "layers": "0-3"}, "selective: core_attn (layers 0-3)"),
-        ({"mode": "full"}, "full: uniform, 1 a chunk"),
-        ({"mode": "full", "num_layers": 2}, "full: uniform, 2 a chunk"),
-        ({"mode": "full", "method": "block", "num_layers": 3}, "full: block, first 3"),
-        ({"mode": "full", "method": "sqrt", "layers": "even"}, "full: sqrt (layers even)"),
+        ({"mode": "full"}, "full"),
+        ({"mode": "full", "num_layers": 2}, "full uniform, 2 a chunk"),
+        ({"mode": "full", "method": "block", "num_layers": 3}, "full block, first 3"),
+        ({"mode": "full", "method": "sqrt", "layers": "even"}, "full sqrt (layers even)"),
     ],
 )
 def test_describe_recompute(settings, text):

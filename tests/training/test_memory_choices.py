@@ -9,7 +9,7 @@ from megaselect.config import Config
 from megaselect.prediction.peak import predicted_peak
 from megaselect.prediction.saved_bytes import LayerShape, saved_bytes
 from megaselect.recomputation.plan import Chunk, RecomputePlan, make_plan, no_recompute
-from megaselect.recomputation.presets import FLAGS, NAMED
+from megaselect.recomputation.presets import PRESETS, setting_flags
 from megaselect.training.memory_choices import Failed
 
 BF16_BYTES = 2
@@ -58,7 +58,7 @@ DEEP = {"num_layers": 576, "hidden_size": 32, "seq_length": 2048, "attention": "
         (config_of({"mode": "full", "method": "block", "num_layers": 11}), None, ["full"]),
         (config_of({"mode": "full", "num_layers": 6}), None, []),
         (config_of({"mode": "full"}), None, []),  # sqrt keeps less, with a higher peak
-        (config_of(**DEEP), None, ["all", "full", "full: sqrt"]),
+        (config_of(**DEEP), None, ["all", "full", "full sqrt"]),
         (config_of({"mode": "auto"}), no_recompute(12, mode="auto"), ALL_OF_THEM),
         (config_of({"mode": "auto"}), MIXED, ["core_attn dropout", "all", "full"]),
     ],
@@ -71,8 +71,8 @@ def test_each_next_mode_keeps_less_and_has_no_higher_peak(config, plan, names):
 def test_choices_have_the_bytes_of_the_theory(model):
     config = config_of(micro=4, **model)
     shape = LayerShape.of(config, BF16_BYTES)
-    plans = {name: make_plan(settings, 12) for name, settings in NAMED.items()}
-    assert [(choice.name, choice.plan, choice.saved, choice.peak) for choice in failed_with(config).choices()] == [
+    plans = {name: make_plan(settings, 12) for name, settings in PRESETS.items()}
+    assert [(choice.name, choice.plan, choice.saved, choice.peak) for choice in failed_with(config).presets()] == [
         (name, plan, saved_bytes(shape, plan), predicted_peak(shape, plan, micro_batches=4, on_gpu=True).bytes)
         for name, plan in plans.items()
     ]
@@ -80,10 +80,10 @@ def test_choices_have_the_bytes_of_the_theory(model):
 
 def test_what_fits_has_a_peak_within_the_budget_and_below_that_of_what_ran_out():
     failed = failed_with(config_of({"mode": "selective", "modules": ["core_attn", "dropout"]}))
-    peaks = {choice.name: choice.peak for choice in failed.choices()}
-    assert [choice.name for choice in failed.fitting(2**40)] == ["all", "full", "full: sqrt"]
-    assert [choice.name for choice in failed.fitting(peaks["all"])] == ["all", "full", "full: sqrt"]
-    assert [choice.name for choice in failed.fitting(peaks["all"] - 1)] == ["full", "full: sqrt"]
+    peaks = {choice.name: choice.peak for choice in failed.presets()}
+    assert [choice.name for choice in failed.fitting(2**40)] == ["all", "full", "full sqrt"]
+    assert [choice.name for choice in failed.fitting(peaks["all"])] == ["all", "full", "full sqrt"]
+    assert [choice.name for choice in failed.fitting(peaks["all"] - 1)] == ["full", "full sqrt"]
     assert failed.fitting(min(peaks.values()) - 1) == []
 
 
@@ -101,6 +101,6 @@ def test_a_smaller_micro_batch_divides_the_global_batch_and_is_the_largest_that_
     assert failed.smaller_micro_batch(plan, peak(1) - 1) is None
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", PRESETS)
 def test_the_flags_of_a_setting_ask_for_it(name):
-    assert parse_train_args(FLAGS[name].split()).config.recompute == NAMED[name]
+    assert parse_train_args(setting_flags(PRESETS[name]).split()).config.recompute == PRESETS[name]

@@ -19,7 +19,7 @@ from megaselect.config import TrainingConfig
 from megaselect.host_memory import available_bytes
 from megaselect.prediction.saved_bytes import LayerShape, saved_bytes
 from megaselect.recomputation.plan import make_plan
-from megaselect.recomputation.presets import NAMED
+from megaselect.recomputation.presets import PRESETS
 from megaselect.training import loop
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.units import MIB_BYTES, size
@@ -97,9 +97,9 @@ def test_each_attempt_is_told_in_a_note_and_the_new_bytes_are_measured(run_short
     before, after = output.split("note: step 2 ran out of memory")
     assert "It is taken again with selective, which keeps" in " ".join(after.split())
     assert before.count("(equal to the byte)") == after.count("(equal to the byte)") == 1
-    assert "other settings:  softmax dropout" in before
+    assert "other settings:  selective" in before
     assert "other settings:  none" in after
-    assert "softmax dropout" not in after.partition("other settings:")[2].partition("step 4/4")[0]
+    assert "selective" not in after.partition("other settings:")[2].partition("step 4/4")[0]
     assert max(len(line) for line in output.splitlines() if str(tmp_path) not in line) <= 80
     assert re.search(r"^  recompute +selective: softmax, dropout$", after, re.MULTILINE)
 
@@ -236,7 +236,7 @@ def test_without_step_up_a_line_says_what_each_mode_keeps_and_what_fits(limited,
     assert re.match(r"error: step 1 ran out of memory \([^()]+\) with recompute none\. ", message)
     overrides = {f"model__{name}": value for name, value in LONG_MODEL.items()}
     shape = LayerShape.of(make_config(**overrides), FP32_BYTES)
-    kept = {name: saved_bytes(shape, make_plan(settings, 12)) for name, settings in NAMED.items()}
+    kept = {name: saved_bytes(shape, make_plan(settings, 12)) for name, settings in PRESETS.items()}
     listed = ", ".join(f"{name} {size(count)}" for name, count in kept.items())
     assert f"A micro-batch of 2 saves for backward: {listed}. By their predicted peak these fit into the " in message
     assert "--recompute selective --recompute-modules all (" in message

@@ -117,7 +117,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     lock = RunLock(tmp_path)
-    assert "has no locks (No locks available): see to it that no other run" in lock.note
+    assert "has no locks: see to it that no other run" in lock.note
     assert is_locked(tmp_path) is None
     lock.release()
 

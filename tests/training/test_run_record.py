@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 
 from megaselect.errors import DataError, RunDirectoryError
-from megaselect.training.metrics_tail import read_tail
+from megaselect.training.metrics_file import read_tail
 from megaselect.training.run_dir import claim_run_dir
 from megaselect.training.run_record import RECORD_NAME, RunRecord, Segment, read_segments, set_damaged_aside
 

@@ -17,7 +17,7 @@ from megaselect.recomputation.plan import Chunk, RecomputePlan, make_plan
 from megaselect.verification import own_model, settings, step
 from megaselect.verification.settings import SETTINGS
 
-DROPPING = ["dropout", "softmax dropout", "core_attn dropout", "all", "full"]  # what recomputes every mask
+DROPPING = ["dropout", "selective", "core_attn dropout", "all", "full"]  # what recomputes every mask
 
 
 def report_of(recompute=None, batches=1, attentions=None, only=tuple(SETTINGS), **more):
@@ -54,7 +54,7 @@ def detail(report, attention, setting, name):
 
 
 GOOD = {
-    "bf16, two batches": {"dtype": "bf16", "batches": 2, "only": ["none", "softmax dropout", "all", "full"]},
+    "bf16, two batches": {"dtype": "bf16", "batches": 2, "only": ["none", "selective", "all", "full"]},
     "without dropout": {"dropout_p": 0.0},
     "attention's dropout alone, a window": {"hidden_dropout_p": 0.0, "num_layers": 1, "seq_length": 131},
     "hidden dropout alone, one sample": {"attention_dropout_p": 0.0, "batch": 1},
@@ -141,7 +141,7 @@ def test_a_mask_that_backward_rebuilds_off_by_a_column_is_named(monkeypatch):
     report = report_of()
     assert failed(report) == each([*DROPPING, "core_attn"], "same bits", "masks")
     assert failed(report, "fused") == {}
-    fault = detail(report, "unfused", "softmax dropout", "masks")
+    fault = detail(report, "unfused", "selective", "masks")
     assert fault.startswith("layers.1.attention.core: the mask that backward used differs from the function in")
     assert "head 0, row" in fault
 
@@ -192,7 +192,7 @@ def test_statistics_of_another_sample_are_found_where_probs_are_rebuilt(monkeypa
 
     monkeypatch.setattr(softmax_dropout.TorchTwin, "backward", staticmethod(backward))
     report = unfused_report()
-    recomputing = ["softmax", "core_attn", "softmax dropout", "core_attn dropout", "all", "full"]
+    recomputing = ["softmax", "core_attn", "selective", "core_attn dropout", "all", "full"]
     assert failed(report) == each(recomputing, "same bits")
     fault = detail(report, "unfused", "softmax", "same bits")
     assert fault.startswith("token_embedding.weight differs in ")
@@ -223,7 +223,7 @@ def test_a_tensor_that_is_not_saved_where_it_is_predicted_is_named(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("setting", ["softmax dropout", "layernorm", "gelu", "core_attn", "full"])
+@pytest.mark.parametrize("setting", ["selective", "layernorm", "gelu", "core_attn", "full"])
 def test_a_mode_that_does_nothing_is_named(setting, monkeypatch):
     """Whatever is asked for, the model keeps everything: the same bits, and no memory saved."""
     apply, none = step.apply_recompute, make_plan(SETTINGS["none"], 2)
@@ -232,7 +232,7 @@ def test_a_mode_that_does_nothing_is_named(setting, monkeypatch):
     report = unfused_report(only=["none", "dropout", setting])
     assert failed(report) == {setting: {"bytes", "runs again"}}
     expected = {
-        "softmax dropout": "attention's mask inside backward ran again 0 times in backward, not 2",
+        "selective": "attention's mask inside backward ran again 0 times in backward, not 2",
         "layernorm": "megaselect.layer_norm ran again 0 times in backward, not 4",
         "gelu": "megaselect.gelu ran again 0 times in backward, not 2",
         "core_attn": "aten.baddbmm ran again 0 times in backward, not 2",

@@ -7,7 +7,7 @@ In [b, s, h] the hidden copies would cost 10sbh.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class CoreAttention(nn.Module):
 
     The number of heads follows from the width of qkv: a tensor-parallel rank holds some of them, from head_offset on.
     """
+
+    kind: ClassVar[str]  # as model.attention names it
 
     def __init__(self, config: ModelConfig, seed: int, layer: int, head_offset: int = 0) -> None:
         super().__init__()
@@ -50,6 +52,8 @@ class CoreAttention(nn.Module):
 
 class UnfusedCoreAttention(CoreAttention):
     """Batched products with the scores in memory, and one op for softmax, dropout and the product with v."""
+
+    kind = "unfused"
 
     def __init__(self, config: ModelConfig, seed: int, layer: int, head_offset: int = 0) -> None:
         super().__init__(config, seed, layer, head_offset)
@@ -83,6 +87,8 @@ class UnfusedCoreAttention(CoreAttention):
 class FusedCoreAttention(CoreAttention):
     """Our flash-style op: scores and probs never reach memory, the masks are those of the unfused op."""
 
+    kind = "fused"
+
     def attend(self, qkv: Tensor, sample_index: Tensor, plane: Plane) -> Tensor:
         """Context [s, b, a*d] from qkv [s, b, a, 3, d]."""
         return fused_attention(qkv, sample_index, plane, scale=self.scale, backend=self.backend)
@@ -91,6 +97,8 @@ class FusedCoreAttention(CoreAttention):
 class SdpaCoreAttention(CoreAttention):
     """torch's scaled_dot_product_attention. It has no dropout here: its masks would come from a random state."""
 
+    kind = "sdpa"
+
     def attend(self, qkv: Tensor, sample_index: Tensor, plane: Plane) -> Tensor:
         """Context [s, b, a*d] from qkv [s, b, a, 3, d]."""
         query, key, value = qkv.permute(1, 2, 3, 0, 4).unbind(2)  # [b, a, s, d]
@@ -98,7 +106,7 @@ class SdpaCoreAttention(CoreAttention):
         return context.permute(2, 0, 1, 3).flatten(2)
 
 
-CORE_ATTENTION = {"unfused": UnfusedCoreAttention, "fused": FusedCoreAttention, "sdpa": SdpaCoreAttention}
+CORE_ATTENTION = {kind.kind: kind for kind in (UnfusedCoreAttention, FusedCoreAttention, SdpaCoreAttention)}
 
 
 class Attention(nn.Module):

@@ -20,15 +20,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from megaselect.compatibility import quieten_region_warnings, share_compiled_graphs
-from megaselect.models.gpt.attention import UnfusedCoreAttention
 from megaselect.models.gpt.block import Block
 from megaselect.recomputation.policy import LayerPolicy
+from megaselect.recompute_modules import RECOMPUTE_MODULES, declared
 
-RECOMPUTED_OPS = {
-    "layernorm": torch.ops.megaselect.layer_norm.default,
-    "gelu": torch.ops.megaselect.gelu.default,
-    "core_attn": torch.ops.aten.baddbmm.default,
-}
 GRAPHS_PER_FUNCTION = 64  # layers share graphs; other batch sizes, dtypes and plans of a process add to them
 
 
@@ -37,9 +32,8 @@ def compile_layer(block: Block, policy: LayerPolicy, modules: frozenset[str]) ->
     # Layers differ in their dropout sites alone, integers on modules: as symbols they let all layers share a graph.
     share_compiled_graphs(GRAPHS_PER_FUNCTION)
     block.set_policy(policy)
-    recomputed = frozenset(modules & RECOMPUTED_OPS.keys())
-    if not isinstance(block.attention.core, UnfusedCoreAttention):
-        recomputed -= {"core_attn"}  # inherent there
+    used = declared(modules, getattr(block.attention.core, "kind", "somebody else's"))
+    recomputed = frozenset(module.name for module in used if module.compiled_op)
     block.forward = _CompiledForward(block, _compiled(recomputed))
 
 
@@ -69,7 +63,7 @@ def _compiled(modules: frozenset[str]) -> Callable[..., Tensor]:
     """Block.forward compiled, recomputing `modules`; one for all blocks, so that they share its graphs."""
     if not modules:
         return torch.compile(_forward, fullgraph=True)
-    recomputed = {RECOMPUTED_OPS[name] for name in modules}
+    recomputed = {_operator(RECOMPUTE_MODULES[name].compiled_op) for name in modules}
     quieten_region_warnings()  # ours write nothing in place
 
     def policy(_: Any, op: Any, *__: Any, **___: Any) -> CheckpointPolicy:
@@ -83,6 +77,12 @@ def _compiled(modules: frozenset[str]) -> Callable[..., Tensor]:
     # of its own, one setting would run the graph of another.
     selective_forward.__code__ = selective_forward.__code__.replace(co_name=f"recompute_{'_'.join(sorted(modules))}")
     return torch.compile(selective_forward, fullgraph=True)
+
+
+def _operator(name: str) -> Any:
+    """The operator `namespace.name`."""
+    namespace, _, operator = name.partition(".")
+    return getattr(getattr(torch.ops, namespace), operator).default
 
 
 def _forward(block: Block, x: Tensor, sample_index: Tensor) -> Tensor:

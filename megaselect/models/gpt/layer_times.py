@@ -16,11 +16,14 @@ from megaselect.planning.auto import ATTENTION_SETS, Costs
 from megaselect.prediction.assumed_time import PICOSECONDS
 from megaselect.recomputation.checkpoint import checkpointed
 from megaselect.recomputation.policy import LayerPolicy
+from megaselect.recompute_modules import OTHER_MODULES, declared
 
 ROUNDS = 5
 SECONDS_AT_MOST = 10.0  # but one round is always made
 
 Run = Callable[[Tensor, Tensor], Tensor]
+LayerModules = frozenset[str] | None  # what selective recomputes; None: the whole layer
+NOTHING: frozenset[str] = frozenset()
 
 
 def measured_costs(model: GPT, batch: int) -> Costs:
@@ -37,25 +40,21 @@ def measured_costs(model: GPT, batch: int) -> Costs:
     seconds = _rounds({name: _timed(block, policy, run, x, samples) for name, (policy, run) in _runs(block).items()})
     for parameter in block.parameters():
         parameter.grad = None
-    costs = {name: _cost(values, seconds["none"]) for name, values in seconds.items()}
-    attention = {frozenset(modules): costs[_measured_name(model, modules)] for modules in ATTENTION_SETS}
-    return Costs(attention, costs["layernorm"], costs["gelu"], costs["full"])
+    costs = {run: _cost(values, seconds[NOTHING]) for run, values in seconds.items()}
+    attention = {modules: costs[_in_use(model, modules)] for modules in ATTENTION_SETS}
+    return Costs(attention, {name: costs[frozenset({name})] for name in OTHER_MODULES}, costs[None])
 
 
-def _measured_name(model: GPT, modules: tuple[str, ...]) -> str:
-    """Attention that keeps no scores has nothing to recompute but hidden masks."""
-    if model.config.attention != "unfused":
-        modules = tuple(name for name in modules if name == "dropout")
-    return " ".join(modules) or "none"
+def _in_use(model: GPT, modules: frozenset[str]) -> frozenset[str]:
+    """The set that is measured for `modules`: where attention writes no scores, some have nothing to do."""
+    return frozenset(module.name for module in declared(modules, model.config.attention))
 
 
-def _runs(block: Block) -> dict[str, tuple[LayerPolicy, Run]]:
-    """Name -> the policy of the layer, and how it runs."""
-    sets = [*ATTENTION_SETS, ("layernorm",), ("gelu",)]
-    runs: dict[str, tuple[LayerPolicy, Run]] = {
-        " ".join(modules) or "none": (layer_policy(frozenset(modules), 0), block) for modules in sets
-    }
-    return {**runs, "full": (INSIDE_FULL, lambda x, samples: checkpointed("layers.0", block, x, samples))}
+def _runs(block: Block) -> dict[LayerModules, tuple[LayerPolicy, Run]]:
+    """The policy of the layer and how it runs, for each set of modules."""
+    sets = [*ATTENTION_SETS, *(frozenset({name}) for name in OTHER_MODULES)]
+    runs: dict[LayerModules, tuple[LayerPolicy, Run]] = {modules: (layer_policy(modules, 0), block) for modules in sets}
+    return {**runs, None: (INSIDE_FULL, lambda x, samples: checkpointed("layers.0", block, x, samples))}
 
 
 def _timed(block: Block, policy: LayerPolicy, run: Run, x: Tensor, samples: Tensor) -> Callable[[], float]:
@@ -69,11 +68,11 @@ def _timed(block: Block, policy: LayerPolicy, run: Run, x: Tensor, samples: Tens
     return once
 
 
-def _rounds(runs: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+def _rounds(runs: dict[LayerModules, Callable[[], float]]) -> dict[LayerModules, list[float]]:
     """Seconds of each in every round, so that drift hits all alike. The first run of each only warms up."""
     for run in runs.values():
         run()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[LayerModules, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
     for done in range(ROUNDS):
         if done and time.perf_counter() - started > SECONDS_AT_MOST:

@@ -1,11 +1,29 @@
-"""How many times as long as another setting's a setting's step takes. No torch."""
+"""How measurements of time are summed up and compared. No torch."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from megaselect.comparison.result import SettingResult, StepSample
+if TYPE_CHECKING:
+    from megaselect.comparison.result import SettingResult, StepSample
+
+
+class Quantiles(NamedTuple):
+    """Of a list of measurements, in their unit."""
+
+    low: float
+    median: float
+    high: float
+
+
+def quantiles(values: Sequence[float]) -> Quantiles:
+    """The 20 % quantile, the median and the 80 % quantile; of a single value, that value thrice."""
+    if len(values) == 1:
+        return Quantiles(values[0], values[0], values[0])
+    fifths = statistics.quantiles(values, n=5, method="inclusive")
+    return Quantiles(fifths[0], statistics.median(values), fifths[3])
 
 
 def slowdown(own: SettingResult, base: SettingResult) -> float:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from megaselect.cli.main import main
-from megaselect.comparison.room import shortage
 from megaselect.config import Config
+from megaselect.estimation.memory_check import missing_for_training
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -15,13 +15,13 @@ def config(name, **overrides):
 
 
 def test_what_fits_is_tried():
-    assert shortage(config("tiny")) is None
-    assert shortage(config("paper-1t", recompute__mode="auto")) is None
-    assert shortage(config("paper-1t", training__device="cuda")) is None
+    assert missing_for_training(config("tiny")) is None
+    assert missing_for_training(config("paper-1t", recompute__mode="auto")) is None
+    assert missing_for_training(config("paper-1t", training__device="cuda")) is None
 
 
 def test_what_does_not_fit_says_how_much_it_needs():
-    everything, full = (shortage(config("paper-22b", recompute__mode=mode)) for mode in ("none", "full"))
+    everything, full = (missing_for_training(config("paper-22b", recompute__mode=mode)) for mode in ("none", "full"))
     assert everything.startswith("a step's tensors would hold ")
     assert full != everything
 
