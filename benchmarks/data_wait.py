@@ -65,7 +65,6 @@ def measure(config: Any, steps: int, depths: tuple[int, ...], read_ms: float) ->
 def main() -> int:
     """Exit status: 0 within the target, 1 above it, 2 for settings that cannot run."""
     from benchmarks.device import describe, environment
-    from megaselect.cli.flags import find_config
     from megaselect.config import Config
     from megaselect.devices import resolve_device
     from megaselect.errors import MegaselectError
@@ -76,7 +75,7 @@ def main() -> int:
     parser.add_argument("--read-ms", type=float, default=0.0, help="added to the reading of each batch (default 0)")
     arguments = parser.parse_args()
     try:
-        config = Config.from_yaml(find_config(arguments.config))
+        config = Config.from_yaml(arguments.config)
         ahead = config.data.prefetch
         times = measure(config, arguments.steps, tuple(dict.fromkeys((0, ahead))), arguments.read_ms)
     except MegaselectError as error:

@@ -1,6 +1,6 @@
 """Megaselect trains GPT models with activation recomputation as a switch: memory and time change, nothing else.
 
-    from megaselect import Config, build_model
+    from megaselect import Config, train
 
 Names load on first use, so that the kernels and `--help` need neither pydantic nor torch.
 """
@@ -9,18 +9,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from megaselect.api import train
     from megaselect.build import build_model
     from megaselect.config import Config
     from megaselect.estimation.estimate import estimate
+    from megaselect.training.callbacks import Callback
     from megaselect.verification import verify
 
 __version__ = "0.1.0"
-__all__ = ["Config", "__version__", "build_model", "estimate", "verify"]
+__all__ = ["Callback", "Config", "__version__", "build_model", "estimate", "train", "verify"]
 
 _HOMES = {
+    "Callback": "megaselect.training.callbacks",
     "Config": "megaselect.config",
     "build_model": "megaselect.build",
     "estimate": "megaselect.estimation.estimate",
+    "train": "megaselect.api",
     "verify": "megaselect.verification",
 }
 

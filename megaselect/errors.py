@@ -58,3 +58,7 @@ class NonFiniteError(MegaselectError):
 
 class SamplingError(MegaselectError):
     """A model gives nothing that a token can be drawn from."""
+
+
+class CallbackError(MegaselectError):
+    """A callback raised an exception, which is the cause, or is none."""

@@ -199,6 +199,14 @@ def test_shapes_of_shipped_configs(name, shape):
     assert shape == tuple(getattr(model, key) for key in SHAPE)
 
 
+def test_a_shipped_config_is_read_by_its_name_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = Config.from_yaml("tiny", {"training.max_steps": 3})
+    assert named == Config.from_yaml(ROOT / "configs/tiny.yaml", {"training.max_steps": 3})
+    Path("tiny").write_text(MODEL)
+    assert Config.from_yaml("tiny") == Config.from_yaml(Path("tiny")) == config_of()
+
+
 def test_importing_the_package_and_its_config_needs_no_torch():
     code = (
         "import sys, megaselect; print(sorted({'torch', 'pydantic'} & set(sys.modules)));"

@@ -11,6 +11,7 @@ from megaselect.errors import ConfigError
 
 SHAPE = {"num_layers": 4, "hidden_size": 192, "num_attention_heads": 6, "seq_length": 128, "vocab_size": 4096}
 MODEL = "model: {num_layers: 4, hidden_size: 192, num_attention_heads: 6, seq_length: 128, vocab_size: 4096}\n"
+SHIPPED = "gpt-1.3b, gpt-350m, gpt-760m, gpt2-124m, paper-175b, paper-1t, paper-22b, paper-530b, tiny"
 SWITCH = "is no value of this setting; YAML reads on and yes as True, off and no as False: quote such words"
 
 
@@ -293,7 +294,7 @@ def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
     Path("directory.yaml").mkdir()
     Path("loop.yaml").symlink_to("loop.yaml")
     for name, message in (
-        ("absent.yaml", "absent.yaml: no such file"),
+        ("absent.yaml", f"absent.yaml: no such file; the shipped configs are {SHIPPED}"),
         ("directory.yaml", "directory.yaml: is a directory; name a YAML file in it"),
         ("loop.yaml", "loop.yaml: cannot be read: Too many levels of symbolic links"),
     ):

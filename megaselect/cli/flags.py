@@ -4,7 +4,6 @@ Every command that takes a config has them: train, and those that tell about the
 """
 
 import argparse
-import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from megaselect.cli.commands import commands_with
 from megaselect.config import Config, iter_settings
 from megaselect.config.format_value import one_line_errors
 from megaselect.config.messages import nearest_setting
+from megaselect.config.shipped import find_config
 from megaselect.errors import ConfigError
 from megaselect.units import size_notes
 
@@ -115,34 +115,12 @@ def parse_run_args(argv: Sequence[str], command: CommandFlags) -> RunCommand:
     options = {name: given.pop(name) for name in list(given) if name not in settings and name not in megatron}
     flags = {name: flag for name, flag in settings.items() if name in given}
     notes = _map_megatron_flags(given, flags)
-    path = find_config(config_name)
+    path = find_config(config_name, "--config ")
     overrides = {name: _unset(value, name) for name, value in given.items()}
     config = Config.from_yaml(path, overrides, flags)
     if config.recompute.memory is not None:
         notes += size_notes(config.recompute.memory, _flag("recompute.memory"))
     return RunCommand(config, path, argparse.Namespace(**options), notes, debug)
-
-
-def find_config(name: str) -> Path:
-    """The file at a path, or the config that ships under a bare name. Raises ConfigError where there is neither."""
-    path, shipped = Path(name), _shipped_configs()
-    # os.path says no to what cannot be a path, such as a name of thousands of characters, where pathlib raises.
-    if name in shipped and not os.path.isfile(name):
-        return _relative_to_here(shipped[name])
-    if not os.path.exists(name):
-        raise ConfigError(f"--config {name}: no such file; the shipped configs are {', '.join(sorted(shipped))}")
-    return path
-
-
-def _shipped_configs() -> dict[str, Path]:
-    """Name -> file: inside the package where it was installed from a wheel, beside it in a source tree."""
-    package = Path(megaselect.__file__).parent
-    directory = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
-    return {path.stem: path for path in directory.glob("*.yaml")}
-
-
-def _relative_to_here(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 # Megatron-LM's spellings: the epilog explains them, the list of flags does not show them.

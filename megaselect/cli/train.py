@@ -12,6 +12,7 @@ from megaselect.cli.flags import CommandFlags, RunCommand, parse_run_args
 if TYPE_CHECKING:
     from megaselect.config import Config
     from megaselect.training.events import Sink
+    from megaselect.training.signals import StopRequest
 
 # By what stopped the run: as shells report the signal, and the code by which sysexits.h asks to be run again later.
 EXIT_CODES = {None: 0, "SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143, "exit-after": 75}
@@ -39,22 +40,11 @@ def main(argv: Sequence[str], prog: str) -> int:
     # After the flags: this import brings torch, and --help and mistyped flags should not wait for it.
     from megaselect.training.run import train
 
-    summary = train(command.config, command.config_path.stem, command.notes, _sinks)
+    summary = train(command.config, command.config_path.stem, command.notes, _make_sink)
     return EXIT_CODES[summary.stopped_by]
 
 
-def _sinks(config: Config, run_dir: Path) -> Sink:
-    from megaselect.report.console import ConsoleSink
-    from megaselect.report.sinks import Sinks
-    from megaselect.report.wandb_environment import group_for, project_for
-    from megaselect.report.wandb_sink import WandbSink
+def _make_sink(config: Config, run_dir: Path, _: StopRequest) -> Sink:
+    from megaselect.report.run_sinks import run_sinks
 
-    logging = config.logging
-    console = ConsoleSink(logging.log_interval)
-    wandb = WandbSink(logging.wandb, project_for(logging), group_for(logging), run_dir, note=console.note)
-    sinks: list[Sink] = [console, wandb]
-    if logging.tensorboard:
-        from megaselect.report.tensorboard_sink import TensorBoardSink  # an extra brings what it needs
-
-        sinks.append(TensorBoardSink(run_dir, note=console.note))
-    return Sinks(sinks)
+    return run_sinks(config, run_dir, console=True)

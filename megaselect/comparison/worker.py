@@ -21,7 +21,7 @@ from megaselect.config import Config
 from megaselect.devices import is_out_of_memory, resolve_device
 from megaselect.errors import MegaselectError
 from megaselect.training.datasets import open_datasets
-from megaselect.training.run import set_determinism
+from megaselect.training.torch_state import set_determinism
 
 
 def main(task_path: str, answer_path: str) -> None:

@@ -15,6 +15,7 @@ from megaselect.config.layers import parse_layers
 from megaselect.config.messages import explain
 from megaselect.config.origins import Origins, merge
 from megaselect.config.section import Section
+from megaselect.config.shipped import find_config
 from megaselect.config.yaml_file import read_yaml
 from megaselect.recompute_modules import MODULES
 
@@ -266,11 +267,13 @@ class Config(BaseModel):
     def from_yaml(
         cls, path: str | Path, overrides: Mapping[str, Any] | None = None, flags: Mapping[str, str] | None = None
     ) -> Self:
-        """Read the YAML file at `path`; `overrides` (dotted names) win over it. Raises ConfigError.
+        """Read a YAML file, or a shipped config by its name, such as tiny. Raises ConfigError.
 
-        flags: dotted name -> the command-line flag that set it, for error messages.
+        overrides: dotted name -> value; they win over the file. flags: dotted name -> the command-line flag that set
+        it, for error messages.
         """
-        return cls.from_dict(read_yaml(path), str(path), overrides, flags)
+        found = find_config(path)
+        return cls.from_dict(read_yaml(found), str(found), overrides, flags)
 
     @classmethod
     @one_line_errors()

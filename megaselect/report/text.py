@@ -193,8 +193,8 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
 
 def summary_title(summary: RunSummary) -> str:
     """Whether the run got to its end, and what stopped it where not."""
-    if summary.stopped_by is None:
-        return "finished"
+    if not summary.interrupted:
+        return "stopped by a callback" if summary.stopped_by else "finished"
     return f"interrupted by {'--exit-after' if summary.stopped_by == 'exit-after' else summary.stopped_by}"
 
 

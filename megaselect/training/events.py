@@ -66,7 +66,7 @@ class RunSummary:
     peak_kind: what peak_bytes counts, ready to print after it. test_loss: on the test split, at the end of the run.
     skipped_steps: over the whole run. loss_spikes: in this process's steps. data_share: median share of a step's time
     that was spent waiting for data. phase_ms: phase of a step -> its median milliseconds. stopped_by: SIGINT, SIGTERM,
-    SIGHUP or exit-after; None where the run got to its last step and through the evaluations that follow it.
+    SIGHUP, exit-after or callback; None where the run got to its last step and through the evaluations that follow it.
     """
 
     steps: int
@@ -94,8 +94,8 @@ class RunSummary:
 
     @property
     def interrupted(self) -> bool:
-        """Whether something stopped the run before its last step."""
-        return self.stopped_by is not None
+        """Whether something from outside stopped the run before its end, which a callback may also choose."""
+        return self.stopped_by not in (None, "callback")
 
 
 class Sink(Protocol):

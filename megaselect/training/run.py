@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,20 +30,23 @@ from megaselect.training.run_dir import RunDir, claim_run_dir
 from megaselect.training.run_record import Segment
 from megaselect.training.signals import StopRequest
 from megaselect.training.state import RunState
+from megaselect.training.torch_state import own_torch_state
 from megaselect.units import parse_duration
 
-MakeSink = Callable[[Config, Path], Sink]
+MakeSink = Callable[[Config, Path, StopRequest], Sink]
 
 
 def train(config: Config, config_name: str, notes: Sequence[str], make_sink: MakeSink) -> RunSummary:
-    """Train to max_steps, continuing from a checkpoint where the config says so. Raises MegaselectError."""
-    torch.manual_seed(config.training.seed)  # for a user's own modules; nothing of ours draws from it
+    """Train to max_steps, continuing from a checkpoint where the config says so. Raises MegaselectError.
+
+    make_sink: is given the config, the run's directory, and what a sink may ask to stop the run. Torch's random states
+    and settings, and the handlers of signals and warnings, are afterwards as they were.
+    """
     check_profilers(config)
-    set_determinism(config.training.deterministic)
     limit = config.training.exit_after
     stop = StopRequest(parse_duration(limit, "--exit-after") if limit else None)
     elsewhere = memory_errors_explained("setting up, reporting or saving", "free memory that other processes hold")
-    with claim_run_dir(config, config_name) as home, elsewhere:
+    with own_torch_state(config.training), claim_run_dir(config, config_name) as home, elsewhere:
         return _train(config, config_name, notes, make_sink, stop, home)
 
 
@@ -52,7 +54,7 @@ def _train(
     config: Config, config_name: str, notes: Sequence[str], make_sink: MakeSink, stop: StopRequest, home: RunDir
 ) -> RunSummary:
     run_dir = home.path
-    sink = make_sink(config, run_dir)  # first: what it refuses should not wait for data and model
+    sink = make_sink(config, run_dir, stop)  # first: what it refuses should not wait for data and model
     config, vocabulary_notes = follow_vocabulary(config)
     found = find_checkpoint(config.training.resume, run_dir)
     resume_notes = [*found.notes, *changed_settings(found.checkpoint, config)]
@@ -70,21 +72,15 @@ def _train(
             save_plan(run_dir, automatic)
             own_notes.append(plan_note(automatic))
         header = _header(config, config_name, model, datasets, run_dir, state, [*notes, *own_notes])
-        sink.start(header)
-        state = replace(state, identity={**state.identity, **sink.identity()})
-        with failures_told(sink), warnings.catch_warnings(), stop:
-            _show_warnings_as_notes(sink)
-            summary = Trainer(config, model, optimizer, datasets, state, run_dir, sink).run(stop)
+        with failures_told(sink):
+            sink.start(header)
+            state = replace(state, identity={**state.identity, **sink.identity()})
+            with warnings.catch_warnings(), stop:
+                _show_warnings_as_notes(sink)
+                summary = Trainer(config, model, optimizer, datasets, state, run_dir, sink).run(stop)
         record.stopped_by = summary.stopped_by
     sink.finish(summary)
     return summary
-
-
-def set_determinism(deterministic: bool) -> None:
-    """Refuse operations whose bits vary from run to run, or allow them."""
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-    torch.use_deterministic_algorithms(deterministic)
 
 
 def _own_notes(config: Config, state: RunState) -> list[str]:

@@ -1,4 +1,4 @@
-"""What asks a run to stop or to save: signals and the time limit. Both wait for the end of the step they meet."""
+"""What asks a run to stop or to save: signals, the time limit, a callback. It waits for the end of its step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Literal, Self
 
-StopReason = Literal["SIGINT", "SIGTERM", "SIGHUP", "exit-after"]
+StopReason = Literal["SIGINT", "SIGTERM", "SIGHUP", "exit-after", "callback"]
 
 
 class StopRequest:
@@ -20,16 +20,20 @@ class StopRequest:
 
     def __init__(self, seconds: float | None = None) -> None:
         self._deadline = None if seconds is None else time.monotonic() + seconds
-        self._signal: StopReason | None = None
+        self._asked: StopReason | None = None
         self._save = False
         self._before: dict[signal.Signals, object] = {}
 
     @property
     def reason(self) -> StopReason | None:
         """Why the run should stop; None: it should go on."""
-        if self._signal is None and self._deadline is not None and time.monotonic() >= self._deadline:
+        if self._asked is None and self._deadline is not None and time.monotonic() >= self._deadline:
             return "exit-after"
-        return self._signal
+        return self._asked
+
+    def ask(self, reason: StopReason) -> None:
+        """Ask the run to stop. What asked first stays the reason."""
+        self._asked = self._asked or reason
 
     def take_save(self) -> bool:
         """Whether a save was asked for since the last call."""
@@ -55,12 +59,12 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._signal == "SIGINT":
+        if self._asked == "SIGINT":
             raise KeyboardInterrupt
-        self._signal = "SIGINT"
+        self._asked = "SIGINT"
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._signal = self._signal or ("SIGHUP" if number == signal.SIGHUP else "SIGTERM")
+        self.ask("SIGHUP" if number == signal.SIGHUP else "SIGTERM")
 
     def _ask_to_save(self, number: int, frame: FrameType | None) -> None:
         self._save = True

@@ -58,13 +58,15 @@ from pathlib import Path
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from comparison_results import COMPARISON
 from conftest import play
-from megaselect.cli.train import _sinks, parse_train_args
+from megaselect.cli.train import parse_train_args
+from megaselect.report.run_sinks import run_sinks
 from megaselect.report.wandb_comparison import log_comparison
 from megaselect.report.wandb_environment import group_for, project_for
 
 logging = parse_train_args([]).config.logging
-play(_sinks(parse_train_args([]).config, Path("runs/tiny")), [1])
-play(_sinks(parse_train_args(["--logging.wandb-project", "given"]).config, Path("runs/tiny")), [1])
+play(run_sinks(parse_train_args([]).config, Path("runs/tiny"), console=True), [1])
+given = parse_train_args(["--logging.wandb-project", "given"]).config
+play(run_sinks(given, Path("runs/tiny"), console=True), [1])
 log_comparison(COMPARISON, "auto", project_for(logging), group_for(logging), "out", print)
 """
 VARIABLES = {

@@ -42,9 +42,9 @@ class Signal:
     def __getattr__(self, name):
         return lambda *_: None
 
-made = train._sinks
+made = train._make_sink
 def run(mode, number=None, step=0):
-    train._sinks = lambda config, run_dir: Sinks([made(config, run_dir), Signal(number, step)])
+    train._make_sink = lambda *given: Sinks([made(*given), Signal(number, step)])
     return main(["train", "--model.num-layers", "2", "--model.hidden-size", "16", "--model.num-attention-heads", "2",
         "--model.seq-length", "8", "--model.vocab-size", "{VOCABULARY}", "--data.prefix", "tokens", "--device", "cpu",
         "--training.micro-batch-size", "2", "--training.global-batch-size", "4", "--max-steps", "{LAST}",
