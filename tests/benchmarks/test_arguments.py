@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import headline, not_measured, parts
-from benchmarks.arguments import parse
+from benchmarks.arguments import PARTS, parse
 from benchmarks.session import cases_of, log_path
 
 CONFIGS = list(Path(__file__).parents[2].glob("configs/*.yaml"))
@@ -35,6 +35,14 @@ def test_bad_arguments(arguments, part, capsys):
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert part in error
+
+
+@pytest.mark.parametrize("part", ["", *PARTS])
+def test_help_fits_80_columns(part, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        parse([*part.split(), "--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
