@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks.families import RandomBatch, draw
-from benchmarks.settings import BenchConfig
+from megaselect.config import Config
 
 
 def make_model(
-    config: BenchConfig, device: torch.device, dtype: torch.dtype
+    config: Config, device: torch.device, dtype: torch.dtype
 ) -> tuple[nn.Module, dict[str, Callable[[], None]], Callable[[RandomBatch], Tensor]]:
     """(model, variants, loss). Raises ImportError without the package, or without a GPU."""
     with warnings.catch_warnings():
@@ -38,7 +38,7 @@ def _initialise(seed: int) -> None:
 
 
 def _make(
-    config: BenchConfig, device: torch.device, dtype: torch.dtype
+    config: Config, device: torch.device, dtype: torch.dtype
 ) -> tuple[nn.Module, dict[str, Callable[[], None]], Callable[[RandomBatch], Tensor]]:
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.models.gpt.gpt_model import GPTModel

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from benchmarks.families import Family, RandomBatch, draw, fill
 from benchmarks.plain_gpt import PlainGPT, call, checkpointed, compiled, saving_products
-from benchmarks.settings import BenchConfig
+from megaselect.config import Config
 from megaselect.training.optimizer import MixedPrecisionAdamW
 
 BUDGET = 0.5
@@ -23,7 +23,7 @@ MakeFamily = Callable[[], Family]
 
 
 def baseline_makers(
-    names: Iterable[str], config: BenchConfig, device: torch.device, dtype: torch.dtype
+    names: Iterable[str], config: Config, device: torch.device, dtype: torch.dtype
 ) -> list[tuple[str, MakeFamily]]:
     """(name, maker) of settings.BASELINES by name."""
     makers = {"plain": plain_family, "plain-compiled": compiled_family}
@@ -31,7 +31,7 @@ def baseline_makers(
     return [(name, functools.partial(makers[name], config, device, dtype)) for name in names]
 
 
-def plain_family(config: BenchConfig, device: torch.device, dtype: torch.dtype) -> Family:
+def plain_family(config: Config, device: torch.device, dtype: torch.dtype) -> Family:
     """Matrix products or SDPA, with dropout; checkpoints of torch.utils.checkpoint around each layer, or selective."""
     return _plain(
         "plain",
@@ -49,12 +49,12 @@ def plain_family(config: BenchConfig, device: torch.device, dtype: torch.dtype) 
     )
 
 
-def plain_sdpa_family(config: BenchConfig, device: torch.device, dtype: torch.dtype) -> Family:
+def plain_sdpa_family(config: Config, device: torch.device, dtype: torch.dtype) -> Family:
     """The plain GPT's fastest way without compiling."""
     return _plain("plain", config, device, dtype, {"plain sdpa": (True, call)})
 
 
-def compiled_family(config: BenchConfig, device: torch.device, dtype: torch.dtype) -> Family:
+def compiled_family(config: Config, device: torch.device, dtype: torch.dtype) -> Family:
     """The plain GPT with compiled layers, with and without a memory budget."""
     return _plain(
         "plain-compiled",
@@ -72,7 +72,7 @@ def compiled_family(config: BenchConfig, device: torch.device, dtype: torch.dtyp
 
 def _plain(
     name: str,
-    config: BenchConfig,
+    config: Config,
     device: torch.device,
     dtype: torch.dtype,
     ways: dict[str, tuple[bool, Callable[[nn.Module, Tensor, Tensor], Tensor]]],
@@ -92,7 +92,7 @@ def _plain(
     return _family(name, model, config, variants, lambda batch: model(batch.tokens, batch.targets))
 
 
-def hugging_face_family(config: BenchConfig, device: torch.device, dtype: torch.dtype) -> Family:
+def hugging_face_family(config: Config, device: torch.device, dtype: torch.dtype) -> Family:
     """transformers' GPT-2, eager and sdpa, with its gradient checkpointing on and off. The loss is ours in form."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -144,7 +144,7 @@ def hugging_face_family(config: BenchConfig, device: torch.device, dtype: torch.
     )
 
 
-def megatron_family(config: BenchConfig, device: torch.device, dtype: torch.dtype) -> Family:
+def megatron_family(config: Config, device: torch.device, dtype: torch.dtype) -> Family:
     """megatron-core's GPT of its local layers (no Transformer Engine), with its recomputation."""
     from benchmarks.baseline_megatron import make_model
 
@@ -159,7 +159,7 @@ def _cross_entropy(logits: Tensor, batch: RandomBatch) -> Tensor:
 def _family(
     name: str,
     model: nn.Module,
-    config: BenchConfig,
+    config: Config,
     variants: dict[str, Callable[[], None]],
     loss: Callable[[RandomBatch], Tensor],
 ) -> Family:

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from benchmarks.configs import under
 from benchmarks.families import Family, RandomBatch, megaselect_family, random_batch, refusal
 from benchmarks.runner import Bench, Case, Row
-from benchmarks.settings import ATTENTIONS, BenchConfig, ModelSettings, Setting, TrainingSettings
+from benchmarks.settings import ATTENTIONS, BenchmarkSetting
+from megaselect.config import Config
 
 LAYERS, HEADS, VOCABULARY = 2, 4, 1000
 SETTINGS = ("none", "selective", "dropout", "core_attn", "layernorm", "all", "full")
@@ -32,11 +34,17 @@ class LayerShape:
     micro_batch: int
 
     @property
-    def config(self) -> BenchConfig:
+    def config(self) -> Config:
         """A model of this shape."""
-        model = ModelSettings(LAYERS, HEADS * self.head_size, HEADS, self.sequence, VOCABULARY)
-        training = TrainingSettings(micro_batch_size=self.micro_batch)
-        return BenchConfig("bitwise", model, training)
+        model = {
+            "num_layers": LAYERS,
+            "hidden_size": HEADS * self.head_size,
+            "num_attention_heads": HEADS,
+            "seq_length": self.sequence,
+            "vocab_size": VOCABULARY,
+        }
+        training = {"micro_batch_size": self.micro_batch, "global_batch_size": self.micro_batch}
+        return Config.from_dict({"model": model, "training": training})
 
 
 GPU_SHAPES = (
@@ -66,8 +74,8 @@ def cases(bench: Bench, compiled: bool = False, attentions: Sequence[str] = ATTE
 
 def _run(shape: LayerShape, attentions: Sequence[str], compiled: bool, bench: Bench) -> list[Row]:
     dtype, config = DTYPES[shape.dtype], shape.config
-    settings = [Setting(attention, name, compiled) for attention in attentions for name in SETTINGS]
-    refused = {setting: refusal(config.of(setting), dtype) for setting in settings}
+    settings = [BenchmarkSetting(attention, name, compiled) for attention in attentions for name in SETTINGS]
+    refused = {setting: refusal(under(config, setting), dtype) for setting in settings}
     allowed = [setting for setting in settings if not refused[setting]]
     family = megaselect_family(config, allowed, bench.device, dtype)
     batch = random_batch(config, 1, bench.device)
@@ -78,13 +86,13 @@ def _run(shape: LayerShape, attentions: Sequence[str], compiled: bool, bench: Be
     return rows
 
 
-def _compare(bench: Bench, family: Family, settings: Sequence[Setting], batch: RandomBatch) -> list[Row]:
+def _compare(bench: Bench, family: Family, settings: Sequence[BenchmarkSetting], batch: RandomBatch) -> list[Row]:
     """A row for each setting but the first, which the others are compared with; and one for the first, run again."""
     rows: list[Row] = []
     expected: list[Tensor] = []
     names = ["loss", *family.optimizer.masters]
 
-    def compare(setting: Setting, row: Row) -> None:
+    def compare(setting: BenchmarkSetting, row: Row) -> None:
         results = _results(family, setting, batch)
         row["tensors"] = len(results)
         if expected:
@@ -104,7 +112,7 @@ def _compare(bench: Bench, family: Family, settings: Sequence[Setting], batch: R
     return rows
 
 
-def _results(family: Family, setting: Setting, batch: RandomBatch) -> list[Tensor]:
+def _results(family: Family, setting: BenchmarkSetting, batch: RandomBatch) -> list[Tensor]:
     """Loss and all gradients. Raises ValueError where one is missing or not finite: such bits would prove nothing."""
     family.variants[setting.label]()
     loss = family.loss(batch)

@@ -6,6 +6,7 @@ turns on one GPU. Every family, baselines included, has the same optimizer with 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.settings import BenchConfig, Setting
+from benchmarks.configs import under
+from benchmarks.settings import BenchmarkSetting
+from megaselect.config import Config
 from megaselect.errors import RecomputeError
 from megaselect.models.gpt.apply_plan import apply_recompute
 from megaselect.models.gpt.attention import CORE_ATTENTION
@@ -58,7 +61,7 @@ class Family:
         return (master.grad for master in self.optimizer.masters.values())
 
 
-def random_batch(config: BenchConfig, number: int, device: torch.device) -> RandomBatch:
+def random_batch(config: Config, number: int, device: torch.device) -> RandomBatch:
     """The number-th micro-batch of a stream that depends on nothing else, already on the device."""
     size, sequence = config.training.micro_batch_size, config.model.seq_length
     generator = torch.Generator().manual_seed(DATA_SEED + number)
@@ -69,7 +72,7 @@ def random_batch(config: BenchConfig, number: int, device: torch.device) -> Rand
 
 
 def megaselect_family(
-    config: BenchConfig, settings: Sequence[Setting], device: torch.device, dtype: torch.dtype
+    config: Config, settings: Sequence[BenchmarkSetting], device: torch.device, dtype: torch.dtype
 ) -> Family:
     """Our model; variants by the settings' labels."""
     training = config.training
@@ -79,8 +82,8 @@ def megaselect_family(
 
     cores: Cores = {}  # so that a setting always runs the same objects, whose graphs are compiled already
 
-    def preparing(setting: Setting) -> Callable[[], None]:
-        return lambda: prepare(model, config.of(setting), cores)
+    def preparing(setting: BenchmarkSetting) -> Callable[[], None]:
+        return functools.partial(prepare, model, under(config, setting), cores)
 
     return Family(
         "Megaselect",
@@ -92,7 +95,7 @@ def megaselect_family(
     )
 
 
-def prepare(model: GPT, config: BenchConfig, cores: Cores) -> None:
+def prepare(model: GPT, config: Config, cores: Cores) -> None:
     """Give a model another attention (which holds no weights) and other recompute settings."""
     key = (config.model.attention, config.model.attention_dropout_p)
     if key not in cores:
@@ -105,7 +108,7 @@ def prepare(model: GPT, config: BenchConfig, cores: Cores) -> None:
     apply_recompute(model, make_plan(config.recompute, config.model.num_layers), compiled=config.training.compile)
 
 
-def refusal(config: BenchConfig, dtype: torch.dtype) -> str:
+def refusal(config: Config, dtype: torch.dtype) -> str:
     """Why a setting cannot run, or nothing."""
     try:
         check_saves(config, dtype.itemsize)
@@ -114,14 +117,14 @@ def refusal(config: BenchConfig, dtype: torch.dtype) -> str:
     return ""
 
 
-def fill(model: nn.Module, config: BenchConfig, device: torch.device, dtype: torch.dtype) -> None:
+def fill(model: nn.Module, config: Config, device: torch.device, dtype: torch.dtype) -> None:
     """Bring a model without buffers from the meta device to another, and draw its weights there."""
     model.to(dtype).to_empty(device=device)
     draw(model, config, device)
 
 
 @torch.no_grad()
-def draw(model: nn.Module, config: BenchConfig, device: torch.device) -> None:
+def draw(model: nn.Module, config: Config, device: torch.device) -> None:
     """Random weights, drawn on the device itself: in seconds for a billion of them.
 
     Matrices N(0, init_std); vectors 0, but for the weights of layernorms, which are 1.

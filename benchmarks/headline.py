@@ -8,8 +8,9 @@ import torch
 
 from benchmarks import attention_cases, bitwise, scores_cases
 from benchmarks.baseline_models import plain_sdpa_family
+from benchmarks.configs import NamedConfig, read_config
 from benchmarks.runner import Bench, Case
-from benchmarks.settings import BenchConfig, Setting, read_config
+from benchmarks.settings import BenchmarkSetting
 from benchmarks.step_cases import step_case
 
 DROPOUTS = (0.0, 0.1)
@@ -49,19 +50,19 @@ def _steps(bench: Bench, dtype: torch.dtype) -> list[Case]:
     A large model takes the baseline beside few settings: with two optimizers there is no room for unfused activations.
     """
     if not bench.on_gpu:
-        config = read_config("tiny").sized(micro_batch=4)
-        return [_step(config, MAIN, dtype, bench, baseline=True)]
+        tiny = read_config("tiny").sized(micro_batch=4)
+        return [_step(tiny, MAIN, dtype, bench, baseline=True)]
     small, large, medium, wide = (read_config(name) for name in ("gpt2-124m", "gpt-1.3b", "gpt-350m", "gpt-760m"))
     return [
         _step(small, MAIN, dtype, bench, baseline=True),
         _step(large, MAIN, dtype, bench),
-        *(_step(_with_tokens(config), SHORT, dtype, bench) for config in (large, medium, wide)),
+        *(_step(_with_tokens(named), SHORT, dtype, bench) for named in (large, medium, wide)),
         _step(large, SHORT, dtype, bench, baseline=True),
     ]
 
 
-def _with_tokens(config: BenchConfig) -> BenchConfig:
-    return config.sized(micro_batch=max(MFU_TOKENS // config.model.seq_length, 1))
+def _with_tokens(named: NamedConfig) -> NamedConfig:
+    return named.sized(micro_batch=max(MFU_TOKENS // named.config.model.seq_length, 1))
 
 
 def _last(bench: Bench, dtype: torch.dtype) -> list[Case]:
@@ -75,18 +76,19 @@ def _last(bench: Bench, dtype: torch.dtype) -> list[Case]:
 
 
 def _step(
-    config: BenchConfig,
+    named: NamedConfig,
     names: tuple[tuple[str, str], ...],
     dtype: torch.dtype,
     bench: Bench,
     baseline: bool = False,
     compiled: bool = False,
 ) -> Case:
-    settings = [Setting(*pair) for pair in names]
+    config = named.config
+    settings = [BenchmarkSetting(*pair) for pair in names]
     if compiled:
-        settings += [Setting(*pair, True) for pair in names]
+        settings += [BenchmarkSetting(*pair, True) for pair in names]
     baselines = [("plain sdpa", lambda: plain_sdpa_family(config, bench.device, dtype))] if baseline else []
     size = f"s={config.model.seq_length} b={config.training.micro_batch_size}"
-    key = f"{config.name} {size}{' compiled' * compiled} [{len(settings)} settings{', plain' * baseline}]"
+    key = f"{named.name} {size}{' compiled' * compiled} [{len(settings)} settings{', plain' * baseline}]"
     once = (70 if compiled else 25) if bench.on_gpu else 8
-    return step_case(key, config, settings, dtype, bench.seconds + once, baselines)
+    return step_case(key, named, settings, dtype, bench.seconds + once, baselines)

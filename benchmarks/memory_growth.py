@@ -24,14 +24,14 @@ def resident_bytes() -> int:
 
 
 def measure(config_name: str, setting: Any, steps: int, device: Any) -> dict[int, int]:
-    """Step -> resident bytes after it, at step 20, steps/2 and steps. setting: benchmarks.settings.Setting."""
+    """Step -> resident bytes after it, at step 20, steps/2 and steps. setting: a BenchmarkSetting."""
+    from benchmarks.configs import read_config
     from benchmarks.families import megaselect_family, random_batch
-    from benchmarks.settings import read_config
     from benchmarks.step_cases import step
     from megaselect.devices import resolve_dtype
     from megaselect.training.phases import Clock
 
-    config = read_config(config_name)
+    config = read_config(config_name).config
     family = megaselect_family(config, [setting], device, resolve_dtype("auto", device))
     family.variants[setting.label]()
     marks = {min(SETTLED_STEP, steps), steps // 2, steps}
@@ -45,9 +45,8 @@ def measure(config_name: str, setting: Any, steps: int, device: Any) -> dict[int
 
 def main() -> int:
     """Exit status: 0 steady or not judged, 1 grown, 2 for settings that cannot run."""
-    from benchmarks.device import describe, environment
-    from benchmarks.settings import ATTENTIONS, RECOMPUTE, Setting
-    from megaselect.devices import resolve_device
+    from benchmarks.packages import refuse_without_packages
+    from benchmarks.settings import ATTENTIONS, RECOMPUTE, BenchmarkSetting
     from megaselect.errors import MegaselectError
 
     parser = argparse.ArgumentParser(description="Resident size of a process that trains.")
@@ -60,8 +59,12 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.steps < 2:
         parser.error("--steps must be at least 2")
-    setting = Setting(arguments.attention, arguments.recompute)
+    setting = BenchmarkSetting(arguments.attention, arguments.recompute)
     try:
+        refuse_without_packages()
+        from benchmarks.device import describe, environment
+        from megaselect.devices import resolve_device
+
         device = resolve_device(arguments.device)
         sizes = measure(arguments.config, setting, arguments.steps, device)
     except MegaselectError as error:

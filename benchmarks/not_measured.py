@@ -8,8 +8,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks import targets
-
 INTRODUCTION = """# Not measured on a GPU
 
 `python benchmarks/not_measured.py` writes this page from the runner's own lists. None of what follows has been
@@ -41,7 +39,8 @@ def page() -> list[str]:
     """Its lines."""
     import torch
 
-    from benchmarks.run import PARTS, parse
+    from benchmarks import targets
+    from benchmarks.arguments import PARTS, parse
     from benchmarks.session import cases_of, command
 
     lines = [INTRODUCTION, "", "## Targets on one H100", ""]
@@ -59,6 +58,19 @@ def page() -> list[str]:
     return lines
 
 
+def main() -> int:
+    """Exit status: 0; 2 where packages are missing."""
+    from benchmarks.packages import MissingPackagesError, refuse_without_packages
+
+    try:
+        refuse_without_packages()
+    except MissingPackagesError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(page()))
+    return 0
+
+
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # as in run.py
-    print("\n".join(page()))
+    sys.exit(main())

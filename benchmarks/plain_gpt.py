@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from benchmarks.settings import ModelSettings
+from megaselect.config import ModelConfig
 
 GRAPHS = 64
 
@@ -23,7 +23,7 @@ GRAPHS = 64
 class PlainAttention(nn.Module):
     """Causal self-attention by matrix products and torch's softmax and dropout, or by torch's fused attention."""
 
-    def __init__(self, config: ModelSettings) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads = config.num_attention_heads
         self.dropout_p = config.attention_dropout_p
@@ -49,7 +49,7 @@ class PlainAttention(nn.Module):
 class PlainBlock(nn.Module):
     """Pre-layernorm attention and MLP with residuals."""
 
-    def __init__(self, config: ModelSettings) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.ln1 = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
         self.attention = PlainAttention(config)
@@ -70,7 +70,7 @@ class PlainGPT(nn.Module):
     run_layer: how a layer runs; replaced to checkpoint or compile it.
     """
 
-    def __init__(self, config: ModelSettings) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.seq_length, config.hidden_size)

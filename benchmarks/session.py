@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from benchmarks import attention_cases, headline, hidden_cases, parts, scores_cases, targets
+from benchmarks.arguments import MINUTES
 from benchmarks.device import environment, fingerprint
 from benchmarks.report import Report
-from benchmarks.run import MINUTES
 from benchmarks.runner import Bench, Case, CaseLog, Row, run_cases
 from megaselect.devices import resolve_device, resolve_dtype
 from megaselect.errors import ConfigError

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.configs import NamedConfig, under
 from benchmarks.device import (
     allocated_bytes,
     allocation_retries,
@@ -23,10 +24,11 @@ from benchmarks.device import (
 )
 from benchmarks.families import Family, RandomBatch, megaselect_family, random_batch, refusal
 from benchmarks.runner import Bench, Case, Row
-from benchmarks.settings import BenchConfig, Setting
+from benchmarks.settings import BenchmarkSetting
 from benchmarks.timing import summary
 from megaselect import ledger
 from megaselect.comparison.step_times import quantiles
+from megaselect.config import Config
 from megaselect.devices import peak_flops, synchronise
 from megaselect.prediction.flops import micro_batch_flops
 from megaselect.prediction.saved_bytes import LayerShape, saved_bytes
@@ -36,6 +38,7 @@ from megaselect.training.phases import Clock
 PHASES = ("forward", "backward", "optimizer")
 FEWEST_ROUNDS = 3
 UNSEEN_BY_HOOKS = ("compiled", "SAC")  # baselines whose saved bytes the ledger would not see, or see wrongly
+LIKE_A_BASELINE = BenchmarkSetting("unfused", "none")  # whose mathematics needs as many products
 MakeFamily = Callable[[], Family]
 
 
@@ -45,7 +48,7 @@ class Contender:
 
     family: Family
     variant: str
-    setting: Setting | None
+    setting: BenchmarkSetting | None
     row: Row
     milliseconds: list[list[float]] = field(default_factory=list)
 
@@ -61,25 +64,26 @@ class Contender:
 
 def step_case(
     key: str,
-    config: BenchConfig,
-    settings: Sequence[Setting],
+    named: NamedConfig,
+    settings: Sequence[BenchmarkSetting],
     dtype: torch.dtype,
     seconds: float,
     baselines: Sequence[tuple[str, MakeFamily]] = (),
 ) -> Case:
     """Compare settings, and baselines (name, maker), on one config. seconds: the case's limit, see Case."""
-    spec = repr((config, list(settings), dtype, [name for name, _ in baselines]))
-    return Case(key, functools.partial(_run, config, settings, dtype, baselines), seconds, spec)
+    spec = repr((named, list(settings), dtype, [name for name, _ in baselines]))
+    return Case(key, functools.partial(_run, named, settings, dtype, baselines), seconds, spec)
 
 
 def _run(
-    config: BenchConfig,
-    settings: Sequence[Setting],
+    named: NamedConfig,
+    settings: Sequence[BenchmarkSetting],
     dtype: torch.dtype,
     baselines: Sequence[tuple[str, MakeFamily]],
     bench: Bench,
 ) -> list[Row]:
-    contenders, rows = make_contenders(config, settings, dtype, baselines, bench)
+    config = named.config
+    contenders, rows = make_contenders(named, settings, dtype, baselines, bench)
     if baselines and len(baselines) == sum(row["status"] == "skipped" for row in rows):
         return rows  # ours alone are measured elsewhere
     batch = random_batch(config, 0, bench.device)
@@ -96,15 +100,15 @@ def _run(
 
 
 def make_contenders(
-    config: BenchConfig,
-    settings: Sequence[Setting],
+    named: NamedConfig,
+    settings: Sequence[BenchmarkSetting],
     dtype: torch.dtype,
     baselines: Sequence[tuple[str, MakeFamily]],
     bench: Bench,
 ) -> tuple[list[Contender], list[Row]]:
     """All that can run, and rows for what is refused or cannot be made."""
-    shape = _shape_row(config, dtype)
-    refused = {setting: refusal(config.of(setting), dtype) for setting in settings}
+    config, shape = named.config, _shape_row(named, dtype)
+    refused = {setting: refusal(under(config, setting), dtype) for setting in settings}
     rows = [
         {**shape, "contender": setting.label, "status": "refused", "reason": reason}
         for setting, reason in refused.items()
@@ -131,11 +135,11 @@ def make_contenders(
     return contenders, rows
 
 
-def _shape_row(config: BenchConfig, dtype: torch.dtype) -> Row:
+def _shape_row(named: NamedConfig, dtype: torch.dtype) -> Row:
     return {
-        "config": config.name,
-        "sequence": config.model.seq_length,
-        "micro_batch": config.training.micro_batch_size,
+        "config": named.name,
+        "sequence": named.config.model.seq_length,
+        "micro_batch": named.config.training.micro_batch_size,
         "dtype": str(dtype).removeprefix("torch."),
     }
 
@@ -150,7 +154,7 @@ def guarded(bench: Bench, contender: Contender, work: Callable[[], Any]) -> None
         free_memory()
 
 
-def _inspect(contender: Contender, config: BenchConfig, batch: RandomBatch, expected: dict[str, list[Tensor]]) -> None:
+def _inspect(contender: Contender, config: Config, batch: RandomBatch, expected: dict[str, list[Tensor]]) -> None:
     """Saved bytes, loss and bits, from one forward and backward. Compiles what is to be compiled."""
     family, row, setting = contender.family, contender.row, contender.setting
     contender.prepare()
@@ -162,7 +166,7 @@ def _inspect(contender: Contender, config: BenchConfig, batch: RandomBatch, expe
         row["saved_measured"] = kept.total
     family.optimizer.backward(loss)
     if setting is not None:
-        chosen = config.of(setting)
+        chosen = under(config, setting)
         shape = LayerShape.of(chosen, next(family.model.parameters()).element_size())
         row["saved_predicted"] = saved_bytes(shape, make_plan(chosen.recompute, chosen.model.num_layers))
         row["same_bits"] = _same_bits(setting, [loss.detach(), *family.gradients()], expected)
@@ -182,7 +186,9 @@ def _measure_peak(contender: Contender, batch: RandomBatch, device: torch.device
         contender.row["peak_bytes"] = highest - before + _state_bytes(contender.family)
 
 
-def _same_bits(setting: Setting, results: list[Tensor | None], expected: dict[str, list[Tensor]]) -> bool | None:
+def _same_bits(
+    setting: BenchmarkSetting, results: list[Tensor | None], expected: dict[str, list[Tensor]]
+) -> bool | None:
     """Whether loss and gradients equal those of the first setting with this attention, None for that one itself."""
     group = f"{setting.attention}{setting.compiled}"
     if group not in expected:
@@ -215,7 +221,7 @@ def step(family: Family, batch: RandomBatch, clock: Clock) -> list[float]:
     return clock.milliseconds()
 
 
-def _take_turns(contenders: Sequence[Contender], config: BenchConfig, bench: Bench) -> None:
+def _take_turns(contenders: Sequence[Contender], config: Config, bench: Bench) -> None:
     """Time one step each a round; each round begins with another contender. A failure ends that contender alone."""
     clock = Clock(bench.device)
     retries = allocation_retries(bench.device)
@@ -244,7 +250,7 @@ def _timed_step(contender: Contender, batch: RandomBatch, clock: Clock) -> None:
     contender.milliseconds.append(step(contender.family, batch, clock))
 
 
-def _add_times(contenders: Sequence[Contender], config: BenchConfig, dtype: torch.dtype, device: torch.device) -> None:
+def _add_times(contenders: Sequence[Contender], config: Config, dtype: torch.dtype, device: torch.device) -> None:
     """Adds medians; ratios are medians of the ratios within a round to the first contender that ran."""
     timed = [item for item in contenders if item.alive and item.milliseconds]
     first = [sum(phases) for phases in timed[0].milliseconds] if timed else []
@@ -261,7 +267,7 @@ def _add_times(contenders: Sequence[Contender], config: BenchConfig, dtype: torc
         item.row["ratio_to"] = timed[0].variant
         seconds = item.row["step_ms"]["median"] / 1e3
         item.row["tokens_per_s"] = tokens / seconds
-        chosen = config.of(item.setting or Setting("unfused", "none"))  # a baseline's mathematics needs as much
+        chosen = under(config, item.setting or LIKE_A_BASELINE)
         plan = make_plan(chosen.recompute, chosen.model.num_layers)
         flops = micro_batch_flops(LayerShape.of(chosen, dtype.itemsize), plan)
         item.row["mfu"] = flops.model / seconds / peak if peak else None

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from megaselect.kernels.backend import resolve_backend
+from megaselect.kernels.custom_op import custom_op
 from megaselect.kernels.dropout_mask import Plane, signed_seed, unsigned_seed
 from megaselect.kernels.fallback import wide_dtype
 
@@ -34,7 +35,7 @@ def fused_attention(qkv: Tensor, sample_index: Tensor, plane: Plane, *, scale: f
     )[0]
 
 
-@torch.library.custom_op("megaselect::fused_attention", mutates_args=())
+@custom_op("fused_attention")
 def _forward(
     qkv: Tensor,
     sample_index: Tensor,
@@ -59,7 +60,7 @@ def _(qkv, *_):  # noqa: ANN001, ANN002, ANN202
     return context, qkv.new_empty(batch, heads, sequence, dtype=wide_dtype(qkv.dtype))
 
 
-@torch.library.custom_op("megaselect::fused_attention_backward", mutates_args=())
+@custom_op("fused_attention_backward")
 def _backward(
     grad_context: Tensor,
     qkv: Tensor,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from megaselect.kernels.backend import resolve_backend
+from megaselect.kernels.custom_op import custom_op
 from megaselect.kernels.dropout_mask import Plane, keep_hidden, keep_scale, signed_seed, unsigned_seed
 
 
@@ -34,7 +35,7 @@ def bias_dropout_residual(
     )[0]
 
 
-@torch.library.custom_op("megaselect::bias_dropout_residual", mutates_args=())
+@custom_op("bias_dropout_residual")
 def _forward(
     x: Tensor,
     bias: Tensor | None,
@@ -59,7 +60,7 @@ def _(x, bias, residual, sample_index, seed, site, threshold, row_offset, column
     return x.new_empty(x.shape), x.new_empty(mask_shape, dtype=torch.int8)
 
 
-@torch.library.custom_op("megaselect::bias_dropout_residual_backward", mutates_args=())
+@custom_op("bias_dropout_residual_backward")
 def _backward(
     grad_out: Tensor,
     mask: Tensor,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megaselect.kernels import bias_dropout_residual, layer_norm
 from megaselect.kernels.backend import resolve_backend
+from megaselect.kernels.custom_op import custom_op
 from megaselect.kernels.dropout_mask import Plane, signed_seed, unsigned_seed
 from megaselect.kernels.fallback import wide_dtype
 
@@ -43,7 +44,7 @@ def bias_dropout_residual_layer_norm(
     )[:2]
 
 
-@torch.library.custom_op("megaselect::bias_dropout_residual_layer_norm", mutates_args=())
+@custom_op("bias_dropout_residual_layer_norm")
 def _forward(
     x: Tensor,
     bias: Tensor,
@@ -73,7 +74,7 @@ def _(x, bias, residual, weight, ln_bias, sample_index, seed, site, threshold, r
     return x.new_empty(x.shape), x.new_empty(x.shape), mean, rstd, mask
 
 
-@torch.library.custom_op("megaselect::bias_dropout_residual_layer_norm_backward", mutates_args=())
+@custom_op("bias_dropout_residual_layer_norm_backward")
 def _backward(
     grad_out: Tensor | None,
     grad_normed: Tensor,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from megaselect.kernels.custom_op import custom_op
 from megaselect.kernels.fallback import LOG2_E, wide_dtype
 
 ELEMENTS_PER_CHUNK = {"cpu": 1 << 17, "cuda": 1 << 25}  # a CPU core's cache; on a GPU 128 MiB of fp32 at a time
@@ -31,7 +32,7 @@ def token_losses(logits: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
     return row_log_sum_exp(logits, vocab_size) - picked_logits(logits, targets)
 
 
-@torch.library.custom_op("megaselect::cross_entropy", mutates_args=())
+@custom_op("cross_entropy")
 def _forward(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     """(loss, log-sum-exp [n])."""
     log_sum_exp = row_log_sum_exp(logits, vocab_size)
@@ -44,7 +45,7 @@ def _(logits, targets, vocab_size):  # noqa: ANN001, ANN202
     return logits.new_empty((), dtype=dtype), logits.new_empty(logits.shape[0], dtype=dtype)
 
 
-@torch.library.custom_op("megaselect::cross_entropy_backward", mutates_args=("logits",))
+@custom_op("cross_entropy_backward", mutates_args=("logits",))
 def _backward(grad_loss: Tensor, logits: Tensor, targets: Tensor, log_sum_exp: Tensor, vocab_size: int) -> None:
     """Writes (softmax - one-hot) * grad_loss / n over the logits."""
     overwrite_with_gradient(logits, targets, log_sum_exp, vocab_size, grad_loss / logits.shape[0])

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from megaselect.kernels.custom_op import custom_op
+
 APPROXIMATION = "tanh"
 
 
@@ -18,7 +20,7 @@ def gelu(x: Tensor) -> Tensor:
     return torch.ops.megaselect.gelu(x)
 
 
-@torch.library.custom_op("megaselect::gelu", mutates_args=())
+@custom_op("gelu")
 def _forward(x: Tensor) -> Tensor:
     return functional.gelu(x, approximate=APPROXIMATION)
 
@@ -28,7 +30,7 @@ def _(x):  # noqa: ANN001, ANN202
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("megaselect::gelu_backward", mutates_args=())
+@custom_op("gelu_backward")
 def _backward(grad_out: Tensor, x: Tensor) -> Tensor:
     """grad_x, in x's shape and dtype."""
     return torch.ops.aten.gelu_backward(grad_out, x, approximate=APPROXIMATION)

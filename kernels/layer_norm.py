@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from megaselect.kernels.backend import resolve_backend
+from megaselect.kernels.custom_op import custom_op
 from megaselect.kernels.fallback import wide_dtype
 
 
@@ -19,7 +20,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, backend:
     return torch.ops.megaselect.layer_norm(x, weight, bias, epsilon, backend)[0]
 
 
-@torch.library.custom_op("megaselect::layer_norm", mutates_args=())
+@custom_op("layer_norm")
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """(out [..., h], mean [..., 1], 1/standard deviation [..., 1]), statistics in fp32 (fp64 for fp64)."""
     return _kernels(backend, x).forward(x.contiguous(), weight, bias, epsilon)
@@ -31,7 +32,7 @@ def _(x, weight, bias, epsilon, backend):  # noqa: ANN001, ANN202
     return x.new_empty(x.shape), mean, rstd
 
 
-@torch.library.custom_op("megaselect::layer_norm_backward", mutates_args=())
+@custom_op("layer_norm_backward")
 def _backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:

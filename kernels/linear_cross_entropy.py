@@ -16,6 +16,7 @@ from torch.nn.functional import linear
 from torch.utils.flop_counter import register_flop_formula
 
 from megaselect.kernels.cross_entropy import overwrite_with_gradient, picked_logits, row_log_sum_exp
+from megaselect.kernels.custom_op import custom_op
 from megaselect.kernels.fallback import wide_dtype
 
 
@@ -30,7 +31,7 @@ def linear_cross_entropy(
     return torch.ops.megaselect.linear_cross_entropy(hidden.contiguous(), weight, targets, vocab_size, chunk_tokens)[0]
 
 
-@torch.library.custom_op("megaselect::linear_cross_entropy", mutates_args=())
+@custom_op("linear_cross_entropy")
 def _forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, chunk_tokens: int
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -50,7 +51,7 @@ def _(hidden, weight, targets, vocab_size, chunk_tokens):  # noqa: ANN001, ANN20
     return hidden.new_empty((), dtype=dtype), hidden.new_empty(hidden.shape[0], dtype=dtype)
 
 
-@torch.library.custom_op("megaselect::linear_cross_entropy_backward", mutates_args=())
+@custom_op("linear_cross_entropy_backward")
 def _backward(
     grad_loss: Tensor,
     hidden: Tensor,

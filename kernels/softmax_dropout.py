@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from megaselect.kernels.backend import resolve_backend
+from megaselect.kernels.custom_op import custom_op
 from megaselect.kernels.dropout_mask import Plane, keep_planes, keep_scale, signed_seed, unsigned_seed
 from megaselect.kernels.fallback import LOG2_E, and_keep, wide_dtype
 
@@ -58,7 +59,7 @@ def softmax_dropout_value(
     )[0]
 
 
-@torch.library.custom_op("megaselect::softmax_dropout_value", mutates_args=())
+@custom_op("softmax_dropout_value")
 def _forward(
     scores: Tensor,
     value: Tensor,
@@ -97,7 +98,7 @@ def _(scores, value, sample_index, seed, site, threshold, row_offset, column_off
     return value.new_empty(rows, batch, heads * value.shape[-1]), *statistics, probs, mask, dropped
 
 
-@torch.library.custom_op("megaselect::softmax_dropout_value_backward", mutates_args=())
+@custom_op("softmax_dropout_value_backward")
 def _backward(
     grad_context: Tensor,
     context: Tensor,

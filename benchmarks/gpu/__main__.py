@@ -4,8 +4,8 @@ report.md and report.json come to $OUT, else to build/gpu/, and stand there afte
 GPU: the same processes run, the kernels are compiled for sm_90, the tests are collected and skip themselves, the
 cases run in a small form on the CPU, and the report says `not measured`.
 
-Exit status: 0 where the bits of all settings were equal, 1 where they differ, 3 where that was not shown. With --dry: 0
-where all of it went well, else 1.
+Exit status: 0 where the bits of all settings were equal, 1 where they differ, 2 where packages are missing, 3 where
+equality was not shown. With --dry: 0 where all of it went well, else 1.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
+from benchmarks.gpu.carried import install
 from benchmarks.gpu.child import ROOT, stop_all
 from benchmarks.gpu.parts import Clock, run_parts
+from benchmarks.packages import MissingPackagesError, refuse_without_packages
 
 SECONDS, DRY_SECONDS = 530.0, 3600.0
 
@@ -42,9 +44,12 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
     with tempfile.TemporaryDirectory() as folder:
-        from benchmarks.gpu.carried import install
-
         said = install(Path(folder) / "packages")  # before anything that needs one of them
+        try:
+            refuse_without_packages()
+        except MissingPackagesError as error:
+            print(f"error: {error} ({said})", file=sys.stderr)
+            return 2
         from benchmarks.gpu.run import Run
 
         run = Run(out, Path(folder), arguments.dry, "make gpu DRY=1" if arguments.dry else "make gpu", said)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from benchmarks.gpu.child import ROOT
+from benchmarks.packages import missing
 
 WHEELS = ROOT / "build" / "gpu-wheels"
 MISSING = "MISSING"
@@ -26,8 +27,8 @@ def install(target: Path, wheels: Path = WHEELS, seconds: float = 60) -> str:
         sys.path.insert(1, str(target))  # behind the tree's own root
         importlib.invalidate_caches()
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(target), os.environ.get("PYTHONPATH")]))
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    return f"{said}; {MISSING}: {', '.join(missing)}" if missing else said  # wheels may not fit, and not be missed
+    lacking = missing(NEEDED)
+    return f"{said}; {MISSING}: {', '.join(lacking)}" if lacking else said  # wheels may not fit, and not be missed
 
 
 def _run(command: list[str], seconds: float) -> str:

@@ -8,7 +8,6 @@ come out as the case itself would compile them, argument specialisation included
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import os
 import sys
@@ -24,9 +23,11 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from benchmarks import bitwise, headline
+from benchmarks.configs import read_config, under
 from benchmarks.families import prepare, random_batch
-from benchmarks.settings import RECOMPUTE, BenchConfig, Setting, read_config
+from benchmarks.settings import RECOMPUTE, BenchmarkSetting
 from megaselect.compatibility import TorchDispatchMode
+from megaselect.config import Config
 from megaselect.kernels import softmax_dropout_triton
 from megaselect.kernels.attention import fused_attention
 from megaselect.kernels.dropout_mask import Plane, drop_threshold
@@ -137,20 +138,19 @@ def _headline() -> Iterator[Task]:
                 work = functools.partial(_attention, sequence, head_size, dropout_p)
                 yield f"K2 d={head_size} s={sequence} p={dropout_p}", work
     for name in ("gpt2-124m", "gpt-1.3b", "gpt-350m", "gpt-760m"):
-        config = read_config(name)
-        short = dataclasses.replace(config, model=dataclasses.replace(config.model, num_layers=1))  # all layers alike
+        short = read_config(name, {"model.num_layers": 1}).config  # all layers are alike
         for attention, names in (UNFUSED, FUSED):
             yield f"{name} {attention}", functools.partial(_model, short, attention, names, BF16)
 
 
-def _model(config: BenchConfig, attention: str, names: tuple[str, ...], dtype: torch.dtype) -> None:
+def _model(config: Config, attention: str, names: tuple[str, ...], dtype: torch.dtype) -> None:
     """A step of a whole model under each setting of `names`."""
     with META:
         model = GPT(config.model, config.training.seed, config.training.loss_chunk_tokens).to(dtype)
     batch, cores = random_batch(config, 0, META), {}
     with OpCalls() as calls:
         for name in names:
-            prepare(model, config.of(Setting(attention, name)), cores)
+            prepare(model, under(config, BenchmarkSetting(attention, name)), cores)
             model(*batch).backward()
             model.zero_grad()
     calls.repeat()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.arguments import parse
 from benchmarks.gpu.benchmark import Benchmark
 from benchmarks.gpu.carried import MISSING, WHEELS
 from benchmarks.gpu.child import Child
@@ -17,7 +18,6 @@ from benchmarks.gpu.origin import commit
 from benchmarks.gpu.parts import Clock, Part, Row
 from benchmarks.gpu.report import EQUAL, Findings
 from benchmarks.gpu.suite import Results, Suite, files, lane_count
-from benchmarks.run import parse
 from benchmarks.runner import Case
 from benchmarks.session import cases_of, command
 from megaselect.comparison.provenance import output_of

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import headline, not_measured, parts
-from benchmarks.run import parse
+from benchmarks.arguments import PARTS, parse
 from benchmarks.session import cases_of, log_path
 
 CONFIGS = list(Path(__file__).parents[2].glob("configs/*.yaml"))
@@ -37,10 +37,18 @@ def test_bad_arguments(arguments, part, capsys):
     assert part in error
 
 
+@pytest.mark.parametrize("part", ["", *PARTS])
+def test_help_fits_80_columns(part, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        parse([*part.split(), "--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["step", "--config", "huge"], f"in configs/: {', '.join(sorted(path.stem for path in CONFIGS))}"),
+        (["step", "--config", "huge"], f"the shipped configs are {', '.join(sorted(path.stem for path in CONFIGS))}"),
         (["step", "--filter", "nothing"], "no case is left: --filter nothing"),
         (["kernels", "--case", "K9"], "no case is left: --filter  --case K9"),
     ],

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from benchmarks.run import parse
+from benchmarks.arguments import parse
 from benchmarks.session import _conditions, wrong_rows
 
 

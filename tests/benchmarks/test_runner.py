@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from benchmarks import attention_cases, families, largest_batch, runner, step_cases, timing
+from benchmarks.configs import read_config
 from benchmarks.runner import Bench, Case, CaseLog, run_cases
-from benchmarks.settings import Setting, read_config
+from benchmarks.settings import BenchmarkSetting
 
 CODE = {"device": "cpu", "torch": "2", "sources": "a"}
 
@@ -186,17 +187,16 @@ def test_the_largest_micro_batch_is_found_by_halves():
     def upto(limit):
         return lambda size: "" if size <= limit else "memory is short"
 
-    config = read_config("tiny")
     for start in (1, 8, 64):
-        size, reason = largest_batch.largest_micro_batch(upto(43), config.sized(micro_batch=start))
+        size, reason = largest_batch.largest_micro_batch(upto(43), start)
         assert size in (41, 42, 43)
         assert reason == "memory is short"
-    assert largest_batch.largest_micro_batch(upto(0), config) == (0, "memory is short")
+    assert largest_batch.largest_micro_batch(upto(0), 8) == (0, "memory is short")
 
 
 def test_every_setting_has_its_largest_micro_batch(monkeypatch):
     config = read_config("tiny", {"model.num_layers": 1}).sized(16, 1)
-    settings = [Setting("fused", name) for name in ("none", "all", "full")]
+    settings = [BenchmarkSetting("fused", name) for name in ("none", "all", "full")]
     limits = iter((5, None, 12))
 
     def trains(family, config, device, size):
@@ -223,8 +223,8 @@ def test_a_step_that_does_not_train_says_why(monkeypatch):
     def broken(_):
         raise RuntimeError("too large for int32")
 
-    cpu, config = torch.device("cpu"), read_config("tiny", {"model.num_layers": 1}).sized(16, 1)
-    family = families.megaselect_family(config, [Setting("fused", "all")], cpu, torch.float32)
+    cpu, config = torch.device("cpu"), read_config("tiny", {"model.num_layers": 1}).sized(16, 1).config
+    family = families.megaselect_family(config, [BenchmarkSetting("fused", "all")], cpu, torch.float32)
     family.variants["fused all"]()
     assert largest_batch.trains(family, config, cpu, 1) == ""
     family.loss = short
