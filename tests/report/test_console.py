@@ -25,8 +25,8 @@ megaselect configs/tiny.yaml
 dropout_p 0.1 is 0.1016 here: probabilities are multiples of 1/256
 saved per layer: predicted 2.30 MiB, measured 2.30 MiB (equal to the byte)
 saved in all:    predicted 9,647,900 bytes, measured 9,647,900 bytes
-other settings:  none 3.55 MiB, core_attn dropout 1.17 MiB, all 0.982 MiB, full
-                 0.188 MiB
+other settings:  none 3.55 MiB, core_attn dropout 1.17 MiB, all 1005.70 KiB,
+                 full 192.00 KiB
 step 10/20  loss 7.5000   2,048 tokens/s  ETA 0:05     grad norm 1.25
 eval 10/20  valid loss 7.7500
 a sentence of more than eighty columns, which goes on in a second line, set in

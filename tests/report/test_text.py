@@ -8,16 +8,20 @@ from megaselect.training.accounting import setting_name
 @pytest.mark.parametrize(
     ("count", "shown"),
     [
-        (0, "0.0000 MiB"),
-        (52_429, "0.0500 MiB"),
-        (786_432, "0.750 MiB"),
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (1023, "1023 bytes"),
+        (1024, "1.00 KiB"),
+        (52_429, "51.20 KiB"),
+        (2**20 - 1, "1024.00 KiB"),
+        (2**20, "1.00 MiB"),
         (2_411_725, "2.30 MiB"),
         (2**30 - 1, "1024.00 MiB"),
         (2**30, "1.00 GiB"),
         (81_604_378_624, "76.00 GiB"),
     ],
 )
-def test_sizes_are_in_binary_units_with_three_digits_or_more(count, shown):
+def test_sizes_are_in_the_largest_unit_that_gives_three_digits_or_more(count, shown):
     assert text.size(count) == shown
 
 
@@ -58,8 +62,8 @@ def test_the_runs_own_setting_is_not_among_the_others(header, report):
         setting = setting_name(RecomputeConfig(**recompute))
         return [line.text for line in text.saved_lines(report(setting=setting))][-1]
 
-    selective = "softmax dropout 2.30 MiB, core_attn dropout 1.17 MiB, all 0.982 MiB"
-    assert others(mode="none") == f"other settings:  {selective}, full 0.188 MiB"
+    selective = "softmax dropout 2.30 MiB, core_attn dropout 1.17 MiB, all 1005.70 KiB"
+    assert others(mode="none") == f"other settings:  {selective}, full 192.00 KiB"
     assert others(mode="full", method="uniform") == f"other settings:  none 3.55 MiB, {selective}"
     assert "all" not in others(mode="selective", modules=["gelu", "softmax", "layernorm", "core_attn", "dropout"])
 
