@@ -52,6 +52,8 @@ class ConsoleSink:
         self._rows(f"megaselect {header.config_name}", text.header_rows(header))
         for note in header.notes:
             self.note(note)
+        if header.config["training"]["compile"] and header.first_step < header.max_steps:
+            self.note(text.COMPILE_NOTE)
         if self._console.is_interactive:
             self._start_bar(header)
 
@@ -178,7 +180,7 @@ class ConsoleSink:
 
     def _move_bar(self, bar: Progress, step: int | None, fields: list[str]) -> None:
         """step: None stays where the bar is."""
-        bar_columns = max(self._console.width // 5, 10)
+        bar_columns = max(self._console.width // 8, 10)  # at least
         place_columns = 2 * len(str(self._max_steps)) + 3
         status = text.fitting(fields, self._console.width - bar_columns - place_columns)
         bar.update(bar.task_ids[0], completed=step, status=status)
