@@ -75,7 +75,8 @@ def device_name(device: torch.device) -> str:
     """The GPU's marketing name, or `cpu` with its thread count."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

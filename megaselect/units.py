@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from megaselect.errors import ConfigError
 
-MIB_BYTES, GIB_BYTES = 2**20, 2**30
+KIB_BYTES, MIB_BYTES, GIB_BYTES = 2**10, 2**20, 2**30
 # A bare letter counts as Docker, Slurm and systemd count it, in powers of 1024; KB to TB are those of 1000.
 _UNITS = {
     spelling.lower(): base**power
@@ -17,10 +17,14 @@ _UNITS = {
 
 
 def size(count: int) -> str:
-    """Bytes in MiB or GiB, three digits or more."""
-    value, unit = (count / GIB_BYTES, "GiB") if count >= GIB_BYTES else (count / MIB_BYTES, "MiB")
-    decimals = 2 if value >= 1 else 3 if value >= 0.1 else 4
-    return f"{value:.{decimals}f} {unit}"
+    """A count of bytes in the largest of GiB, MiB and KiB that is not more than it, with three digits or more.
+
+    Less than a KiB is in bytes.
+    """
+    for unit, unit_bytes in (("GiB", GIB_BYTES), ("MiB", MIB_BYTES), ("KiB", KIB_BYTES)):
+        if count >= unit_bytes:
+            return f"{count / unit_bytes:.2f} {unit}"
+    return f"{count} byte{'' if count == 1 else 's'}"
 
 
 def parse_size(text: str, flag: str) -> int:

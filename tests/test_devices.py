@@ -1,9 +1,9 @@
-"""What tells that memory is short: by the words of whoever ran out of it."""
+"""What a device is called, and what tells that memory is short: by the words of whoever ran out of it."""
 
 import pytest
 import torch
 
-from megaselect.devices import is_out_of_memory
+from megaselect.devices import device_name, is_out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,13 @@ def test_errors_of_other_kinds_and_of_torch_itself():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**46)  # 281 TB: more than an address space
     assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize(("threads", "name"), [(1, "cpu, 1 thread"), (2, "cpu, 2 threads")])
+def test_a_cpu_is_named_with_its_threads(threads, name):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert device_name(torch.device("cpu")) == name
+    finally:
+        torch.set_num_threads(before)

@@ -149,8 +149,7 @@ def test_a_unit_that_may_mean_two_things_is_said(text, notes):
         (24 * GIB, "24.00 GiB"),
         (GIB - 1, "1024.00 MiB"),
         (3 * 2**19, "1.50 MiB"),
-        (2**18, "0.250 MiB"),
-        (1, "0.0000 MiB"),
+        (2**18, "256.00 KiB"),
     ],
 )
 def test_an_amount_is_shown(count, text):

@@ -164,7 +164,7 @@ def _finish(comparison: Comparison, command: RunCommand, out: Path) -> None:
     from megaselect.comparison.result import to_json, write_comparison
     from megaselect.report.compare_html import write_html
     from megaselect.report.compare_table import print_comparison
-    from megaselect.report.console import stdout_console
+    from megaselect.report.stdout import stdout_console
     from megaselect.report.wandb_comparison import log_comparison
     from megaselect.report.wandb_environment import group_for, project_for
 

@@ -110,4 +110,4 @@ def _sample(sample: "Sample") -> Iterator[str]:
 
     spelt = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in sample.text)
     for line in chop_cells(spelt, _COLUMNS - 2)[:_SAMPLE_LINES]:
-        yield f"  {line}"
+        yield f"  {line}".rstrip()

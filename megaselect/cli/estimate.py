@@ -72,8 +72,8 @@ def main(argv: Sequence[str], prog: str) -> int:
 
         print(json.dumps(as_data(predicted), indent=2))
         return 0
-    from megaselect.report.console import stdout_console
     from megaselect.report.estimate_table import print_estimate
+    from megaselect.report.stdout import stdout_console
 
     console = stdout_console()
     for note in [*command.notes, *(size_notes(memory, "--memory") if memory else [])]:

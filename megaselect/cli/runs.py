@@ -53,8 +53,8 @@ def main(argv: Sequence[str], prog: str) -> int:
     elif not runs:
         print(f"no runs in {', '.join(map(str, places))}")
     else:
-        from megaselect.report.console import stdout_console
         from megaselect.report.runs_table import print_runs
+        from megaselect.report.stdout import stdout_console
 
         print_runs(runs, stdout_console(), time.time())
     return 0

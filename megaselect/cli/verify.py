@@ -34,7 +34,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     command = parse_run_args(argv, flags)
     count = _batch_count(command.options)
     # After the flags: these imports bring torch, and --help and mistyped flags should not wait for it.
-    from megaselect.report.console import stdout_console
+    from megaselect.report.stdout import stdout_console
     from megaselect.report.verify_table import print_report
     from megaselect.training.torch_state import set_determinism
     from megaselect.verification.own_model import CHECKS

@@ -114,7 +114,11 @@ def _style(value: str) -> str:
 
 
 def _bytes(count: int | None, unit_bytes: int) -> str | None:
-    return None if count is None else f"{count / unit_bytes:,.1f}"
+    """With three digits or more, however small."""
+    if count is None:
+        return None
+    value = count / unit_bytes
+    return f"{value:,.1f}" if value >= 10 else f"{value:#.3g}"
 
 
 def _milliseconds(seconds: float | None) -> str | None:

@@ -8,7 +8,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping
-from typing import IO, cast
 
 from rich.console import Console
 from rich.panel import Panel
@@ -18,9 +17,9 @@ from rich.text import Text
 
 from megaselect.report import text
 from megaselect.report.output import REPLACE_SIGNS, LossyOutput
+from megaselect.report.stdout import stdout_console
 from megaselect.training.events import Metrics, RunHeader, RunSummary, SavedReport
 
-PLAIN_COLUMNS = 80
 PANEL_COLUMNS = 100  # at most: lines across a very wide terminal are hard to read
 REFRESH_SECONDS = 0.1
 STEP_TIME_MEMORY = 0.9  # weight of the past in the step time that ETA is taken from
@@ -28,22 +27,6 @@ EVALUATION_SECONDS = 10  # between lines on an evaluation, where nothing can be 
 DATA_WAIT_STEPS = 20  # whose medians tell whether steps wait for data
 DATA_WAIT_SHARE = 0.05  # of a step's time, from which a note is made of it
 STYLES = {"": "", "good": "green", "bad": "bold white on red"}
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Rich would exit with code 1, which is that of a check that failed."""
-        raise
-
-
-def stdout_console(file: LossyOutput | None = None) -> Console:
-    """Standard output as it is now. isatty alone decides: FORCE_COLOR must not send a progress bar into a log file.
-
-    file: what stands before it. None: printing raises OSError where it cannot be written.
-    """
-    terminal = sys.stdout.isatty()
-    width = None if terminal else PLAIN_COLUMNS
-    return _Console(file=cast(IO[str] | None, file), force_terminal=terminal, width=width)
 
 
 class ConsoleSink:
@@ -69,6 +52,8 @@ class ConsoleSink:
         self._rows(f"megaselect {header.config_name}", text.header_rows(header))
         for note in header.notes:
             self.note(note)
+        if header.config["training"]["compile"] and header.first_step < header.max_steps:
+            self.note(text.COMPILE_NOTE)
         if self._console.is_interactive:
             self._start_bar(header)
 
@@ -195,7 +180,7 @@ class ConsoleSink:
 
     def _move_bar(self, bar: Progress, step: int | None, fields: list[str]) -> None:
         """step: None stays where the bar is."""
-        bar_columns = max(self._console.width // 5, 10)
+        bar_columns = max(self._console.width // 8, 10)  # at least
         place_columns = 2 * len(str(self._max_steps)) + 3
         status = text.fitting(fields, self._console.width - bar_columns - place_columns)
         bar.update(bar.task_ids[0], completed=step, status=status)

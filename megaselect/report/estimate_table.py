@@ -97,7 +97,8 @@ def _add_setting(table: Table, row: Row, estimate: Estimate, unit_bytes: int) ->
 
 
 def _count(value: float) -> str:
-    return f"{value:,.2f}" if value >= 1 else f"{value:.3f}"
+    """With three digits or more, however small."""
+    return f"{value:,.2f}" if value >= 1 else f"{value:#.3g}"
 
 
 def _tensor_table(estimate: Estimate) -> Table:

@@ -38,7 +38,8 @@ class ListedRun:
     """A run as its directory shows it; None: not known.
 
     state: starting, running, finished, stopped, failed, killed (it said that it ran, and no process holds its lock) or
-    unknown. starts: how often it was started. tokens_per_s: median of the last steps. changed: Unix time in seconds.
+    unknown. setting: attention and recompute, as a comparison calls them. compiled: whether torch.compile was on.
+    starts: how often it was started. tokens_per_s: median of the last steps. changed: Unix time in seconds.
     """
 
     path: str
@@ -49,6 +50,7 @@ class ListedRun:
     loss: float | None = None
     best_valid_loss: float | None = None
     setting: str | None = None
+    compiled: bool | None = None
     tokens_per_s: float | None = None
     changed: float = 0.0
     starts: int = 0
@@ -102,6 +104,7 @@ def _add_config(run: ListedRun, run_dir: Path) -> None:
         config = yaml.load(_read(run_dir / CONFIG_NAME), Loader=_LOADER)  # a SafeLoader: plain values only
         run.max_steps = _whole(config["training"]["max_steps"])
         run.setting = setting_label(config["model"]["attention"], RecomputeConfig.model_validate(config["recompute"]))
+        run.compiled = config["training"].get("compile") is True
     except OSError as error:
         run.problems.append(f"{CONFIG_NAME}: {error.strerror}")
     except (yaml.YAMLError, ValidationError, KeyError, TypeError, ValueError, RecursionError):

@@ -65,7 +65,7 @@ def _columns(now: float) -> dict[str, Cell]:
         "step": lambda run: f"{_count(run.step)}/{_count(run.max_steps)}",
         "loss": lambda run: _loss(run.loss),
         "best valid": lambda run: _loss(run.best_valid_loss),
-        "setting": lambda run: run.setting or UNKNOWN,
+        "setting": _setting,
         "tokens/s": lambda run: UNKNOWN if run.tokens_per_s is None else f"{run.tokens_per_s:,.0f}",
         "changed": lambda run: ago(now - run.changed),
     }
@@ -90,6 +90,10 @@ def _short_names(paths: Sequence[str]) -> list[str]:
 def _remarks(run: ListedRun) -> list[str]:
     failed = [f"failed: {run.reason}"] if run.state == "failed" and run.reason else []
     return [*failed, *run.problems]
+
+
+def _setting(run: ListedRun) -> str:
+    return f"{run.setting or UNKNOWN}{', compiled' if run.compiled else ''}"
 
 
 def _style(title: str, run: ListedRun) -> str:

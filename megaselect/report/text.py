@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from megaselect.training.events import Metrics, RunHeader, RunSummary, SavedReport
 from megaselect.units import size
 
 MEGATRON_NOTE = "keeps the scores; Megatron-LM's selective means core_attn"
+COMPILE_NOTE = "note: compiling the layers in the first step, which may take minutes"
 LAYERS_SHOWN = 8  # of those whose bytes differ
 
 
@@ -52,6 +54,7 @@ def header_rows(header: RunHeader) -> list[tuple[str, str]]:
         ("parameters", f"{header.parameters:,}"),
         ("attention", header.attention),
         *recompute,
+        *([("compile", "each layer, by torch.compile")] if header.config["training"]["compile"] else []),
         ("data", header.data),
         ("steps", _steps(header)),
         ("run directory", header.run_dir),
@@ -128,17 +131,33 @@ def _difference_lines(report: SavedReport) -> list[Line]:
 def step_fields(metrics: Metrics, seconds_left: float) -> list[str]:
     """Loss, tokens/s, time left, skipped steps, MFU and gradient norm, in order of importance.
 
-    What is not known is left out, but for a loss that is not finite. Padded, so that the lines of a run form columns.
+    What is not known is left out, but for a loss that is not finite. Numbers end in one column from line to line.
     """
     fields = [
-        _field("loss {:.4f}", metrics["loss"], 12) or "loss -".ljust(12),
-        _field("{:,.0f} tokens/s", metrics["tokens_per_s"], 14),
-        f"ETA {duration(seconds_left)}".ljust(11),
-        _field("skipped {:,}", metrics.get("skipped_steps") or None, 11),
-        _field("mfu {:.1%}", metrics["mfu"], 9),
-        _field("grad norm {:.3g}", metrics["grad_norm"], 0),
+        _field("loss {:>7.4f}", metrics["loss"]) or f"loss {'-':>7}",
+        _field("{} tokens/s", None if metrics["tokens_per_s"] is None else _rate(metrics["tokens_per_s"])),
+        f"ETA {_time_left(seconds_left):>7}",
+        _field("skipped {:>3,}", metrics.get("skipped_steps") or None),
+        _field("mfu {:>5.1%}", metrics["mfu"]),
+        _field("grad norm {:.3g}", metrics["grad_norm"]),
     ]
     return [field for field in fields if field]
+
+
+def _rate(value: float) -> str:
+    """Seven columns: thousands to 999,999, then millions."""
+    return f"{value:>7,.0f}" if value < 999_999.5 else f"{value / 1e6:>6.2f}M"
+
+
+def _time_left(seconds: float) -> str:
+    """As `duration` to ten hours, then without seconds and without minutes: seven columns suffice."""
+    if round(seconds) < 36_000:
+        return duration(seconds)
+    minutes = round(seconds / 60)
+    if minutes < 1440:
+        return f"{minutes // 60}h {minutes % 60:02}m"
+    hours = round(seconds / 3600)
+    return f"{hours // 24}d {hours % 24:02}h"
 
 
 def evaluation_fields(split: str, done: int, samples: int, seconds_left: float | None) -> list[str]:
@@ -147,18 +166,18 @@ def evaluation_fields(split: str, done: int, samples: int, seconds_left: float |
     return fields if seconds_left is None else [*fields, f"ETA {duration(seconds_left)}"]
 
 
-def _field(template: str, value: float | None, width: int) -> str:
-    return "" if value is None else template.format(value).ljust(width)
+def _field(template: str, value: float | str | None) -> str:
+    return "" if value is None else template.format(value)
 
 
 def fitting(fields: list[str], width: int) -> str:
     """As many of the first fields as fit into `width` columns, and the first one always."""
     line = fields[0]
     for field in fields[1:]:
-        if len(f"{line}  {field.rstrip()}") > width:
+        if len(f"{line}  {field}") > width:
             break
         line += f"  {field}"
-    return line.rstrip()
+    return line
 
 
 def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
@@ -199,11 +218,28 @@ def summary_title(summary: RunSummary) -> str:
 
 
 def phase_shares(summary: RunSummary) -> str:
-    """Share of a step that each phase takes, by medians; what is left is time between the phases."""
-    step_ms = summary.step_ms
-    if not step_ms:
+    """Share of a step that each phase takes, and the rest: in tenths of a per cent, which sum to 100 %.
+
+    They are made from medians, which do not add up as the phases of one step do. The rest is what the phases' medians
+    leave of the step's: time between the phases, and what the medians differ by. Where they exceed the step's, the
+    shares are those of their sum, and there is no rest.
+    """
+    if not summary.step_ms or not summary.phase_ms:
         return ""
-    return ", ".join(f"{phase} {span / step_ms:.1%}" for phase, span in summary.phase_ms.items())
+    spans = {**summary.phase_ms, "rest": max(summary.step_ms - sum(summary.phase_ms.values()), 0.0)}
+    tenths = _whole_shares(list(spans.values()), 1000)
+    shares = [(phase, count) for phase, count in zip(spans, tenths, strict=True) if count or phase != "rest"]
+    return ", ".join(f"{phase} {count / 10:.1f}%" for phase, count in shares)
+
+
+def _whole_shares(parts: Sequence[float], units: int) -> list[int]:
+    """Whole numbers like `parts` that sum to `units`: rounded down, and one more for the largest remainders."""
+    exact = [units * part / sum(parts) for part in parts]
+    counts = [int(share) for share in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda place: counts[place] - exact[place])
+    for place in by_remainder[: units - sum(counts)]:
+        counts[place] += 1
+    return counts
 
 
 def data_wait_note(share: float) -> str:

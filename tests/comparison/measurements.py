@@ -23,7 +23,7 @@ def measurement(backward_ms=(20, 40), *, number=1, losses=(8.0, 7.5, 7.0), sha="
         StepSample(number, step, (ms + 15) / 1e3, 0.010, ms / 1e3, 0.005) for step, ms in enumerate(backward_ms, 2)
     )
     made = TrainMeasurement(
-        device="cpu, 1 threads",
+        device="cpu, 1 thread",
         dtype="float32",
         parameters=10,
         peak_flops=None,

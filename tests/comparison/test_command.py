@@ -116,7 +116,7 @@ def test_the_record_says_how_it_was_measured(compared):
     assert (context.steps, context.warmup_steps, context.rounds, context.tokens_per_step) == (2, 1, 1, 4 * 24)
     assert context.command.startswith("megaselect compare --model.num-layers 2")
     assert (context.config["model"]["hidden_size"], context.config_name, context.dtype) == (32, "tiny", "float32")
-    assert context.device == "cpu, 1 threads"
+    assert context.device == "cpu, 1 thread"
 
 
 def test_the_table_fits_80_columns(compared):
@@ -127,7 +127,7 @@ def test_the_table_fits_80_columns(compared):
     assert "reserved" not in "".join(lines)
     headline = next(line.split() for line in lines if line.startswith("full "))
     full = compared.result.setting("full")
-    assert headline[1] == f"{full.saved.measured / 2**20:.1f}"
+    assert headline[1] == f"{full.saved.measured / 2**20:#.3g}"
     assert headline[-1] == "equal"
 
 

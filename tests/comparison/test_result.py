@@ -9,7 +9,7 @@ from megaselect.comparison.summary import Measured, summarise
 from megaselect.errors import ComparisonError
 
 CONTEXT = Context(
-    *("tiny", {"model": {"num_layers": 2}}, "cpu, 1 threads", "float32", 10, 70, None, 2, 1, 1),
+    *("tiny", {"model": {"num_layers": 2}}, "cpu, 1 thread", "float32", 10, 70, None, 2, 1, 1),
     *("2.13.0", "0.1.0", "3.11.2", "2026-11-25T12:00:00+00:00", "megaselect compare", None, ("a note",)),
 )
 FAILED = Measured(row("all"), failure="out of memory")

@@ -51,7 +51,7 @@ def test_rounds_are_asked_for_one_by_one_and_memory_is_followed_in_the_first():
     ]
     assert [[one.samples[0].round for one in item.rounds] for item in found] == [[1, 2]] * 3
     first, *_ = said.splitlines()
-    assert first.startswith("[1/6] round 1, none: 45.0 ms a step, 0.0010 MiB saved (")
+    assert first.startswith("[1/6] round 1, none: 45.0 ms a step, 1000 bytes saved (")
     assert said.count("\n") == 6
 
 

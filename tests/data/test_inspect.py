@@ -84,6 +84,14 @@ def test_lines_fit_a_terminal_and_leave_it_alone(inspect, prefix, monkeypatch):
     assert f"  {hashlib.sha256(Path('text.bin').read_bytes()).hexdigest()}" in lines
 
 
+def test_no_line_ends_in_blanks(inspect, prefix, tmp_path):
+    with IndexedDatasetWriter(tmp_path / "spaces", 280) as writer:
+        writer.add_document([*Tokenizer(f"{prefix}.model").encode("the  " + " " * 40 + "cat   "), 1])
+    _, out, _ = inspect(tmp_path / "spaces", "--tokenizer", f"{prefix}.model")
+    assert "  the" + " " * 42 + "cat\n" in out
+    assert out.splitlines() == [line.rstrip() for line in out.splitlines()]
+
+
 @pytest.mark.parametrize("suffix", ["_valid", "_test"])
 def test_splits_share_the_tokenizer_of_the_training_tokens(prefix, suffix):
     with IndexedDatasetWriter(prefix + suffix, 280) as writer:

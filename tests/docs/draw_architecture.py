@@ -63,7 +63,9 @@ def _row(packages: list[str], y: int) -> list[str]:
     lines = []
     for number, package in enumerate(packages):
         x = 16 + number * (each + GAP)
-        lines.append(f'<rect x="{x:g}" y="{y}" width="{each:g}" height="{BOX}" rx="4" fill="#dbe9f6" stroke="#5b7fa6"/>')
+        lines.append(
+            f'<rect x="{x:g}" y="{y}" width="{each:g}" height="{BOX}" rx="4" fill="#dbe9f6" stroke="#5b7fa6"/>'
+        )
         label = f'<tspan font-weight="600">{escape(package)}</tspan>'
         if len(packages) <= 2:
             room = int(each / 6.6) - len(package) - 2

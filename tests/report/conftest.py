@@ -28,7 +28,7 @@ HEADER = RunHeader(
     config={
         "model": {"num_layers": 4, "ffn_hidden_size": None, "attention": "unfused"},
         "recompute": {"mode": "selective", "modules": ["softmax", "dropout"]},
-        "training": {"lr": 3e-3, "resume": "auto"},
+        "training": {"lr": 3e-3, "resume": "auto", "compile": False},
     },
     notes=["dropout_p 0.1 is 0.1016 here: probabilities are multiples of 1/256"],
 )

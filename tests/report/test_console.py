@@ -25,13 +25,13 @@ megaselect configs/tiny.yaml
 dropout_p 0.1 is 0.1016 here: probabilities are multiples of 1/256
 saved per layer: predicted 2.30 MiB, measured 2.30 MiB (equal to the byte)
 saved in all:    predicted 9,647,900 bytes, measured 9,647,900 bytes
-other settings:  none 3.55 MiB, core_attn dropout 1.17 MiB, all 0.982 MiB, full
-                 0.188 MiB
-step 10/20  loss 7.5000   2,048 tokens/s  ETA 0:05     grad norm 1.25
+other settings:  none 3.55 MiB, core_attn dropout 1.17 MiB, all 1005.70 KiB,
+                 full 192.00 KiB
+step 10/20  loss  7.5000    2,048 tokens/s  ETA    0:05  grad norm 1.25
 eval 10/20  valid loss 7.7500
 a sentence of more than eighty columns, which goes on in a second line, set in
   by two columns
-step 20/20  loss 6.5000   2,048 tokens/s  ETA 0:00     grad norm 1.25
+step 20/20  loss  6.5000    2,048 tokens/s  ETA    0:00  grad norm 1.25
 finished
   steps          20 (20,480 tokens) in 1:05
   final loss     6.5000
@@ -55,7 +55,8 @@ finished
   test loss      6.8750
   loss spikes    1,200
   speed          5,650 tokens/s, 181.2 ms per step (medians)
-  time by phase  data 0.1%, forward 32.0%, backward 64.0%, optimizer 2.8%
+  time by phase  data 0.1%, forward 32.0%, backward 64.0%, optimizer 2.8%, rest
+                 1.1%
   saved          9.20 MiB for backward (9,647,900 bytes)
 """
 
@@ -132,6 +133,20 @@ def test_a_pipe_gets_plain_lines_of_80_columns(header, report, metrics, summary)
     assert max(map(len, PLAIN.splitlines())) <= 80
 
 
+@pytest.mark.parametrize(("first_step", "notes"), [(0, 1), (19, 1), (20, 0)])
+def test_a_run_that_compiles_says_so_before_its_first_step(header, first_step, notes):
+    config = header().config
+    config = {**config, "training": {**config["training"], "compile": True}}
+    console, file = pipe()
+    ConsoleSink(log_interval=10, console=console).start(header(config=config, first_step=first_step))
+    lines = written(file).splitlines()
+    assert lines[8] == "  compile        each layer, by torch.compile"
+    assert lines.count("note: compiling the layers in the first step, which may take minutes") == notes
+    console, file = pipe()
+    ConsoleSink(log_interval=10, console=console).start(header())
+    assert "compil" not in written(file)
+
+
 def test_a_pipe_gets_a_line_now_and_then_on_a_long_evaluation(header, metrics, monkeypatch):
     """Here at each call, as if each micro-batch took a quarter of a minute: the clock is the test's."""
     clock = iter([100.0, 115.0, 120.0, 130.0, 3000.0, 3001.0])
@@ -184,7 +199,7 @@ def test_a_terminal_of_80_columns_shows_header_bar_and_summary(play):
     lines = visible(file.getvalue())
     assert lines[:12] == HEADER_AT_80.splitlines()
     last_bar = [line for line in lines if line.startswith("20/20 ")][-1]
-    assert last_bar.endswith("━ loss 6.5000   2,048 tokens/s  ETA 0:00     grad norm 1.25")
+    assert last_bar.endswith("━ loss  6.5000    2,048 tokens/s  ETA    0:00  grad norm 1.25")
     assert "eval 10/20  valid loss 7.7500" in lines
     assert any(line.startswith("╭─ finished ─") for line in lines)
     assert lines[-3:] == ["First Citizen:", "Speak.", ""]
@@ -283,7 +298,7 @@ TOLD = CHILD.replace("raise Runt", "sink.fail('out of memory')\nprint('after')\n
 
 def test_forced_colour_sends_no_bar_into_a_pipe(run_python):
     output = run_python(child(CHILD), FORCE_COLOR="1", TTY_COMPATIBLE="1", COLUMNS="200").stdout
-    assert output.splitlines()[-1] == "step  1/20  loss 8.4000   2,048 tokens/s  ETA 0:10     grad norm 1.25"
+    assert output.splitlines()[-1] == "step  1/20  loss  8.4000    2,048 tokens/s  ETA    0:10  grad norm 1.25"
     assert "\x1b" not in output
     assert max(map(len, output.splitlines())) <= 80  # whatever COLUMNS says: it is not a log's width
 

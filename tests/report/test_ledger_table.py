@@ -37,7 +37,7 @@ def test_layers_with_the_same_rows_share_a_heading_and_what_is_outside_comes_las
         "outside the layers 72 saved",
         "tokens 2x3 int64 48",
         "logits 2x3 float32 24",
-        "saved in all 124 0.0001 MiB",
+        "saved in all 124 124 bytes",
     ]
 
 
@@ -46,7 +46,7 @@ def test_alike_rows_of_a_layer_are_one_line():
         "h.0 1,282 saved",
         "statistics 2x3 float32 48 2 tensors",
         "input 2x3 float32 1,234",
-        "saved in all 1,282 0.0012 MiB",
+        "saved in all 1,282 1.25 KiB",
     ]
 
 
@@ -61,7 +61,7 @@ def test_what_is_recomputed_comes_apart_and_has_a_total_of_its_own():
         "block input 2x3 float32 24",
         "layers.0-1 (2x) 1,048,576 recomputed, each",
         "probs 2x3 float32 1,048,576",
-        "saved in all 48 0.0000 MiB",
+        "saved in all 48 48 bytes",
         "recomputed in all 2,097,152 2.00 MiB",
     ]
 
@@ -96,4 +96,4 @@ def test_long_names_are_folded_not_cut():
 
 
 def test_an_empty_ledger_is_a_total_of_nothing():
-    assert lines() == ["saved in all 0 0.0000 MiB"]
+    assert lines() == ["saved in all 0 0 bytes"]

@@ -104,6 +104,14 @@ def test_the_setting_is_named_as_compare_names_it(tmp_path, overrides, setting):
     assert read_run(make_run(tmp_path / "run", **overrides)).setting == setting
 
 
+@pytest.mark.parametrize(("asked", "label"), [(True, "full, compiled"), (False, "full")])
+def test_a_run_that_was_compiled_is_shown_so(tmp_path, asked, label):
+    run = read_run(make_run(tmp_path / "run", recompute__mode="full", training__compile=asked))
+    assert (run.compiled, run.setting) == (asked, "full")
+    setting = shown([run], 120)[1].rpartition(" - ")[2]  # after the best validation loss, which there is none of
+    assert setting.startswith(f"{label}  ")
+
+
 DAMAGE = {
     "no config": ("config.yaml", None, "config.yaml: No such file or directory"),
     "config is no YAML": ("config.yaml", "model: [", "config.yaml is not a run's config"),

@@ -8,16 +8,20 @@ from megaselect.report import text
 @pytest.mark.parametrize(
     ("count", "shown"),
     [
-        (0, "0.0000 MiB"),
-        (52_429, "0.0500 MiB"),
-        (786_432, "0.750 MiB"),
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (1023, "1023 bytes"),
+        (1024, "1.00 KiB"),
+        (52_429, "51.20 KiB"),
+        (2**20 - 1, "1024.00 KiB"),
+        (2**20, "1.00 MiB"),
         (2_411_725, "2.30 MiB"),
         (2**30 - 1, "1024.00 MiB"),
         (2**30, "1.00 GiB"),
         (81_604_378_624, "76.00 GiB"),
     ],
 )
-def test_sizes_are_in_binary_units_with_three_digits_or_more(count, shown):
+def test_sizes_are_in_the_largest_unit_that_gives_three_digits_or_more(count, shown):
     assert text.size(count) == shown
 
 
@@ -58,8 +62,8 @@ def test_the_runs_own_setting_is_not_among_the_others(header, report):
         setting = setting_name(RecomputeConfig(**recompute))
         return [line.text for line in text.saved_lines(report(setting=setting))][-1]
 
-    selective = "selective 2.30 MiB, core_attn dropout 1.17 MiB, all 0.982 MiB"
-    assert others(mode="none") == f"other settings:  {selective}, full 0.188 MiB"
+    selective = "selective 2.30 MiB, core_attn dropout 1.17 MiB, all 1005.70 KiB"
+    assert others(mode="none") == f"other settings:  {selective}, full 192.00 KiB"
     assert others(mode="full", method="uniform") == f"other settings:  none 3.55 MiB, {selective}"
     assert "all" not in others(mode="selective", modules=["gelu", "softmax", "layernorm", "core_attn", "dropout"])
 
@@ -75,7 +79,7 @@ def test_the_runs_own_setting_is_not_among_the_others(header, report):
     ],
 )
 def test_only_the_default_modules_bring_the_note_on_megatron(header, recompute, attention, noted):
-    config = {"recompute": recompute, "model": {"attention": attention}}
+    config = {"recompute": recompute, "model": {"attention": attention}, "training": {"compile": False}}
     values = [value for _, value in text.header_rows(header(config=config))]
     assert (text.MEGATRON_NOTE in values) == noted
 
@@ -89,14 +93,46 @@ def test_the_header_says_where_a_run_goes_on(header, first_step, shown):
 
 def test_the_least_important_fields_give_way(metrics):
     fields = ["step 1/2", *text.step_fields(metrics(1, mfu=0.4125), 3661)]
-    assert text.fitting(fields, 80) == "step 1/2  loss 8.4000   2,048 tokens/s  ETA 1:01:01  mfu 41.2%  grad norm 1.25"
-    assert text.fitting(fields, 77) == "step 1/2  loss 8.4000   2,048 tokens/s  ETA 1:01:01  mfu 41.2%"
+    short = "step 1/2  loss  8.4000    2,048 tokens/s  ETA 1:01:01  mfu 41.2%"
+    assert text.fitting(fields, 80) == f"{short}  grad norm 1.25"
+    assert text.fitting(fields, 79) == short
     assert text.fitting(fields, 5) == "step 1/2"
 
 
 def test_a_step_that_was_left_out_keeps_its_columns(metrics):
     fields = ["step 1/2", *text.step_fields(metrics(1, loss=None, grad_norm=None, skipped_steps=12), 5)]
-    assert text.fitting(fields, 80) == "step 1/2  loss -        2,048 tokens/s  ETA 0:05     skipped 12"
+    assert text.fitting(fields, 80) == "step 1/2  loss       -    2,048 tokens/s  ETA    0:05  skipped  12"
+
+
+def test_the_lines_of_a_run_form_columns(metrics):
+    """However much a loss, a speed and the time that is left change."""
+    seen = [(10.8342, 9.6, 3 * 86_400 + 5), (6.5, 123_456.7, 86_399.6), (0.25, 999_999.6, 36_000), (2, 98_765_432, 59)]
+    lines = [
+        text.fitting(text.step_fields(metrics(1, loss=loss, tokens_per_s=speed, mfu=speed / 1e8), left), 100)
+        for loss, speed, left in seen
+    ]
+    assert lines == [
+        "loss 10.8342       10 tokens/s  ETA  3d 00h  mfu  0.0%  grad norm 1.25",
+        "loss  6.5000  123,457 tokens/s  ETA  1d 00h  mfu  0.1%  grad norm 1.25",
+        "loss  0.2500    1.00M tokens/s  ETA 10h 00m  mfu  1.0%  grad norm 1.25",
+        "loss  2.0000   98.77M tokens/s  ETA    0:59  mfu 98.8%  grad norm 1.25",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("phase_ms", "shown"),
+    [
+        ({"data": 1, "forward": 30, "backward": 60}, "data 1.0%, forward 30.0%, backward 60.0%, rest 9.0%"),
+        ({"forward": 40, "backward": 60}, "forward 40.0%, backward 60.0%"),
+        ({"forward": 50, "backward": 150}, "forward 25.0%, backward 75.0%"),  # medians may exceed the step's
+        ({"data": 100 / 3, "forward": 100 / 3, "backward": 100 / 3}, "data 33.4%, forward 33.3%, backward 33.3%"),
+        ({"forward": 99.96}, "forward 100.0%"),
+        ({}, None),
+    ],
+)
+def test_the_shares_of_a_steps_time_sum_to_100_percent(summary, phase_ms, shown):
+    rows = dict(text.summary_rows(summary(step_ms=100.0, phase_ms=phase_ms)))
+    assert rows.get("time by phase") == shown
 
 
 def test_what_a_summary_does_not_know_is_left_out(summary):
