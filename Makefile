@@ -46,7 +46,7 @@ help:
 	@echo 'make train   train a small GPT model; ARGS="--recompute full" passes flags'
 	@echo 'make test    lint and test; PY=python3 uses the Python and packages that you have'
 	@echo 'make test TORCH=2.11.0   the same with another torch, in an environment of its own'
-	@echo 'make lint    ruff only'
+	@echo 'make lint    ruff, import contracts and types'
 	@echo 'make soak    the tests that take minutes'
 	@echo 'make gpu     bits, tests and benchmarks on a GPU in 9 minutes; DRY=1 rehearses it without one'
 	@echo 'make clean   delete .venv, caches and build products; runs/ stays'
@@ -60,6 +60,8 @@ test: lint
 lint: $(TEST_STAMP)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -c 'from importlinter.cli import lint_imports_command as lint; lint()'
+	$(if $(TORCH),,$(PYTHON) -m mypy)
 
 soak: $(TEST_STAMP)
 	$(PYTHON) -m pytest -m soak $(ARGS)
@@ -96,7 +98,7 @@ build/gpu-wheels/.made: benchmarks/gpu/wheels.txt $(CONSTRAINTS)
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-torch-* .venv-gpu build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-torch-* .venv-gpu build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps, because .venv itself exists too where its making has failed half-way.
