@@ -211,9 +211,8 @@ def _with_dashes(argument: str) -> str:
 
 
 def _unset(value: Any, name: str) -> Any:
-    """`none` on the command line is null where the schema allows null; a mode or a path called none stays text."""
-    allows_none = type(None) in get_args(dict(iter_settings())[name].annotation)
-    return None if allows_none and value == "none" else value
+    """`none` on the command line is null where that is the default; a mode or a path called none stays text."""
+    return None if value == "none" and dict(iter_settings())[name].default is None else value
 
 
 def _map_megatron_flags(given: dict[str, Any], flags: dict[str, str]) -> list[str]:

@@ -1,14 +1,11 @@
 """One schema for model, data, training, recompute and logging, read from YAML and flags. Needs no torch."""
 
-from megaselect.config.schema import (
-    Config,
-    DataConfig,
-    LoggingConfig,
-    ModelConfig,
-    RecomputeConfig,
-    TrainingConfig,
-    iter_settings,
-)
+from megaselect.config.data import DataConfig
+from megaselect.config.logging import LoggingConfig
+from megaselect.config.model import ModelConfig
+from megaselect.config.recompute import RecomputeConfig
+from megaselect.config.schema import Config, iter_settings
+from megaselect.config.training import TrainingConfig
 
 __all__ = [
     "Config",

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from megaselect.config.checks import SETTINGS_OF_MODE, SettingError
+from megaselect.config.recompute import SETTINGS_OF_MODE
+from megaselect.config.setting_error import SettingError
 from megaselect.errors import ConfigError
 
 

@@ -13,8 +13,7 @@ from typing import Self
 import torch
 from torch import nn
 
-from megaselect.config import Config
-from megaselect.config.schema import TrainingConfig
+from megaselect.config import Config, TrainingConfig
 from megaselect.devices import is_out_of_memory
 from megaselect.errors import CheckpointError
 from megaselect.training.checkpoint_files import (

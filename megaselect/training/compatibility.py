@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megaselect.config import Config
-from megaselect.config.schema import iter_settings
+from megaselect.config import Config, iter_settings
 from megaselect.devices import resolve_device, resolve_dtype
 from megaselect.errors import CheckpointError, ConfigError
 from megaselect.training.checkpoint import DTYPE_NAMES, is_same_run

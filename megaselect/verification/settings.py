@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megaselect.build import plan_automatically
-from megaselect.config import Config
-from megaselect.config.schema import RecomputeConfig
+from megaselect.config import Config, RecomputeConfig
 from megaselect.errors import RecomputeError
 from megaselect.models.gpt.model import GPT
 from megaselect.prediction.saved_bytes import check_saves

@@ -7,8 +7,7 @@ import pytest
 import torch
 from tiny_checkpoints import SHAPE, Tiny, reseal, tiny_config
 
-from megaselect.config import Config
-from megaselect.config.schema import iter_settings
+from megaselect.config import Config, iter_settings
 from megaselect.errors import CheckpointError
 from megaselect.training.checkpoint_files import STATE, open_checkpoint
 from megaselect.training.compatibility import changed_data, changed_settings
