@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from megaselect.devices import check_compile, check_kernels, free_bytes, resolve_device, resolve_dtype
+from megaselect.devices import Placement, check_compile, check_kernels, free_bytes, resolve_placement
 from megaselect.models.gpt.apply_plan import apply_recompute
 from megaselect.models.gpt.initialise import initialise
 from megaselect.models.gpt.layer_times import measured_costs
@@ -26,29 +26,27 @@ def build_model(config: Config) -> GPT:
     Raises DeviceError where the device or kernel backend is absent, RecomputeError for recompute settings that would
     save nothing, or for a budget that no plan meets.
     """
-    return build_planned(config)[0]
+    return build_planned(config, resolve_placement(config.training))[0]
 
 
-def build_planned(config: Config) -> tuple[GPT, AutoPlan | None]:
-    """The same, and with mode auto what was planned."""
-    model = build_without_recompute(config)
+def build_planned(config: Config, placement: Placement) -> tuple[GPT, AutoPlan | None]:
+    """The same at a placement, and with mode auto what was planned."""
+    model = build_without_recompute(config, placement)
     automatic = plan_automatically(config, model) if config.recompute.mode == "auto" else None
     plan = automatic.plan if automatic else make_plan(config.recompute, config.model.num_layers)
     apply_recompute(model, plan, compiled=config.training.compile)
     return model, automatic
 
 
-def build_without_recompute(config: Config) -> GPT:
+def build_without_recompute(config: Config, placement: Placement) -> GPT:
     """The same before any recompute setting or compilation is applied, though the settings are checked."""
-    device = resolve_device(config.training.device)
-    dtype = resolve_dtype(config.training.dtype, device)
-    check_kernels(config.model, device, dtype)
+    check_kernels(config.model, placement)
     if config.training.compile:
-        check_compile(device)
-    check_saves(config, dtype.itemsize)
+        check_compile(placement.device)
+    check_saves(config, placement.element_bytes)
     model = GPT(config.model, config.training.seed, config.training.loss_chunk_tokens)
     initialise(model, config.model.init_std, config.training.seed)  # before the cast: every dtype rounds the same draw
-    model.to(device=device, dtype=dtype)
+    model.to(device=placement.device, dtype=placement.dtype)
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from megaselect.kernels.backend import resolve_backend
 from megaselect.kernels.limits import refused_attention
 
 if TYPE_CHECKING:
-    from megaselect.config import ModelConfig
+    from megaselect.config import ModelConfig, TrainingConfig
 
 _OUT_OF_MEMORY = (
     *("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED", "can't start new thread"),
@@ -42,10 +43,39 @@ def resolve_dtype(requested: str, device: torch.device) -> torch.dtype:
     return DTYPES[requested]
 
 
-def check_kernels(settings: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+@dataclass(frozen=True)
+class Placement:
+    """Where a run computes, and in which dtype: resolved once from its settings, and handed on."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device.type == "cuda"
+
+    @property
+    def element_bytes(self) -> int:
+        """Of a weight or an activation."""
+        return self.dtype.itemsize
+
+    @property
+    def device_name(self) -> str:
+        """See device_name."""
+        return device_name(self.device)
+
+
+def resolve_placement(training: TrainingConfig) -> Placement:
+    """What `auto` comes to here. Raises DeviceError for a GPU that is not there."""
+    device = resolve_device(training.device)
+    return Placement(device, resolve_dtype(training.dtype, device))
+
+
+def check_kernels(settings: ModelConfig, placement: Placement) -> None:
     """Raises DeviceError where the kernel backend cannot run on the device, in the dtype or with this head size."""
     try:
-        backend = resolve_backend(settings.kernel_backend, device, dtype)
+        backend = resolve_backend(settings.kernel_backend, placement.device, placement.dtype)
     except ValueError as error:
         raise DeviceError(str(error)) from None
     refusal = refused_attention(settings.attention, backend, settings.hidden_size, settings.num_attention_heads)

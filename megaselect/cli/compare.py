@@ -129,9 +129,9 @@ def _number(options: argparse.Namespace, name: str, default: int) -> int:
 
 def _check_device(command: RunCommand, snapshot: bool) -> None:
     """What needs a GPU, or a limit where there is none."""
-    from megaselect.devices import resolve_device
+    from megaselect.devices import resolve_placement
 
-    if resolve_device(command.config.training.device).type == "cuda":
+    if resolve_placement(command.config.training).on_gpu:
         return
     if snapshot:
         raise DeviceError("--memory-snapshot needs a GPU, whose allocator records it: leave it out on a CPU")

@@ -66,14 +66,14 @@ def _batch_count(options: argparse.Namespace) -> int:
 
 
 def _verify(command: RunCommand, count: int, progress: Progress) -> Report:
-    from megaselect.devices import free_bytes, resolve_device, resolve_dtype
+    from megaselect.devices import free_bytes, resolve_placement
     from megaselect.estimation.memory_check import check_memory_to_verify
     from megaselect.training.data_choice import follow_vocabulary
     from megaselect.verification.own_model import verify_config
 
     config, _ = follow_vocabulary(command.config)
-    device = resolve_device(config.training.device)
-    check_memory_to_verify(config, resolve_dtype(config.training.dtype, device).itemsize, free_bytes(device))
+    placement = resolve_placement(config.training)
+    check_memory_to_verify(config, placement.element_bytes, free_bytes(placement.device))
     return verify_config(config, _batches(config, count), progress)
 
 

@@ -11,20 +11,18 @@ from megaselect.build import build_model
 from megaselect.comparison.measurement import BatchJob
 from megaselect.comparison.search import search_after
 from megaselect.config import Config
-from megaselect.devices import resolve_device
 from megaselect.training.datasets import Datasets
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.state import RunState
 from megaselect.training.step import Stepper
 
 
-def try_batches(job: BatchJob, config: Config, datasets: Datasets) -> None:
+def try_batches(job: BatchJob, config: Config, device: torch.device, datasets: Datasets) -> None:
     """Take a step with each size that the search asks for, with the optimizer's moments in memory.
 
     Writes a line to the log before a size and one after it. The first size that does not fit raises, and ends the
     process: what failed may have left memory in pieces.
     """
-    device = resolve_device(config.training.device)
     if job.limit_bytes is not None:
         _limit_memory(device, job.limit_bytes)
     search = search_after(config.training.micro_batch_size, job.outcomes)

@@ -18,7 +18,7 @@ from megaselect.comparison.batch import try_batches
 from megaselect.comparison.measure import measure
 from megaselect.comparison.measurement import OUT_OF_MEMORY, Answer, Task
 from megaselect.config import Config
-from megaselect.devices import is_out_of_memory, resolve_device
+from megaselect.devices import is_out_of_memory, resolve_placement
 from megaselect.errors import MegaselectError
 from megaselect.training.datasets import open_datasets
 from megaselect.training.torch_state import set_determinism
@@ -37,13 +37,13 @@ def _prepare_and_run(task: Task) -> Answer:
     torch.manual_seed(config.training.seed)  # for a user's own modules; nothing of ours draws from it
     set_determinism(config.training.deterministic)
     try:
-        resolve_device(config.training.device)
+        placement = resolve_placement(config.training)
         datasets = open_datasets(config)
     except MegaselectError as error:
         return Answer(failure=str(error), shared=True)
     if task.train:
         return Answer(measurement=measure(task.train, datasets))
-    try_batches(task.batch, config, datasets)
+    try_batches(task.batch, config, placement.device, datasets)
     return Answer()
 
 

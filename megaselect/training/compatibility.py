@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from megaselect.config import Config, iter_settings
-from megaselect.devices import resolve_device, resolve_dtype
 from megaselect.errors import CheckpointError, ConfigError
 from megaselect.training.checkpoint import DTYPE_NAMES, is_same_run
 from megaselect.training.checkpoint_files import MODEL, Checkpoint
@@ -39,12 +40,12 @@ _DATA_SETTINGS = (*PLACES, "data.valid_prefix")
 Changes = dict[str, tuple[object, object]]
 
 
-def changed_settings(checkpoint: Checkpoint | None, config: Config) -> list[str]:
+def changed_settings(checkpoint: Checkpoint | None, config: Config, dtype: torch.dtype) -> list[str]:
     """Notes on settings other than those of the data that differ. Raises CheckpointError for those that must not."""
     if checkpoint is None:
         return []
     changes = _changes(_config_of(checkpoint), config)
-    refused = {name: change for name, change in changes.items() if name in FIXED_SETTINGS} | _dtype(checkpoint, config)
+    refused = {name: change for name, change in changes.items() if name in FIXED_SETTINGS} | _dtype(checkpoint, dtype)
     if refused:
         raise CheckpointError(
             f"checkpoint {checkpoint.path} is of another training ({_listed(refused)}): use its values, or another "
@@ -100,9 +101,9 @@ def _changes(then: Config, now: Config) -> Changes:
     return values
 
 
-def _dtype(checkpoint: Checkpoint, config: Config) -> Changes:
+def _dtype(checkpoint: Checkpoint, dtype: torch.dtype) -> Changes:
     """By the saved weights, since auto means another dtype on another device."""
-    wanted = DTYPE_NAMES[resolve_dtype(config.training.dtype, resolve_device(config.training.device))]
+    wanted = DTYPE_NAMES[dtype]
     saved = {tensor.dtype for tensor in checkpoint.manifest.files[MODEL].tensors.values()}
     if saved == {wanted}:
         return {}

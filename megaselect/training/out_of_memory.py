@@ -11,7 +11,7 @@ from textwrap import shorten
 import torch
 
 from megaselect.config import Config
-from megaselect.devices import free_bytes, is_out_of_memory, resolve_device, resolve_dtype
+from megaselect.devices import Placement, free_bytes, is_out_of_memory
 from megaselect.errors import OutOfMemoryError
 from megaselect.models.gpt.apply_plan import applied_plan, apply_recompute
 from megaselect.models.gpt.model import GPT
@@ -72,11 +72,9 @@ def memory_errors_explained(doing: str, remedy: str) -> Iterator[None]:
         raise OutOfMemoryError(f"ran out of memory while {doing} ({_in_short(str(error))}): {remedy}") from error
 
 
-def static_remedy(config: Config) -> str:
+def static_remedy(config: Config, placement: Placement) -> str:
     """What to do where weights and optimizer state alone are too much."""
-    device = resolve_device(config.training.device)
-    dtype = resolve_dtype(config.training.dtype, device)
-    held = problem_of(config, dtype.itemsize, device.type == "cuda").static.total
+    held = problem_of(config, placement.element_bytes, placement.on_gpu).static.total
     return (
         f"weights, gradients and optimizer state take {size(held)}, whatever the recompute setting; choose a smaller "
         "model, or free memory that other processes hold"

@@ -10,8 +10,7 @@ from typing import Self
 
 import torch
 
-from megaselect.config import Config
-from megaselect.devices import resolve_device
+from megaselect.config import Config, LoggingConfig
 from megaselect.errors import DeviceError
 from megaselect.training.memory_snapshot import MemorySnapshot
 from megaselect.training.phases import PhaseTimes
@@ -19,10 +18,9 @@ from megaselect.training.profiling import StepProfiler
 from megaselect.units import parse_steps
 
 
-def check_profilers(config: Config) -> None:
+def check_profilers(logging: LoggingConfig, device: torch.device) -> None:
     """Refuse, before a run begins, what its device does not have. Raises DeviceError."""
-    device = resolve_device(config.training.device)
-    if config.logging.memory_snapshot and device.type != "cuda":
+    if logging.memory_snapshot and device.type != "cuda":
         raise DeviceError(
             f"--memory-snapshot: torch keeps a history of memory on a GPU alone, and this run is on a {device.type}: "
             "leave it out; --profile works on any device"

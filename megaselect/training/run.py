@@ -11,7 +11,7 @@ import torch
 
 from megaselect.build import build_planned
 from megaselect.config import Config
-from megaselect.devices import device_name, resolve_device
+from megaselect.devices import Placement, resolve_placement
 from megaselect.kernels.dropout_mask import drop_threshold
 from megaselect.models.gpt.apply_plan import applied_plan
 from megaselect.models.gpt.model import GPT
@@ -42,36 +42,49 @@ def train(config: Config, config_name: str, notes: Sequence[str], make_sink: Mak
     make_sink: is given the config, the run's directory, and what a sink may ask to stop the run. Torch's random states
     and settings, and the handlers of signals and warnings, are afterwards as they were.
     """
-    check_profilers(config)
+    placement = resolve_placement(config.training)
+    check_profilers(config.logging, placement.device)
     limit = config.training.exit_after
     stop = StopRequest(parse_duration(limit, "--exit-after") if limit else None)
     elsewhere = memory_errors_explained("setting up, reporting or saving", "free memory that other processes hold")
-    with own_torch_state(config.training), claim_run_dir(config, config_name) as home, elsewhere:
-        return _train(config, config_name, notes, make_sink, stop, home)
+    with own_torch_state(config.training, placement.on_gpu), claim_run_dir(config, config_name) as home, elsewhere:
+        return _train(config, placement, config_name, notes, make_sink, stop, home)
 
 
 def _train(
-    config: Config, config_name: str, notes: Sequence[str], make_sink: MakeSink, stop: StopRequest, home: RunDir
+    config: Config,
+    placement: Placement,
+    config_name: str,
+    notes: Sequence[str],
+    make_sink: MakeSink,
+    stop: StopRequest,
+    home: RunDir,
 ) -> RunSummary:
     run_dir = home.path
     sink = make_sink(config, run_dir, stop)  # first: what it refuses should not wait for data and model
     config, vocabulary_notes = follow_vocabulary(config)
     found = find_checkpoint(config.training.resume, run_dir)
-    resume_notes = [*found.notes, *changed_settings(found.checkpoint, config)]
+    resume_notes = [*found.notes, *changed_settings(found.checkpoint, config, placement.dtype)]
     datasets = open_datasets(config)
     resume_notes += changed_data(found.checkpoint, config, datasets.fingerprint, run_dir)
-    with memory_errors_explained("building the model", static_remedy(config)):
-        model, automatic = build_planned(config)
+    with memory_errors_explained("building the model", static_remedy(config, placement)):
+        model, automatic = build_planned(config, placement)
         optimizer = MixedPrecisionAdamW(model, config.training)
         state = load_checkpoint(found.checkpoint, model, optimizer) if found.checkpoint else RunState(0, 0)
-    segment = Segment.begin(state.step, device_name(resolve_device(config.training.device)), torch.__version__)
+    segment = Segment.begin(state.step, placement.device_name, torch.__version__)
     with home.recorded(config, segment, sink.note) as record:
         home.keep_tokenizer(datasets.tokenizer)
-        own_notes = [*home.notes, *vocabulary_notes, *resume_notes, *datasets.notes, *_own_notes(config, state)]
+        own_notes = [
+            *home.notes,
+            *vocabulary_notes,
+            *resume_notes,
+            *datasets.notes,
+            *_own_notes(config, placement, state),
+        ]
         if automatic:
             save_plan(run_dir, automatic)
             own_notes.append(plan_note(automatic))
-        header = _header(config, config_name, model, datasets, run_dir, state, [*notes, *own_notes])
+        header = _header(config, placement, config_name, model, datasets, run_dir, state, [*notes, *own_notes])
         with failures_told(sink):
             sink.start(header)
             state = replace(state, identity={**state.identity, **sink.identity()})
@@ -83,7 +96,7 @@ def _train(
     return summary
 
 
-def _own_notes(config: Config, state: RunState) -> list[str]:
+def _own_notes(config: Config, placement: Placement, state: RunState) -> list[str]:
     notes = []
     for name in ("attention_dropout_p", "hidden_dropout_p"):
         asked = getattr(config.model, name)
@@ -92,8 +105,7 @@ def _own_notes(config: Config, state: RunState) -> list[str]:
             notes.append(f"note: {name} {asked} is {effective:.4f} here: probabilities are multiples of 1/256")
     if len(notes) == 2 and config.model.attention_dropout_p == config.model.hidden_dropout_p:
         notes = [notes[0].replace("attention_dropout_p", "dropout_p")]
-    on_gpu = resolve_device(config.training.device).type == "cuda"
-    if config.model.attention == "sdpa" and on_gpu and not config.training.deterministic:
+    if config.model.attention == "sdpa" and placement.on_gpu and not config.training.deterministic:
         notes.append("note: torch's own attention repeats itself to the bit on a GPU only with --deterministic")
     if state.step >= config.training.max_steps:
         notes.append(
@@ -105,13 +117,20 @@ def _own_notes(config: Config, state: RunState) -> list[str]:
 
 
 def _header(
-    config: Config, config_name: str, model: GPT, datasets: Datasets, run_dir: Path, state: RunState, notes: list[str]
+    config: Config,
+    placement: Placement,
+    config_name: str,
+    model: GPT,
+    datasets: Datasets,
+    run_dir: Path,
+    state: RunState,
+    notes: list[str],
 ) -> RunHeader:
-    shape, weight = config.model, next(model.parameters())
+    shape = config.model
     return RunHeader(
         config_name=config_name,
-        device=device_name(resolve_device(config.training.device)),
-        dtype=str(weight.dtype).removeprefix("torch."),
+        device=placement.device_name,
+        dtype=str(placement.dtype).removeprefix("torch."),
         model=f"{shape.num_layers} layers, hidden {shape.hidden_size}, {shape.num_attention_heads} heads, "
         f"sequence {shape.seq_length}, vocabulary {shape.vocab_size}",
         parameters=sum(parameter.numel() for parameter in model.parameters()),

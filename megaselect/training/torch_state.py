@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import torch
 
 from megaselect.config import TrainingConfig
-from megaselect.devices import resolve_device
 
 _CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -22,14 +21,13 @@ def set_determinism(deterministic: bool) -> None:
 
 
 @contextmanager
-def own_torch_state(training: TrainingConfig) -> Iterator[None]:
+def own_torch_state(training: TrainingConfig, on_gpu: bool) -> Iterator[None]:
     """Inside, torch is as in a new process, seeded and deterministic as the config says; afterwards as it was before.
 
     That is its random states (of GPUs, where the run is on one or CUDA was in use before), determinism, default dtype
-    and grad mode. Raises DeviceError.
+    and grad mode.
     """
-    uses_cuda = resolve_device(training.device).type == "cuda" or torch.cuda.is_initialized()
-    devices = range(torch.cuda.device_count()) if uses_cuda else ()
+    devices = range(torch.cuda.device_count()) if on_gpu or torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices, device_type="cuda"), _settings_restored(), torch.enable_grad():
         torch.manual_seed(training.seed)  # for a user's own modules; nothing of ours draws from it
         torch.set_default_dtype(torch.float32)  # the initial weights are drawn in it

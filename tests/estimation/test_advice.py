@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megaselect.config import Config
-from megaselect.devices import DTYPES, check_kernels
+from megaselect.devices import DTYPES, Placement, check_kernels
 from megaselect.errors import ConfigError, DeviceError
 from megaselect.estimation.estimate import estimate_for
 from megaselect.estimation.target import resolve_target
@@ -40,7 +40,7 @@ def test_training_takes_what_is_advised(attention, heads, dropout, shipped, monk
     device = torch.device("cuda", 0)
     try:
         config = shipped("gpt-350m", **own)
-        check_kernels(config.model, device, torch.bfloat16)
+        check_kernels(config.model, Placement(device, torch.bfloat16))
     except ConfigError:
         assert (attention, dropout) == ("sdpa", 0.1)
         return
@@ -55,7 +55,7 @@ def test_training_takes_what_is_advised(attention, heads, dropout, shipped, monk
         overrides = flags_of(advice)
         advised.add(tuple(map(str, overrides.items())))
         taken = Config.from_dict(config.to_dict(), overrides=overrides)
-        check_kernels(taken.model, device, DTYPES["bf16"])
+        check_kernels(taken.model, Placement(device, DTYPES["bf16"]))
         check_saves(taken, 2)
         hints = re.findall(r"with --attention (\w+)", advice)
         assert not (hints and HEADS[heads] == 4)

@@ -20,8 +20,8 @@ def in_runs(monkeypatch, path, sample, act):
     """The same for every model that a run builds from now on."""
     build = run.build_planned
 
-    def build_poisoned(config):
-        model, planned = build(config)
+    def build_poisoned(config, placement):
+        model, planned = build(config, placement)
         at_sample(model, path, sample, act)
         return model, planned
 

@@ -45,8 +45,8 @@ class Shortage:
 
         build = run.build_planned
 
-        def build_with_hooks(config):
-            model, automatic = build(config)
+        def build_with_hooks(config, placement):
+            model, automatic = build(config, placement)
             model.register_forward_pre_hook(self._count)
             model.layers[-1].register_forward_pre_hook(lambda *_: self.hit("forward"))
             model.layers[0].register_forward_hook(self._watch_gradient)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megaselect.config import Config
+from megaselect.devices import Placement
 from megaselect.training import run
 from megaselect.training.state import RunState
 
@@ -63,9 +64,9 @@ def test_a_compiled_run_evaluates_and_generates_too(run_child, rebuilding_all, r
         ("fused", "cuda", False, False),
     ],
 )
-def test_a_run_says_where_its_attention_does_not_repeat_itself(attention, device, deterministic, noted, monkeypatch):
-    monkeypatch.setattr(run, "resolve_device", lambda _: torch.device(device))
+def test_a_run_says_where_its_attention_does_not_repeat_itself(attention, device, deterministic, noted):
+    placement = Placement(torch.device(device), torch.float32)
     overrides = {"model.attention": attention, "model.dropout_p": 0.0, "training.deterministic": deterministic}
-    notes = run._own_notes(Config.from_yaml(ROOT / "configs/tiny.yaml", overrides), RunState(0, 0))
+    notes = run._own_notes(Config.from_yaml(ROOT / "configs/tiny.yaml", overrides), placement, RunState(0, 0))
     assert [note for note in notes if "only with --deterministic" in note] == notes
     assert len(notes) == noted

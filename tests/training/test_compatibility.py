@@ -8,10 +8,15 @@ import torch
 from tiny_checkpoints import SHAPE, Tiny, reseal, tiny_config
 
 from megaselect.config import Config, iter_settings
+from megaselect.devices import resolve_placement
 from megaselect.errors import CheckpointError
 from megaselect.training.checkpoint_files import STATE, open_checkpoint
 from megaselect.training.compatibility import changed_data, changed_settings
 from megaselect.training.state import RunState
+
+
+def changes(checkpoint, config):
+    return changed_settings(checkpoint, config, resolve_placement(config.training).dtype)
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +32,9 @@ def changed(**overrides):
 
 
 def test_nothing_changed(saved):
-    assert changed_settings(saved, tiny_config()) == []
+    assert changes(saved, tiny_config()) == []
     assert changed_data(saved, tiny_config(), "data", saved.path.parents[1]) == []
-    assert changed_settings(None, tiny_config()) == []
+    assert changes(None, tiny_config()) == []
     assert changed_data(None, tiny_config(), "data", Path("new")) == []
 
 
@@ -38,7 +43,7 @@ def test_every_differing_setting_that_makes_another_model_is_named(saved):
         model__num_layers=3, model__hidden_size=64, model__vocab_size=300, training__seed=1, training__dtype="bf16"
     )
     with pytest.raises(CheckpointError) as error:
-        changed_settings(saved, config)
+        changes(saved, config)
     assert (
         "is of another training (model.num_layers 2 -> 3, model.hidden_size 32 -> 64, "
         "model.ffn_hidden_size 128 -> 256, "
@@ -47,7 +52,7 @@ def test_every_differing_setting_that_makes_another_model_is_named(saved):
 
 
 def test_dtype_is_compared_as_it_was_resolved(saved):
-    assert changed_settings(saved, changed(training__dtype="fp32")) == []  # auto, on a CPU
+    assert changes(saved, changed(training__dtype="fp32")) == []  # auto, on a CPU
 
 
 def test_what_a_run_may_change_is_noted_in_one_line(saved):
@@ -60,7 +65,7 @@ def test_what_a_run_may_change_is_noted_in_one_line(saved):
         training__decay_steps=300,
         model__dropout_p=0.2,
     )
-    assert changed_settings(saved, config) == [
+    assert changes(saved, config) == [
         "note: settings that differ from the checkpoint's: model.dropout_p 0.1 -> 0.2, "
         "model.attention_dropout_p 0.1 -> 0.2, "
         "model.hidden_dropout_p 0.1 -> 0.2, training.micro_batch_size 8 -> 4, training.global_batch_size 8 -> 16, "
@@ -80,7 +85,7 @@ def test_what_cannot_change_a_loss_is_not_noted(saved):
         training__exit_after="1h",
         data__prefetch=0,
     )
-    assert changed_settings(saved, config) == []
+    assert changes(saved, config) == []
     assert changed_data(saved, config, "data", saved.path.parents[1]) == []
 
 
@@ -116,7 +121,7 @@ def test_other_data_is_for_another_run_directory(saved, change, fingerprint, lis
     [note] = changed_data(saved, config, fingerprint, run_dir / "other")
     assert note.startswith("note: other data than the checkpoint's: ")
     assert listed in note
-    assert changed_settings(saved, config) == []
+    assert changes(saved, config) == []
 
 
 def test_the_same_tokens_under_another_name_are_the_same_data(saved):
@@ -136,14 +141,14 @@ def test_a_checkpoint_of_a_version_that_counted_batches_goes_on(tmp_path, batche
     state["config"]["training"]["eval_batches"] = batches
     (path / STATE).write_text(json.dumps(state))
     reseal(path)
-    assert changed_settings(open_checkpoint(path), tiny_config()) == expected
+    assert changes(open_checkpoint(path), tiny_config()) == expected
 
 
 def test_a_config_of_another_version_is_told(saved):
     config = saved.saved.config | {"model": SHAPE | {"num_experts": 8}}
     foreign = saved.__class__(saved.path, saved.manifest, saved.saved.model_copy(update={"config": config}))
     with pytest.raises(CheckpointError, match=r"does not fit this version \(.*model\.num_experts"):
-        changed_settings(foreign, tiny_config())
+        changes(foreign, tiny_config())
 
 
 def test_another_models_tensors_are_refused_before_any_is_read(saved, tmp_path):

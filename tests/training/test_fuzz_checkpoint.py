@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_checkpoints import FILES, Tiny, reseal, same
@@ -166,7 +167,7 @@ class Target:
 
     def load(self):
         found = newest_checkpoint(self.run_dir).checkpoint
-        changed_settings(found, self.tiny.config)
+        changed_settings(found, self.tiny.config, torch.float32)
         changed_data(found, self.tiny.config, "data", self.run_dir)
         return self.tiny.load(found.path)
 
