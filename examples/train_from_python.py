@@ -4,7 +4,7 @@
 
 Prints of each run how long a step took, what it saved for backward and where it is, then the losses side by side: they
 are the same, to the bit. The text is the source of Python's standard library; its tokens are made by the first run, in
-half a minute, and kept in ~/.cache/megaselect.
+about ten seconds, and kept in ~/.cache/megaselect.
 """
 
 import megaselect
