@@ -66,7 +66,7 @@ class TrainingConfig(Section):
         description="what running out of memory does: stop says what would fit; step-up repeats the step with the next "
         "stronger recompute mode",
     )
-    sample_tokens: int = Field(64, ge=0, description="tokens of sample text at the end; 0: none")
+    sample_tokens: int = Field(64, ge=0, description="tokens of sample text at the end, blanks not counted; 0: no sample")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
