@@ -18,8 +18,8 @@ def _select(*names: str, without: tuple[str, ...] = ()) -> frozenset[str]:
 
 
 # What comes to a command from a training run but decides nothing in it is left out: how often a comparison would save,
-# how weights that are never made would begin. A setting that must fit one of these, as the global batch must fit the
-# micro-batch, is among them.
+# how weights that are never made would begin, whether layers are compiled, which are verified uncompiled. A setting
+# that must fit one of these, as the global batch must fit the micro-batch, is among them.
 SETTINGS_OF_COMMAND = {
     "train": _select("model", "data", "training", "recompute", "logging"),
     "estimate": _select(
@@ -31,8 +31,7 @@ SETTINGS_OF_COMMAND = {
     ),
     "verify": _select(
         *("model", "recompute", "data", "training.micro_batch_size", "training.global_batch_size", "training.dtype"),
-        *("training.device", "training.seed", "training.deterministic", "training.compile"),
-        "training.loss_chunk_tokens",
+        *("training.device", "training.seed", "training.deterministic", "training.loss_chunk_tokens"),
         without=("data.prefetch",),
     ),
     "compare": _select(

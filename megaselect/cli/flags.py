@@ -6,23 +6,22 @@ Every command that takes a config has them: train, and those that tell about the
 import argparse
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn, get_origin
 
 from pydantic.fields import FieldInfo
 
 import megaselect
 from megaselect.cli.commands import commands_with
+from megaselect.cli.setting_help import DEFAULT_CONFIG, METAVARS, metavar, value_without_flag
 from megaselect.config import Config, iter_settings
 from megaselect.config.format_value import one_line_errors
 from megaselect.config.messages import nearest_setting
-from megaselect.config.shipped import find_config
+from megaselect.config.shipped import find_config, shipped_configs
 from megaselect.errors import ConfigError
 from megaselect.units import size_notes
-
-DEFAULT_CONFIG = "tiny"
 
 # The settings that people change daily have short flags; every other setting is --section.name.
 SHORT_FLAGS = {
@@ -51,9 +50,10 @@ SHORT_FLAGS = {
     "logging.memory_snapshot": "--memory-snapshot",
 }
 
-_EPILOG = """\
-Flags win over the config file, which wins over the defaults shown here. Flags
-may be written with _ for -. Where a setting may be unset, `none` unsets it.
+_EPILOG = f"""\
+Flags win over the config file, and that wins over the defaults. `{DEFAULT_CONFIG}: ` is
+what the default config has instead. Flags may be written with _ for -. Where a
+setting may be unset, `none` unsets it.
 
 Megatron-LM's --recompute-activations and --recompute-granularity selective
 mean --recompute selective --recompute-modules core_attn, and its
@@ -139,14 +139,14 @@ def _run_parser(command: CommandFlags) -> OneLineParser:
         argument_default=argparse.SUPPRESS,
     )
     command.add_options(parser)
-    settings = dict(iter_settings())
+    settings, configured = dict(iter_settings()), _default_config()
     top = parser.add_argument_group("flags")
     top.add_argument(
         "--config", metavar="FILE", help=f"YAML file, or the name of a shipped config (default: {DEFAULT_CONFIG})"
     )
     for name in SHORT_FLAGS:
         if name in command.settings:
-            _add_setting(top, name, settings[name])
+            _add_setting(top, name, settings[name], configured)
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     version = f"megaselect {megaselect.__version__}"
     top.add_argument("--version", action="version", version=version, help="show the version and exit")
@@ -161,20 +161,30 @@ def _run_parser(command: CommandFlags) -> OneLineParser:
         if long_names:
             group = parser.add_argument_group(section, section_class.__doc__)
             for name in long_names:
-                _add_setting(group, name, settings[name])
+                _add_setting(group, name, settings[name], configured)
     return parser
 
 
-def _add_setting(group: Any, name: str, field: FieldInfo) -> None:
-    """Values stay text: the schema converts and judges them, as it does those of a file."""
+def _default_config() -> dict[str, Any]:
+    """What the config that is taken without --config has: dotted name of a setting -> value, none of them none."""
+    sections = Config.from_yaml(shipped_configs()[DEFAULT_CONFIG]).to_dict()
+    settings = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+    return {name: value for name, value in settings.items() if value not in (None, [])}
+
+
+def _add_setting(group: Any, name: str, field: FieldInfo, configured: Mapping[str, Any]) -> None:
+    """Values stay text: the schema converts and judges them, as it does those of a file.
+
+    configured: what the default config has.
+    """
     flag, kind = _flag(name), field.annotation
-    help_text = f"{field.description}{_default(field)}".replace("%", "%%")
+    help_text = f"{field.description}{value_without_flag(field, configured.get(name))}".replace("%", "%%")
     if kind is bool:
         group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=help_text)
     elif get_origin(kind) is tuple:
-        group.add_argument(flag, dest=name, nargs="+", action="extend", metavar="NAME", help=help_text)
+        group.add_argument(flag, dest=name, nargs="+", action="extend", metavar=METAVARS[name], help=help_text)
     else:
-        group.add_argument(flag, dest=name, metavar=_metavar(kind), help=help_text)
+        group.add_argument(flag, dest=name, metavar=metavar(name, kind), help=help_text)
 
 
 def _flag(name: str) -> str:
@@ -183,23 +193,6 @@ def _flag(name: str) -> str:
 
 def _flags_of_settings() -> dict[str, str]:
     return {name: _flag(name) for name, _ in iter_settings()}
-
-
-def _default(field: FieldInfo) -> str:
-    """How the help line ends. Where the default is none, the description says what none means."""
-    if field.is_required():
-        return " (the config sets it)"
-    if field.default in (None, ()):
-        return ""
-    default = {True: "on", False: "off"}[field.default] if field.annotation is bool else field.default
-    return f" (default: {' '.join(default) if isinstance(default, tuple) else default})"
-
-
-def _metavar(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return f"{{{','.join(get_args(kind))}}}"
-    kinds = get_args(kind) or (kind,)
-    return "N" if int in kinds else "X" if float in kinds else "TEXT"
 
 
 def _with_dashes(argument: str) -> str:

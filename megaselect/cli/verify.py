@@ -21,10 +21,11 @@ CHECK_FAILED = 1
 
 _DESCRIPTION = """\
 Run real batches through every recompute mode and module set of each attention
-choice, and check: losses and gradients equal none's to the bit; other
-attentions are equal but for rounding; dropout masks are the function's, in
-forward and in backward; saved bytes are those predicted; each module really
-ran again; no trainable parameter lacks a gradient. Exit code 1 where one fails."""
+choice, and check: losses and gradients equal those without recomputation, to
+the bit; other attentions are equal but for rounding; dropout masks are the
+function's, in forward and in backward; saved bytes are those predicted; each
+module really ran again; no trainable parameter lacks a gradient. Exit code 1
+where one fails."""
 
 
 def main(argv: Sequence[str], prog: str) -> int:

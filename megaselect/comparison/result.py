@@ -137,7 +137,7 @@ class SettingResult:
     recompute: the config's section, as Config.to_dict gives it. note: in what the row differs from the config, if it
     does. losses, grad_norms: every step, warm-up included; None where not finite. weights_sha256: of the weights after
     the last step. rounds_equal: whether every round trained to the same bits; None where there was one round.
-    agreement: with none of the same attention; None for none itself. hardware_flops, model_flops: of one step.
+    agreement: with `none` under the same attention; None for `none` itself. hardware_flops, model_flops: of one step.
     predicted_peak_bytes: of tensors, to be set beside peak.allocated. largest_micro_batch: None where it was not looked
     for. timeline: of a step after the timed ones.
     """

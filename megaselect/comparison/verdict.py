@@ -31,8 +31,8 @@ def _agreement(trained: Sequence[SettingResult]) -> str:
         return ""
     steps = len(compared[0].losses)
     return (
-        f"Every recompute setting trained bitwise equal to none of its attention: losses, gradient norms and final "
-        f"weights over {steps} steps."
+        f"Every recompute setting trained bitwise equal to the setting `none` under the same attention: losses, "
+        f"gradient norms and final weights over {steps} steps."
     )
 
 

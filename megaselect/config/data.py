@@ -27,8 +27,10 @@ class DataConfig(Section):
     valid_fraction: float = Field(VALID_FRACTION, ge=0, lt=1, description="share split off for evaluation")
     test_fraction: float = Field(0.0, ge=0, lt=1, description="share that is split off for the test at the end")
     check: bool = Field(False, description="read every token before training: ids in range, documents whole")
-    prefetch: int = Field(2, ge=0, description="batches that a thread reads ahead of the step; 0: none")
-    cache_dir: str | None = Field(None, description="none: $MEGASELECT_CACHE or ~/.cache/megaselect")
+    prefetch: int = Field(2, ge=0, description="batches that a thread reads ahead of the step; 0: no thread")
+    cache_dir: str | None = Field(
+        None, description="directory of prepared data; none: $MEGASELECT_CACHE or ~/.cache/megaselect"
+    )
     vocab_size: int = Field(4096, ge=1, description="size of the default corpus's tokenizer")
 
     @model_validator(mode="after")

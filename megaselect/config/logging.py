@@ -22,7 +22,7 @@ class LoggingConfig(Section):
     log_interval: int = Field(10, ge=1, description="steps between lines on the console")
     tensorboard: bool = Field(False, description="also write TensorBoard's event files into the run directory")
     profile: str | None = Field(
-        None, min_length=1, description="steps whose trace torch's profiler writes, such as 10-12; none: none"
+        None, min_length=1, description="steps whose trace torch's profiler writes, such as 10-12; none: no trace"
     )
     memory_snapshot: bool = Field(False, description="write the GPU allocator's history of the first steps")
 

@@ -43,7 +43,7 @@ class RecomputeConfig(Section):
     )
     num_layers: int | None = Field(None, ge=1, description="the N of method uniform (none: 1) or block")
     layers: str | None = Field(
-        None, description="only these layers, such as 0-11, 0,3,5-7, even, odd or skip-first-last; none: all"
+        None, description="only these layers, such as 0-11, 0,3,5-7, even, odd or skip-first-last; none: all layers"
     )
 
     memory: str | None = Field(

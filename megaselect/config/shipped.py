@@ -13,7 +13,7 @@ def find_config(name: str | Path, flag: str = "") -> Path:
 
     flag: what the error says before the name, such as "--config ".
     """
-    shipped = _shipped_configs()
+    shipped = shipped_configs()
     # os.path says no to what cannot be a path, such as a name of thousands of characters, where pathlib raises.
     if str(name) in shipped and not os.path.isfile(name):
         return _relative_to_here(shipped[str(name)])
@@ -22,7 +22,7 @@ def find_config(name: str | Path, flag: str = "") -> Path:
     return Path(name)
 
 
-def _shipped_configs() -> dict[str, Path]:
+def shipped_configs() -> dict[str, Path]:
     """Name -> file: inside the package where it was installed from a wheel, beside it in a source tree."""
     directory = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
     return {path.stem: path for path in directory.glob("*.yaml")}

@@ -18,7 +18,9 @@ class TrainingConfig(Section):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="compute dtype; auto: bf16 on a GPU, fp32 on a CPU"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where the run computes; auto: the GPU where there is one"
+    )
     lr: float = Field(3e-4, gt=0, description="highest learning rate")
     min_lr: float = Field(0.0, ge=0, description="learning rate after the decay")
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
@@ -34,9 +36,11 @@ class TrainingConfig(Section):
     epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     clip_grad: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
     seed: int = Field(1234, ge=0, lt=2**64, description="seed of weights, data order and dropout masks")
-    compile: bool = Field(False, description="compile each layer by torch.compile")
+    compile: bool = Field(False, description="compile each layer by torch.compile, in the first step")
     loss_chunk_tokens: int | None = Field(
-        None, ge=1, description="tokens whose logits exist at a time, computed again in backward; none: all, kept"
+        None,
+        ge=1,
+        description="tokens whose logits exist at a time, computed again in backward; none: all at once, and kept",
     )
     deterministic: bool = Field(False, description="refuse operations whose bits vary from run to run")
     eval_interval: int = Field(100, ge=0, description="steps between evaluations; 0: never")
@@ -66,7 +70,9 @@ class TrainingConfig(Section):
         description="what running out of memory does: stop says what would fit; step-up repeats the step with the next "
         "stronger recompute mode",
     )
-    sample_tokens: int = Field(64, ge=0, description="tokens of sample text at the end; 0: none")
+    sample_tokens: int = Field(
+        64, ge=0, description="tokens of sample text at the end, blanks not counted; 0: no sample"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

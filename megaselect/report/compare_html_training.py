@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 
 import plotly.graph_objects as go
 
@@ -120,7 +121,7 @@ def loss_figure(settings: Sequence[SettingResult]) -> Figure:
                 hovertemplate=hover,
             )
     figure.update_layout(
-        xaxis={"title": {"text": "step"}, "anchor": "y2", "tickformat": "d"},
+        xaxis={"title": {"text": "step"}, "anchor": "y2", "tickformat": "d", "tickvals": _step_ticks(settings)},
         yaxis={"title": {"text": "loss"}, "domain": [0.42, 1.0]},
         yaxis2={"title": {"text": "minus none"}, "domain": [0.0, 0.27], **_difference_range(settings)},
     )
@@ -129,6 +130,13 @@ def loss_figure(settings: Sequence[SettingResult]) -> Figure:
         "Below: the loss minus that of none with the same attention, step by step."
     )
     return Figure("loss", "Loss, and its difference to none", caption, figure, 440)
+
+
+def _step_ticks(settings: Sequence[SettingResult]) -> list[int]:
+    """The first step, and multiples of 1, 2 or 5 times a power of ten: eight at most, which a phone has room for."""
+    last = max(len(setting.losses) for setting in settings)
+    apart = next(size for power in count() for size in (10**power, 2 * 10**power, 5 * 10**power) if last // size < 8)
+    return [1, *range(apart if apart > 1 else 2, last + 1, apart)]
 
 
 def _difference_range(settings: Sequence[SettingResult]) -> dict[str, object]:

@@ -26,6 +26,7 @@ STEP_TIME_MEMORY = 0.9  # weight of the past in the step time that ETA is taken 
 EVALUATION_SECONDS = 10  # between lines on an evaluation, where nothing can be redrawn
 DATA_WAIT_STEPS = 20  # whose medians tell whether steps wait for data
 DATA_WAIT_SHARE = 0.05  # of a step's time, from which a note is made of it
+SAMPLE_INDENT = 2
 STYLES = {"": "", "good": "green", "bad": "bold white on red"}
 
 
@@ -109,8 +110,7 @@ class ConsoleSink:
         self._stop_bar()
         self._rows(text.summary_title(summary), text.summary_rows(summary))
         if summary.sample is not None:
-            self._print("sample", "bold")
-            self._console.print(Text(self._printable(summary.sample)), overflow="fold")
+            self._sample(summary.sample)
 
     def fail(self, reason: str) -> None:
         """Close the bar; whoever hears of the error says what it was."""
@@ -138,6 +138,13 @@ class ConsoleSink:
         panel_width = min(self._console.width, PANEL_COLUMNS)
         title_text = Text(self._printable(title), "bold")
         self._console.print(Panel(grid, title=title_text, title_align="left", width=panel_width, border_style="blue"))
+
+    def _sample(self, sample: str) -> None:
+        """Set in below its title, folded where a line is too long."""
+        self._print(text.SAMPLE_TITLE, "bold")
+        for line in text.sample_lines(self._printable(sample)):
+            for part in Text(line).wrap(self._console, self._console.width - SAMPLE_INDENT, overflow="fold"):
+                self._console.print(Text((" " * SAMPLE_INDENT + part.plain).rstrip()), soft_wrap=True)
 
     def _print(self, content: str, style: str = "", indent: int = 0) -> None:
         """Print text wrapped at spaces; a path or command that is longer than a line stays whole."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from megaselect.units import size
 
 MEGATRON_NOTE = "keeps the scores; Megatron-LM's selective means core_attn"
 COMPILE_NOTE = "note: compiling the layers in the first step, which may take minutes"
+SAMPLE_TITLE = "sample of text that the model writes"
+BLANKS_SHOWN = 16  # in a row, of a sample
 LAYERS_SHOWN = 8  # of those whose bytes differ
 
 
@@ -25,6 +28,18 @@ class Line(NamedTuple):
 def without_controls(content: str) -> str:
     """A sample may hold any: U+FFFD for control characters, escape among them, and marks that reverse text."""
     return "".join(char if char in "\n\t" or unicodedata.category(char)[0] != "C" else "\ufffd" for char in content)
+
+
+def sample_lines(sample: str) -> list[str]:
+    """A sample as it is shown: of blanks in a row BLANKS_SHOWN at most, none at a line's end; of empty lines one.
+
+    A small model cannot count the blanks that it writes one by one.
+    """
+    lines = [line.rstrip() for line in sample.expandtabs().split("\n")]
+    shown = [line for line, before in zip(lines, ["", *lines], strict=False) if line or before]
+    if shown and not shown[-1]:
+        shown.pop()
+    return [re.sub(f" {{{BLANKS_SHOWN},}}", " " * BLANKS_SHOWN, line) for line in shown]
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,8 @@ from megaselect.errors import ConfigError, SamplingError
 from megaselect.models.gpt.model import GPT
 from megaselect.training.evaluate import evaluating
 
+DRAWN_AT_MOST = 4  # tokens of a sample, for each that is asked for
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
@@ -76,12 +78,23 @@ def draw_tokens(
 
 
 def sample_text(model: GPT, tokenizer: Tokenizer, tokens: int, seed: int) -> str:
-    """`tokens` tokens drawn from the model, from the start of a document; the draws are a function of the seed."""
+    """Text drawn from the model, from the start of a document; the draws are a function of the seed.
+
+    It ends with the token that is number `tokens` of those that are more than blanks, or after DRAWN_AT_MOST times as
+    many of all: code has a token for each blank of its indentation.
+    """
 
     def next_logits(ids: Sequence[int]) -> Tensor:
         context = torch.tensor([ids[-model.config.seq_length :]], device=device)
         return model(context)[0, -1, : tokenizer.vocab_size].float().cpu()
 
     with evaluating(model) as device:
-        drawn = draw_tokens(next_logits, [tokenizer.end_of_document_id], SamplingSettings(), seed)
-        return tokenizer.decode(list(islice(drawn, tokens)))
+        drawn: list[int] = []
+        shown = 0
+        draws = draw_tokens(next_logits, [tokenizer.end_of_document_id], SamplingSettings(), seed)
+        for token in islice(draws, DRAWN_AT_MOST * tokens):
+            drawn.append(token)
+            shown += bool(tokenizer.decode([token]).strip())
+            if shown == tokens:
+                break
+        return tokenizer.decode(drawn)

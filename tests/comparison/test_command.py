@@ -102,7 +102,8 @@ def test_modes_are_equal_to_the_bit_and_bytes_are_those_predicted(compared):
     assert (none.saved.measured, full.saved.measured) == (none.saved.predicted, full.saved.predicted)
     assert full.saved.measured < none.saved.measured
     assert full.hardware_flops > full.model_flops == none.hardware_flops
-    assert compared.result.verdict.startswith("Every recompute setting trained bitwise equal to none of its attention")
+    equal = "Every recompute setting trained bitwise equal to the setting `none` under the same attention:"
+    assert compared.result.verdict.startswith(equal)
 
 
 def test_a_process_is_not_weighed_with_the_one_that_started_it(compared):

@@ -45,6 +45,9 @@ addEventListener("load", async () => {
       drawn: one.querySelectorAll(".scatterlayer path, .barlayer path").length,
     })),
     tableScrolls: box.scrollWidth > box.clientWidth,
+    shade: getComputedStyle(box).backgroundAttachment,
+    covering: [...box.querySelectorAll("th:not(:first-child), td:not(.failed, .share)")].filter(
+      (cell) => !/, 0\\.0\\d+\\)|, 0\\)/.test(getComputedStyle(cell).backgroundColor)).length,
     columns: getComputedStyle(document.querySelector(".figures")).gridTemplateColumns.split(" ").length,
     resources: performance.getEntriesByType("resource").map((one) => one.name),
   };
@@ -129,6 +132,12 @@ def test_the_page_is_as_wide_as_the_window_and_the_table_scrolls_by_itself(seen)
     assert facts["columns"] == (1 if width == 390 else 2)
 
 
+def test_a_shade_shows_that_the_table_goes_on(seen):
+    """Its cover moves with the table; but for the first column, no cell hides it."""
+    _, facts, _ = seen
+    assert (facts["shade"], facts["covering"]) == ("local, scroll", 0)
+
+
 def test_an_entry_of_a_legend_hides_its_lines(seen):
     _, facts, _ = seen
     assert facts["hidden"] == 1
@@ -164,6 +173,25 @@ def test_a_setting_that_was_not_followed_has_no_timeline():
     settings = [dataclasses.replace(setting, timeline=()) for setting in full_comparison().settings]
     figures = make_figures(dataclasses.replace(full_comparison(), settings=tuple(settings)))
     assert [figure.key for figure in figures] == [key for key in FIGURES if key != "timeline"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "ticks"),
+    [
+        (1, [1]),
+        (7, [1, 2, 3, 4, 5, 6, 7]),
+        (8, [1, 2, 4, 6, 8]),
+        (15, [1, 2, 4, 6, 8, 10, 12, 14]),
+        (22, [1, 5, 10, 15, 20]),
+        (160, [1, 50, 100, 150]),
+    ],
+)
+def test_steps_are_marked_by_a_few_whole_numbers(steps, ticks):
+    comparison = full_comparison()
+    longer = dataclasses.replace(comparison.settings[0], losses=tuple(5 - step / 1000 for step in range(steps)))
+    figures = make_figures(dataclasses.replace(comparison, settings=(longer,)))
+    (loss,) = (figure for figure in figures if figure.key == "loss")
+    assert list(loss.figure.layout.xaxis.tickvals) == ticks
 
 
 def test_bytes_by_sequence_length_are_those_of_the_theory():

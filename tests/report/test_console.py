@@ -41,9 +41,9 @@ finished
   peak memory    3.00 GiB of tensors
   recompute      selective: softmax, dropout
   run directory  runs/tiny
-sample
-First Citizen:
-Speak.
+sample of text that the model writes
+  First Citizen:
+  Speak.
 """
 
 SUMMARY_WITH_ALL = """\
@@ -202,7 +202,7 @@ def test_a_terminal_of_80_columns_shows_header_bar_and_summary(play):
     assert last_bar.endswith("━ loss  6.5000    2,048 tokens/s  ETA    0:00  grad norm 1.25")
     assert "eval 10/20  valid loss 7.7500" in lines
     assert any(line.startswith("╭─ finished ─") for line in lines)
-    assert lines[-3:] == ["First Citizen:", "Speak.", ""]
+    assert lines[-3:] == ["  First Citizen:", "  Speak.", ""]
     assert file.getvalue().rindex("\x1b[?25h") > file.getvalue().rindex("\x1b[?25l")  # the cursor is back
 
 
@@ -265,13 +265,42 @@ def test_no_color_is_heeded(play, report):
 def test_a_sample_cannot_drive_the_terminal(play):
     console, file = pipe()
     play(console, sample="a\x1b[2Jb\x07\u202ec\td")
-    assert written(file).splitlines()[-1] == "a\ufffd[2Jb\ufffd\ufffdc       d"
+    assert written(file).splitlines()[-1] == "  a\ufffd[2Jb\ufffd\ufffdc       d"
+
+
+def test_a_sample_reads_as_code(play):
+    """Indentation stays; blanks at lines' ends, empty lines in a row, and blanks beyond all indentation go."""
+    sample = "\n\n" + 60 * " " + "def f(self):  \n    if  self:\n\n  \n \n\treturn" + " " * 20 + "1" + "\n" * 9
+    console, file = pipe()
+    play(console, sample=sample)
+    written_lines = written(file).splitlines()
+    assert written_lines[written_lines.index("sample of text that the model writes") + 1 :] == [
+        " " * 18 + "def f(self):",
+        "      if  self:",
+        "",
+        "          return" + " " * 16 + "1",
+    ]
+
+
+def test_a_sample_of_blanks_and_one_of_long_lines(play):
+    console, file = pipe()
+    play(console, sample=" \n \n")
+    assert written(file).endswith("\nsample of text that the model writes\n")
+    console, file = pipe()
+    play(console, sample="word " * 16 + "y" * 100)
+    assert written(file).splitlines()[-5:] == [
+        "sample of text that the model writes",
+        "  " + "word " * 14 + "word",
+        "  word",
+        "  " + "y" * 78,
+        "  " + "y" * 22,
+    ]
 
 
 def test_an_output_without_unicode_gets_question_marks(play):
     console, file = pipe("ascii")
     play(console, sample="caf\u00e9")
-    assert written(file).splitlines()[-1] == "caf?"
+    assert written(file).splitlines()[-1] == "  caf?"
 
 
 def test_a_path_stays_whole(header):

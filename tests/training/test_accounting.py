@@ -119,6 +119,20 @@ def test_sample_text_is_a_function_of_the_seed(make_config, tokenizer):
     assert model.training
 
 
+@pytest.mark.parametrize("likely", [" ", "\n", "e"])
+def test_a_sample_counts_what_is_more_than_blanks(make_config, tokenizer, likely):
+    """From a model that writes one piece alone: as many as asked for, or four times as many blanks."""
+    model = build_model(make_config(model__vocab_size=300))
+    piece = tokenizer.encode(likely)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(0)
+        model.final_layernorm.bias.fill_(1)
+        model.token_embedding.weight[piece[0]] = 10
+    text = sample_text(model, tokenizer, 5, 0)
+    assert (len(piece), text) == (1, likely * (5 if likely.strip() else 20))
+
+
 def test_sample_text_takes_the_largest_seed_and_leaves_the_global_generator(make_config, tokenizer):
     model = build_model(make_config(model__vocab_size=300))
     before = torch.get_rng_state()
