@@ -53,7 +53,6 @@ setup(
         "torch>=2.11",
         # CPU builds of torch do not ask for triton; the kernels import it everywhere that it exists.
         "triton>=3.6; sys_platform == 'linux'",
-        "einops>=0.8",
         "sentencepiece>=0.2",
         "wandb>=0.19",
         "numpy>=2.0",

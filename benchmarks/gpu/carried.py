@@ -13,7 +13,7 @@ from benchmarks.packages import missing
 
 WHEELS = ROOT / "build" / "gpu-wheels"
 MISSING = "MISSING"
-NEEDED = ("einops", "pydantic", "rich", "safetensors", "sentencepiece", "yaml", "zstandard")  # of what is imported
+NEEDED = ("pydantic", "rich", "safetensors", "sentencepiece", "yaml", "zstandard")  # of what is imported
 
 
 def install(target: Path, wheels: Path = WHEELS, seconds: float = 60) -> str:
