@@ -1,1 +1,1 @@
-"""The command line: `megaselect train`, `megaselect data`. Nothing here imports torch before the flags are parsed."""
+"""The command line, a file a command. Nothing here imports torch before the flags are parsed."""

@@ -1,1 +1,1 @@
-"""`megaselect compare`: the settings of a config beside each other, measured in rounds of fresh processes."""
+"""Settings beside each other, measured: `megaselect compare`, in rounds of fresh processes."""

@@ -1,1 +1,1 @@
-"""What each recompute setting costs and buys, from a config alone, before anything runs. Imports no torch."""
+"""What each setting costs: from a config alone, before anything runs. Imports no torch."""

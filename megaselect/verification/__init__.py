@@ -1,4 +1,4 @@
-"""Proof, while it runs, that recomputation changes memory and time and nothing else: for our model, and for any."""
+"""Proof that a setting changes no bit: for our model, and for any."""
 
 from megaselect.verification.any_module import verify
 

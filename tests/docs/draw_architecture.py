@@ -9,12 +9,14 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import textwrap
 import tomllib
 from html import escape
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH, BOX, GAP, TOP = 860, 34, 8, 58
+BOLD_WIDTH, PLAIN_WIDTH = 8.6, 7.4  # of a letter, at most
 PLAIN = {"kernels": "fused operators: Triton, and its fallback in plain torch"}  # a folder without a docstring
 HIDDEN = {"__main__"}
 
@@ -59,20 +61,22 @@ def draw() -> str:
 
 
 def _row(packages: list[str], y: int) -> list[str]:
-    each = (WIDTH - 32 - GAP * (len(packages) - 1)) / len(packages)
-    lines = []
-    for number, package in enumerate(packages):
-        x = 16 + number * (each + GAP)
-        lines.append(
-            f'<rect x="{x:g}" y="{y}" width="{each:g}" height="{BOX}" rx="4" fill="#dbe9f6" stroke="#5b7fa6"/>'
-        )
+    """Boxes of equal widths with words in them; of many, names alone, as wide as these ask."""
+    space = WIDTH - 32 - GAP * (len(packages) - 1)
+    with_words = len(packages) <= 2
+    shares = [1 if with_words else len(package) + 4 for package in packages]
+    lines, x = [], 16.0
+    for package, share in zip(packages, shares, strict=True):
+        width = space * share / sum(shares)
+        size = f'x="{x:g}" y="{y}" width="{width:g}" height="{BOX}"'
+        lines.append(f'<rect {size} rx="4" fill="#dbe9f6" stroke="#5b7fa6"/>')
         label = f'<tspan font-weight="600">{escape(package)}</tspan>'
-        if len(packages) <= 2:
-            room = int(each / 6.6) - len(package) - 2
-            words = words_of(package)
-            shortened = words if len(words) <= room else f"{words[:room].rsplit(' ', 1)[0]} …"
-            label += f'<tspan fill="#444444">  {escape(shortened)}</tspan>'
-        lines.append(f'<text x="{x + 10:g}" y="{y + 22}" xml:space="preserve">{label}</text>')
+        if with_words:
+            fitting = int((width - 30 - BOLD_WIDTH * len(package)) / PLAIN_WIDTH)
+            words = textwrap.shorten(words_of(package), fitting, placeholder=" …")
+            label += f'<tspan fill="#444444">  {escape(words)}</tspan>'
+        lines.append(f'<text x="{x + 8:g}" y="{y + 22}" xml:space="preserve">{label}</text>')
+        x += width + GAP
     return lines
 
 

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for real GPUs on a machine that needs none, and prints what came out.
 
-    python tests/kernels/compile_report.py [--all] [--markdown]
+    python tests/kernels/compile_report.py [--all] [--markdown | --summary]
 
 Calls the launch functions with tensors that have no memory, while a stand-in for the driver names the target: so every
 kernel is compiled as a launch would compile it, argument specialisation included. A JSON line has the registers, stack
@@ -273,6 +273,7 @@ def report(case, kernel):
     }
 
 
+MOST = ("registers", "stack_bytes", "shared_bytes")
 COLUMNS = ("kernel", "program", "form", "dtype", "width", "registers", "stack_bytes", "shared_bytes")
 HEADING = """# Registers and memory of the Triton kernels, as compiled
 
@@ -293,6 +294,23 @@ def print_markdown(reports):
         print()
 
 
+def print_summary(reports):
+    """A line for each program of each architecture: the most of its dtypes, widths and storage forms."""
+    print(HEADING.format(arguments=" ".join(sys.argv[1:]), version=triton.__version__))
+    print(
+        "Each line sums up a program's dtypes, widths and storage forms: the most registers, stack and shared memory.\n"
+    )
+    columns = ("target", "kernel", "program", "compiled", *MOST, "with spills")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    groups = {}
+    for found in reports:
+        groups.setdefault((-found["capability"], found["kernel"], found["program"]), []).append(found)
+    for (capability, kernel, program), group in sorted(groups.items()):
+        most = [max(found[name] for found in group) for name in MOST]
+        spilling = sum(found["counts"]["spill"] > 0 for found in group)
+        print(f"| {' | '.join(map(str, (f'sm_{-capability}', kernel, program, len(group), *most, spilling)))} |")
+
+
 def _cells(found):
     counts = found["counts"]
     cells = (*(found[name] for name in COLUMNS), counts["matrix"] + counts["warpgroup matrix"], counts["spill"])
@@ -303,12 +321,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--all", action="store_true", help="every kernel, dtype, width, storage form and target")
     parser.add_argument("--markdown", action="store_true", help="a table of registers, stack and shared memory")
+    parser.add_argument("--summary", action="store_true", help="the same, a line for each program")
     parser.add_argument("--half", type=int, choices=(0, 1), help="every other case: two processes share the work")
     arguments = parser.parse_args()
     cases = EVERYTHING if arguments.all else REPRESENTATIVE
     cases = cases if arguments.half is None else cases[arguments.half :: 2]
     reports = (report(case, kernel) for case, kernel in compile_all(cases))
-    if arguments.markdown:
+    if arguments.summary:
+        print_summary(list(reports))
+    elif arguments.markdown:
         print_markdown(list(reports))
     else:
         for found in reports:
