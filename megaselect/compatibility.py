@@ -14,7 +14,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,13 @@ CHECKPOINT_WRAPPER_MODULE = "torch.distributed.algorithms._checkpoint.checkpoint
 WRAPPED_MODULE = "_checkpoint_wrapped_module"
 
 
-def is_made_of_tensors(tensor: Tensor) -> bool:
+class MadeOfTensors(Protocol):
+    """A tensor that is a wrapper around others: by torch's protocol it names the attributes that they are."""
+
+    def __tensor_flatten__(self) -> tuple[list[str], Any]: ...
+
+
+def is_made_of_tensors(tensor: Tensor) -> TypeGuard[MadeOfTensors]:
     """Whether `tensor` is a wrapper around others, as a DTensor is. False where torch cannot say."""
     return _is_wrapper is not None and bool(_is_wrapper(tensor))
 
@@ -208,6 +214,8 @@ def region_hooks_watched(enter: Callable[[], None], pack: Callable[[Tensor], Non
 
     def watched(original: Any) -> Any:
         class WatchedHook(original):
+            pack_hook: Callable[[Tensor], Any]
+
             def __init__(self, frame: Any) -> None:
                 super().__init__(frame)
                 inner = self.pack_hook

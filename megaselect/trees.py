@@ -41,10 +41,11 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
 
 def _mapping_like(tree: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any:
     """Of the kind of `tree`, which may hold more than its items, such as a default."""
-    if type(tree) is dict:
+    kind: Any = type(tree)  # what a mapping is made from, no type says
+    if kind is dict:
         return mapped
     if not isinstance(tree, MutableMapping):
-        return type(tree)(mapped)
+        return kind(mapped)
     alike = copy.copy(tree)
     for key, part in mapped.items():
         alike[key] = part

@@ -126,7 +126,7 @@ def _num_cores() -> int:
 
 def _report(paths: "DatasetPaths", record: dict[str, Any]) -> list[str]:
     prefixes = {"train": paths.train_prefix, "valid": paths.valid_prefix, "test": paths.test_prefix}
-    rows = [("split", "documents", "tokens", "bytes/token", "file")]
+    rows: list[tuple[str, ...]] = [("split", "documents", "tokens", "bytes/token", "file")]
     counts = {split: record[split] for split in prefixes if split in record}
     for split, count in counts.items():
         numbers = (f"{count['documents']:,}", f"{count['tokens']:,}", f"{count['bytes'] / count['tokens']:.2f}")

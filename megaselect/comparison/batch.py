@@ -11,6 +11,7 @@ from megaselect.build import build_model
 from megaselect.comparison.measurement import BatchJob
 from megaselect.comparison.search import search_after
 from megaselect.config import Config
+from megaselect.models.gpt.model import GPT
 from megaselect.training.datasets import Datasets
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.state import RunState
@@ -27,19 +28,24 @@ def try_batches(job: BatchJob, config: Config, device: torch.device, datasets: D
         _limit_memory(device, job.limit_bytes)
     search = search_after(config.training.micro_batch_size, job.outcomes)
     with Path(job.log_path).open("w", buffering=1) as log:
-        model = optimizer = None
+        trained: tuple[GPT, MixedPrecisionAdamW] | None = None
         while (size := search.next_size()) is not None:
             log.write(f"{size} begins\n")
             sized = sized_config(config, size)
-            if model is None:
-                model = build_model(sized)
-                optimizer = MixedPrecisionAdamW(model, sized.training)
-                Stepper(sized, model, optimizer, datasets.train).step(RunState(0, 0))  # makes the moments
-            Stepper(sized, model, optimizer, datasets.train).step(RunState(0, 0))
+            trained = trained or _with_moments(sized, datasets)
+            Stepper(sized, *trained, datasets.train).step(RunState(0, 0))
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             log.write(f"{size} fits\n")
             search.record(size, "")
+
+
+def _with_moments(config: Config, datasets: Datasets) -> tuple[GPT, MixedPrecisionAdamW]:
+    """A model and its optimizer after a first step."""
+    model = build_model(config)
+    optimizer = MixedPrecisionAdamW(model, config.training)
+    Stepper(config, model, optimizer, datasets.train).step(RunState(0, 0))
+    return model, optimizer
 
 
 def sized_config(config: Config, size: int) -> Config:

@@ -64,6 +64,8 @@ class Children:
                     text=True,
                     env=_environment(),
                 )
+        assert self._nursery.stdin is not None  # both are pipes
+        assert self._nursery.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._nursery.stdin.write(json.dumps(paths) + "\n")
             self._nursery.stdin.flush()
@@ -77,7 +79,7 @@ def largest_micro_batch(ask: Ask, config: dict[str, Any], start: int, limit_byte
     with tempfile.TemporaryDirectory(prefix="megaselect-") as folder:
         log = Path(folder, "log")
         while search_after(start, outcomes).next_size() is not None:
-            answer = ask(Task(batch=BatchJob(config, tuple(outcomes), limit_bytes, str(log))))
+            answer = ask(BatchJob(config, tuple(outcomes), limit_bytes, str(log)))
             tried = _read_log(log, answer.failure)
             if not tried:  # it never came to try anything
                 return search_after(start, outcomes).largest, answer.failure or "no size was tried"

@@ -47,6 +47,7 @@ def measure(job: TrainJob, datasets: Datasets) -> TrainMeasurement:
         timeline = run.followed_step(job.snapshot_path)
         if peak.allocated is None:
             peak = replace(peak, allocated=max(held for _, held in timeline))
+    assert run.saved is not None  # since the first step
     flops = step_flops(run.config, run.dtype.itemsize, applied_plan(run.model))
     batches = run.config.training.global_batch_size // run.config.training.micro_batch_size
     shape = LayerShape.of(run.config, run.dtype.itemsize)
@@ -124,7 +125,7 @@ class SettingRun:
         digest = hashlib.sha256()
         for name, weight in sorted(self.optimizer.masters.items()):
             digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().numpy())
+            digest.update(weight.detach().cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def _phase_done(self, phase: str) -> None:

@@ -29,7 +29,7 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class TrainMeasurement:
-    """What one process measured in one setting; the fields are those of SettingResult and Context."""
+    """What one process measured in one setting; the fields are those of TrainedSetting and Context."""
 
     device: str
     dtype: str
@@ -62,6 +62,9 @@ class BatchJob:
     log_path: str
 
 
+Task = TrainJob | BatchJob  # what a child reads
+
+
 @dataclass(frozen=True)
 class Answer:
     """A child's last word. failure: why there is no measurement. shared: it would stop every other setting as well."""
@@ -69,11 +72,3 @@ class Answer:
     measurement: TrainMeasurement | None = None
     failure: str | None = None
     shared: bool = False
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a child reads: one of the two jobs."""
-
-    train: TrainJob | None = None
-    batch: BatchJob | None = None

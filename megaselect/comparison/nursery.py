@@ -30,8 +30,7 @@ def main() -> None:
 
 def _may_fork(task_path: str) -> bool:
     """CUDA does not work in a copy of a process that has begun to use it, as one does that asks for a GPU's name."""
-    task = json.loads(Path(task_path).read_bytes())
-    device = next(job for job in task.values() if job)["config"]["training"]["device"]
+    device = json.loads(Path(task_path).read_bytes())["config"]["training"]["device"]
     return device == "cpu" or not torch.backends.cuda.is_built()
 
 

@@ -1,16 +1,17 @@
 """What a comparison found, as frozen dataclasses that go to JSON and back. Bytes are bytes, times seconds.
 
-None means that a figure was not measured: reserved bytes on a CPU, MFU where no peak is on file. Needs no torch.
+None means that a figure was not measured: reserved bytes on a CPU, MFU where no peak is on file, and in JSON every
+figure of a setting that did not train. Needs no torch.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 
 from megaselect.errors import ComparisonError
 from megaselect.prediction.weights import StaticBytes
@@ -131,15 +132,11 @@ class TimelinePoint:
 
 
 @dataclass(frozen=True)
-class SettingResult:
-    """One row. Where `failure` says why it did not train, only what is known without training is there.
+class Setting:
+    """What a row says of its setting, whether it trained or not.
 
     recompute: the config's section, as Config.to_dict gives it. note: in what the row differs from the config, if it
-    does. losses, grad_norms: every step, warm-up included; None where not finite. weights_sha256: of the weights after
-    the last step. rounds_equal: whether every round trained to the same bits; None where there was one round.
-    agreement: with `none` under the same attention; None for `none` itself. hardware_flops, model_flops: of one step.
-    predicted_peak_bytes: of tensors, to be set beside peak.allocated. largest_micro_batch: None where it was not looked
-    for. timeline: of a step after the timed ones.
+    does.
     """
 
     name: str
@@ -147,22 +144,55 @@ class SettingResult:
     attention_dropout_p: float
     recompute: dict[str, Any]
     note: str | None = None
-    failure: str | None = None
-    model_flops: int | None = None
-    hardware_flops: int | None = None
-    saved: SavedBytes | None = None
-    static: StaticBytes | None = None
-    peak: PeakBytes | None = None
-    predicted_peak_bytes: int | None = None
-    speed: Speed | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedSetting(Setting):
+    """A row that trained.
+
+    losses, grad_norms: every step, warm-up included; None where not finite. weights_sha256: of the weights after
+    the last step. rounds_equal: whether every round trained to the same bits; None where there was one round.
+    agreement: with none of the same attention; None for none itself. hardware_flops, model_flops: of one step.
+    predicted_peak_bytes: of tensors, to be set beside peak.allocated. largest_micro_batch: None where it was not looked
+    for. timeline: of a step after the timed ones.
+    """
+
+    failure: None = None
+    model_flops: int
+    hardware_flops: int
+    saved: SavedBytes
+    static: StaticBytes
+    peak: PeakBytes
+    predicted_peak_bytes: int
+    speed: Speed
     samples: tuple[StepSample, ...] = ()
     losses: tuple[float | None, ...] = ()
     grad_norms: tuple[float | None, ...] = ()
-    weights_sha256: str | None = None
+    weights_sha256: str
     rounds_equal: bool | None = None
     agreement: Agreement | None = None
     largest_micro_batch: int | None = None
     timeline: tuple[TimelinePoint, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedSetting(Setting):
+    """A row that did not train, and why."""
+
+    failure: str
+
+
+def _outcome(row: Any) -> str:
+    """Which of the two a row is, as an object or as JSON has it."""
+    failure = row.get("failure") if isinstance(row, dict) else getattr(row, "failure", None)
+    return "trained" if failure is None else "failed"
+
+
+SettingResult = Annotated[
+    Annotated[TrainedSetting, Tag("trained")] | Annotated[FailedSetting, Tag("failed")], Discriminator(_outcome)
+]
+# What JSON has for a row that did not train, so that all rows have the same keys.
+_NOT_MEASURED = {field.name: None if field.default is MISSING else field.default for field in fields(TrainedSetting)}
 
 
 @dataclass(frozen=True)
@@ -174,13 +204,18 @@ class Comparison:
     verdict: str
     format_version: int = FORMAT_VERSION
 
+    @property
+    def trained(self) -> list[TrainedSetting]:
+        """The rows that trained, in order."""
+        return [setting for setting in self.settings if isinstance(setting, TrainedSetting)]
+
     def setting(self, name: str) -> SettingResult | None:
         """The row of that name, if there is one."""
         return next((setting for setting in self.settings if setting.name == name), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values that json.dumps takes."""
-        return asdict(self)
+        return asdict(self) | {"settings": [_NOT_MEASURED | asdict(setting) for setting in self.settings]}
 
     @classmethod
     def from_dict(cls, mapping: dict[str, Any]) -> Comparison:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaselect.comparison.children import Ask
-from megaselect.comparison.measurement import Answer, Task, TrainJob, TrainMeasurement
+from megaselect.comparison.measurement import Answer, TrainJob, TrainMeasurement
 from megaselect.comparison.settings import Row
 from megaselect.comparison.summary import Measured
 from megaselect.errors import ComparisonError
@@ -52,7 +52,7 @@ def run_rounds(rows: Sequence[Row], plan: Rounds, ask: Ask, report: Report) -> l
             if item.failure is None:
                 report(f"[{done:>{len(str(total))}}/{total}] round {number}, {item.row.name}: ")
                 started = time.monotonic()
-                answer = ask(Task(train=_job(item.row, plan, number)))
+                answer = ask(_job(item.row, plan, number))
                 report(f"{_outcome(answer)} ({time.monotonic() - started:.1f} s)\n")
                 _take(item, answer)
     if all(item.failure is not None for item in measured):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from megaselect.comparison.result import SettingResult, StepSample
+    from megaselect.comparison.result import StepSample, TrainedSetting
 
 
 class Quantiles(NamedTuple):
@@ -26,7 +26,7 @@ def quantiles(values: Sequence[float]) -> Quantiles:
     return Quantiles(fifths[0], statistics.median(values), fifths[3])
 
 
-def slowdown(own: SettingResult, base: SettingResult) -> float:
+def slowdown(own: TrainedSetting, base: TrainedSetting) -> float:
     """The median over rounds of the ratio of their median steps: what slows a whole round down hits both.
 
     Without steps of the same rounds it is the ratio of the medians of all steps.

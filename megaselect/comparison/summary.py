@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from megaselect.comparison.measurement import TrainMeasurement
-from megaselect.comparison.result import Agreement, PeakBytes, SettingResult, Speed, Spread, StepSample
+from megaselect.comparison.result import (
+    Agreement,
+    FailedSetting,
+    PeakBytes,
+    SettingResult,
+    Speed,
+    Spread,
+    StepSample,
+    TrainedSetting,
+)
 from megaselect.comparison.settings import Row
 from megaselect.comparison.step_times import quantiles
 
@@ -33,35 +42,28 @@ def _is_reference(row: Row) -> bool:
 
 
 def _setting(item: Measured, reference: Measured | None, tokens_per_step: int) -> SettingResult:
-    model = item.row.config.model
-    bare = SettingResult(
-        name=item.row.name,
-        attention=model.attention,
-        attention_dropout_p=model.attention_dropout_p,
-        recompute=item.row.config.to_dict()["recompute"],
-        note=item.row.note,
-        failure=item.failure,
-    )
+    row, model = item.row, item.row.config.model
+    about = (row.name, model.attention, model.attention_dropout_p, row.config.to_dict()["recompute"], row.note)
     if item.failure is not None:
-        return bare
-    first, others = item.rounds[0], None
-    if reference is not None and reference is not item and reference.failure is None:
-        others = reference.rounds
-    return replace(
-        bare,
+        return FailedSetting(*about, failure=item.failure)
+    first = item.rounds[0]
+    if reference is item or (reference and reference.failure is not None):
+        reference = None  # nothing to compare with
+    return TrainedSetting(
+        *about,
         model_flops=first.model_flops,
         hardware_flops=first.hardware_flops,
         saved=first.saved,
         static=first.static,
         peak=_peak(item.rounds),
         predicted_peak_bytes=first.predicted_peak_bytes,
-        speed=_speed(item.rounds, others, tokens_per_step),
+        speed=_speed(item.rounds, reference.rounds if reference else None, tokens_per_step),
         samples=tuple(sample for one in item.rounds for sample in one.samples),
         losses=first.losses,
         grad_norms=first.grad_norms,
         weights_sha256=first.weights_sha256,
         rounds_equal=all(_trace(one) == _trace(first) for one in item.rounds) if len(item.rounds) > 1 else None,
-        agreement=_agreement(first, reference.row.name, others[0]) if others else None,
+        agreement=_agreement(first, reference.row.name, reference.rounds[0]) if reference else None,
         largest_micro_batch=item.largest_micro_batch,
         timeline=first.timeline,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megaselect.comparison.result import SettingResult
+from megaselect.comparison.result import Agreement, SettingResult, TrainedSetting
 from megaselect.comparison.step_times import slowdown
 from megaselect.units import size
 
@@ -14,38 +14,38 @@ SAME_SPEED = 1.05  # a step that takes so much longer is not called slower: roun
 
 def make_verdict(settings: Sequence[SettingResult]) -> str:
     """Whether the settings trained alike, what the leanest and the free ones save, what no recomputation would."""
-    trained = [setting for setting in settings if setting.failure is None]
+    trained = [setting for setting in settings if isinstance(setting, TrainedSetting)]
     sentences = [_agreement(trained), *_trade(trained), _failures(settings)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _agreement(trained: Sequence[SettingResult]) -> str:
-    compared = [setting for setting in trained if setting.agreement is not None]
+def _agreement(trained: Sequence[TrainedSetting]) -> str:
+    compared = [(setting.name, setting.agreement) for setting in trained if setting.agreement is not None]
     unsteady = [setting.name for setting in trained if setting.rounds_equal is False]
-    differing = [setting for setting in compared if not setting.agreement.equal]
+    differing = [_difference(name, agreement) for name, agreement in compared if not agreement.equal]
     if unsteady:
         return f"{_list(unsteady)} did not repeat {_their(unsteady)} own bits from round to round."
     if differing:
-        return " ".join(_difference(setting) for setting in differing)
+        return " ".join(differing)
     if not compared:
         return ""
-    steps = len(compared[0].losses)
+    steps = len(trained[0].losses)
     return (
         f"Every recompute setting trained bitwise equal to the setting `none` under the same attention: losses, "
         f"gradient norms and final weights over {steps} steps."
     )
 
 
-def _difference(setting: SettingResult) -> str:
-    agreement, step = setting.agreement, setting.agreement.first_different_step
+def _difference(name: str, agreement: Agreement) -> str:
+    step = agreement.first_different_step
     if step is None:
-        return f"{setting.name} ends with other weights than {agreement.reference}."
+        return f"{name} ends with other weights than {agreement.reference}."
     difference = agreement.loss_differences[step - 1]
     by = "" if difference is None else f" (loss by {difference:+.3g})"
-    return f"{setting.name} differs from {agreement.reference} from step {step} on{by}."
+    return f"{name} differs from {agreement.reference} from step {step} on{by}."
 
 
-def _trade(trained: Sequence[SettingResult]) -> list[str]:
+def _trade(trained: Sequence[TrainedSetting]) -> list[str]:
     """The leanest setting, the leanest that is as fast, and the leanest without recomputation."""
     base = next((setting for setting in trained if setting.recompute["mode"] == "none"), None)
     if base is None:
@@ -64,24 +64,24 @@ def _trade(trained: Sequence[SettingResult]) -> list[str]:
     return [_roughness(trained), *sentences]
 
 
-def _saving(setting: SettingResult, base: SettingResult, more: str = "") -> str:
+def _saving(setting: TrainedSetting, base: TrainedSetting, more: str = "") -> str:
     return (
         f"With {setting.name}, a micro-batch keeps {size(_kept(setting))} for backward, {_saved(setting, base):.0%} "
         f"less than with {base.name}, and a step takes {_times(setting, base)} times as long{more}."
     )
 
 
-def _times(setting: SettingResult, base: SettingResult) -> str:
+def _times(setting: TrainedSetting, base: TrainedSetting) -> str:
     """With as many digits as the steps are steady."""
     ratio = slowdown(setting, base)
     return f"about {ratio:.1f}" if _is_rough(setting) or _is_rough(base) else f"{ratio:.2f}"
 
 
-def _is_rough(setting: SettingResult) -> bool:
+def _is_rough(setting: TrainedSetting) -> bool:
     return setting.speed.step_seconds.q80 > ROUGH * setting.speed.step_seconds.q20
 
 
-def _roughness(trained: Sequence[SettingResult]) -> str:
+def _roughness(trained: Sequence[TrainedSetting]) -> str:
     """A warning where steps of one setting differ so much that ratios of times say little."""
     worst = max(trained, key=lambda setting: setting.speed.step_seconds.q80 / setting.speed.step_seconds.q20)
     step = worst.speed.step_seconds
@@ -98,11 +98,11 @@ def _failures(settings: Sequence[SettingResult]) -> str:
     return f"{_list(failed)} did not train." if failed else ""
 
 
-def _kept(setting: SettingResult) -> int:
+def _kept(setting: TrainedSetting) -> int:
     return setting.saved.measured
 
 
-def _saved(setting: SettingResult, base: SettingResult) -> float:
+def _saved(setting: TrainedSetting, base: TrainedSetting) -> float:
     return 1 - _kept(setting) / _kept(base)
 
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from megaselect.comparison.batch import try_batches
 from megaselect.comparison.measure import measure
-from megaselect.comparison.measurement import OUT_OF_MEMORY, Answer, Task
+from megaselect.comparison.measurement import OUT_OF_MEMORY, Answer, Task, TrainJob
 from megaselect.config import Config
 from megaselect.devices import is_out_of_memory, resolve_placement
 from megaselect.errors import MegaselectError
@@ -26,14 +26,13 @@ from megaselect.training.torch_state import set_determinism
 
 def main(task_path: str, answer_path: str) -> None:
     """Read the task, do it, write the answer."""
-    task = TypeAdapter(Task).validate_json(Path(task_path).read_bytes())
+    task: Task = TypeAdapter(Task).validate_json(Path(task_path).read_bytes())
     answer = _attempt(lambda: _prepare_and_run(task))
     Path(answer_path).write_text(json.dumps(asdict(answer)))
 
 
 def _prepare_and_run(task: Task) -> Answer:
-    job = task.train or task.batch
-    config = Config.from_dict(job.config)
+    config = Config.from_dict(task.config)
     torch.manual_seed(config.training.seed)  # for a user's own modules; nothing of ours draws from it
     set_determinism(config.training.deterministic)
     try:
@@ -41,9 +40,9 @@ def _prepare_and_run(task: Task) -> Answer:
         datasets = open_datasets(config)
     except MegaselectError as error:
         return Answer(failure=str(error), shared=True)
-    if task.train:
-        return Answer(measurement=measure(task.train, datasets))
-    try_batches(task.batch, config, placement.device, datasets)
+    if isinstance(task, TrainJob):
+        return Answer(measurement=measure(task, datasets))
+    try_batches(task, config, placement.device, datasets)
     return Answer()
 
 

@@ -5,12 +5,15 @@ import io
 import re
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import zstandard
 
-from megaselect.data.zstd_frames import Readable, ZstdFrames
+from megaselect.data.zstd_frames import ZstdFrames
 from megaselect.errors import DataError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 SUFFIXES = (".gz", ".zst")
 
@@ -54,21 +57,22 @@ class _DecompressedFile(io.RawIOBase):
 
     def __init__(self, path: Path, suffix: str, compressed: BinaryIO) -> None:
         self._path, self._compressed = path, compressed
-        self._text: Readable = (
+        self._text: ZstdFrames | gzip.GzipFile = (
             ZstdFrames(path, compressed) if suffix == ".zst" else gzip.GzipFile(fileobj=compressed, mode="rb")
         )
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        room = memoryview(buffer).cast("B")
         try:
-            data = self._text.read(len(buffer))
+            data = self._text.read(len(room))
         except _DAMAGE as error:
             raise DataError(
                 f"{self._path} is damaged or was cut short ({error}); compress it again, or get it anew"
             ) from None
-        buffer[: len(data)] = data
+        room[: len(data)] = data
         return len(data)
 
     def close(self) -> None:

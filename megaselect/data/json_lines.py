@@ -95,8 +95,8 @@ def parse_lines(lines: Lines, options: LineOptions) -> Iterator[LineText]:
         line = line.removeprefix(BYTE_ORDER_MARK)
         if not line or line.isspace():
             continue
-        text, replaced_bytes = decode(line)
-        text = _field(text, options.field, f"{lines.path}, line {number}")
+        record, replaced_bytes = decode(line)
+        text = _field(record, options.field, f"{lines.path}, line {number}")
         raw, replaced_surrogates = _encode(text or "")
         split = moved.get(number) or split_of_line(lines.seed, number, options)
         yield LineText(split, number, raw, replaced_bytes, replaced_surrogates, text is None)

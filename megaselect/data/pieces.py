@@ -78,9 +78,11 @@ def sample_text(division: Division, options: LineOptions, num_bytes: int) -> Ite
         length = 1 if isinstance(piece, TextBlock) else max(len(piece.raw) // BLOCK_BYTES, 1)
         taken = {index for index in range(length) if (position + index) % stride == 0}
         position += length
-        if taken and isinstance(piece, TextBlock):
+        if not taken:
+            continue
+        if isinstance(piece, TextBlock):
             yield decode(piece.raw)[0]
-        elif taken:
+        else:
             yield from _sample_lines(piece, options, length, taken)
 
 

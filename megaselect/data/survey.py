@@ -1,11 +1,15 @@
 """The first reading of a corpus: every file's SHA-256 and the length of its text, found in one pass."""
 
 import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from megaselect.data.compressed import decompressed
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _READ_BYTES = 1024 * 1024
 
@@ -24,7 +28,7 @@ def survey(path: Path, advance: Callable[[int], None]) -> Survey:
     """
     with path.open("rb") as file:
         hashing = _HashingFile(file)
-        text = decompressed(path, hashing)
+        text = decompressed(path, io.BufferedReader(hashing))
         num_bytes = num_advanced = 0
         while data := text.read(_READ_BYTES):
             num_bytes += len(data)
@@ -33,19 +37,19 @@ def survey(path: Path, advance: Callable[[int], None]) -> Survey:
         return Survey(hashing.sha256.hexdigest(), num_bytes)
 
 
-class _HashingFile:
+class _HashingFile(io.RawIOBase):
     """A file that is read from its beginning to its end, hashed on the way."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.BufferedReader) -> None:
         self._file = file
         self.sha256 = hashlib.sha256()
         self.num_read = 0
 
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self.sha256.update(data)
-        self.num_read += len(data)
-        return data
+    def readable(self) -> bool:
+        return True
 
-    def close(self) -> None:
-        self._file.close()
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        count = self._file.readinto(buffer)
+        self.sha256.update(memoryview(buffer).cast("B")[:count])
+        self.num_read += count
+        return count

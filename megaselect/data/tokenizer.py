@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress, islice
 from operator import not_
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -26,7 +26,7 @@ from megaselect.errors import DataError
 # Sentencepiece writes a space as this character inside pieces, and so would decode a real one to a space.
 _META_SPACE = "\u2581"
 
-_TRAINER_SETTINGS = {
+_TRAINER_SETTINGS: dict[str, Any] = {
     "model_type": "bpe",
     "byte_fallback": True,
     "normalization_rule_name": "identity",

@@ -51,15 +51,14 @@ class ZstdFrames:
             if self._frame is not None:
                 raise EOFError("it ends within a frame")
             return False
-        if self._frame is None:
-            self._begin_frame()
-        self._text = memoryview(self._decompress(self._input))
-        self._input = self._frame.unused_data
-        if self._frame.eof:
+        frame = self._frame = self._frame or self._begin_frame()
+        self._text = memoryview(self._decompress(frame, self._input))
+        self._input = frame.unused_data
+        if frame.eof:
             self._frame = None
         return True
 
-    def _begin_frame(self) -> None:
+    def _begin_frame(self) -> zstandard.ZstdDecompressionObj:
         if len(self._input) < _LONGEST_HEADER:
             self._input += self._compressed.read(_INPUT_BYTES)
         try:
@@ -74,12 +73,11 @@ class ZstdFrames:
             )
         if self._window > _USUAL_WINDOW and self._window > (available := available_bytes()):
             raise DataError(self._no_room(f", and {available:,} are free"))
-        self._frame = zstandard.ZstdDecompressor(max_window_size=_LONGEST_WINDOW).decompressobj()
+        return zstandard.ZstdDecompressor(max_window_size=_LONGEST_WINDOW).decompressobj()
 
-    def _decompress(self, data: bytes) -> bytes:
-        assert self._frame is not None
+    def _decompress(self, frame: zstandard.ZstdDecompressionObj, data: bytes) -> bytes:
         try:
-            return self._frame.decompress(data)
+            return frame.decompress(data)
         except MemoryError:
             raise DataError(self._no_room("")) from None
         except zstandard.ZstdError as error:

@@ -48,4 +48,4 @@ def place_in_storage(tensor: Tensor) -> tuple[int, int]:
     """
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
     elements = math.prod(size if stride or not size else 1 for size, stride in pairs)
-    return tensor.storage_offset() * tensor.element_size(), elements * tensor.element_size()
+    return int(tensor.storage_offset()) * tensor.element_size(), elements * tensor.element_size()

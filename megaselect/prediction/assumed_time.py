@@ -87,7 +87,7 @@ def layer_picoseconds(shape: LayerShape, modules: frozenset[str], speed: Speed) 
 def micro_batch_seconds(shape: LayerShape, plan: RecomputePlan, speed: Speed) -> float:
     """Forward and backward of one micro-batch through the whole model, of which a rank computes 1/t."""
     layers = len(plan.modules)
-    flops = micro_batch_flops(shape, plan).hardware
+    flops: float = micro_batch_flops(shape, plan).hardware
     if shape.attention != "unfused":  # half of the tiles are dead; backward makes the scores again: 7 products for 6
         flops -= (3 - 3.5 / 2) * layers * core_attention_flops(shape)
     moved = sum(layer_moved_bytes(shape, modules) for modules in plan.modules)

@@ -41,7 +41,7 @@ class StackPolicy:
 
     save_embedding_mask: bool = True
 
-    def run(self, layers: Sequence[Callable[[Tensor, Tensor], Tensor]], x: Tensor, sample_index: Tensor) -> Tensor:
+    def run(self, layers: Sequence[nn.Module], x: Tensor, sample_index: Tensor) -> Tensor:
         """The last layer's output [s, b, h]."""
         for layer in layers:
             x = layer(x, sample_index)

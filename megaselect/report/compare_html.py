@@ -68,7 +68,7 @@ def make_html(comparison: Comparison) -> str:
 
 def make_figures(comparison: Comparison) -> list[Figure]:
     """Those that there is something to show in, in the order of the page."""
-    trained = [setting for setting in comparison.settings if setting.failure is None]
+    trained = comparison.trained
     figures = [
         throughput_figure(trained),
         stacked_memory_figure(trained),
@@ -95,7 +95,7 @@ def _facts(context: Context) -> str:
 def _all_alike(comparison: Comparison) -> bool:
     return all(
         setting.rounds_equal is not False and (setting.agreement is None or setting.agreement.equal)
-        for setting in comparison.settings
+        for setting in comparison.trained
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from megaselect.comparison.result import Context, SettingResult
+from megaselect.comparison.result import Context, TrainedSetting
 from megaselect.config import Config
 from megaselect.prediction.saved_bytes import LayerShape, saved_bytes
 from megaselect.recomputation.plan import make_plan
@@ -46,7 +46,7 @@ GROUP_COLOURS = {
 }
 
 
-def static_groups(setting: SettingResult) -> dict[str, int]:
+def static_groups(setting: TrainedSetting) -> dict[str, int]:
     """Group -> bytes of what does not depend on the batch."""
     static = setting.static
     return {
@@ -57,7 +57,7 @@ def static_groups(setting: SettingResult) -> dict[str, int]:
     }
 
 
-def saved_groups(setting: SettingResult) -> dict[str, int]:
+def saved_groups(setting: TrainedSetting) -> dict[str, int]:
     """Group -> measured bytes that one micro-batch saves for backward."""
     group_of = {name: group for group, names in _STORED.items() for name in names}
     if setting.attention != "unfused":  # otherwise it is the loss's
@@ -68,6 +68,12 @@ def saved_groups(setting: SettingResult) -> dict[str, int]:
     return totals
 
 
+def allocated_peaks(settings: Sequence[TrainedSetting]) -> list[int]:
+    """Measured bytes of tensors at each setting's peak; none at all where one of the settings has none."""
+    peaks = [setting.peak.allocated for setting in settings if setting.peak.allocated is not None]
+    return peaks if len(peaks) == len(settings) else []
+
+
 def sequence_lengths(context: Context) -> list[int]:
     """Powers of two times the run's own length, to LONGEST_SEQUENCE or the run's own."""
     own = context.config["model"]["seq_length"]
@@ -76,7 +82,7 @@ def sequence_lengths(context: Context) -> list[int]:
     return [length for length in lengths if 1 <= length <= longest]
 
 
-def saved_by_sequence(context: Context, setting: SettingResult, lengths: Sequence[int]) -> list[int]:
+def saved_by_sequence(context: Context, setting: TrainedSetting, lengths: Sequence[int]) -> list[int]:
     """Predicted bytes of one micro-batch at each sequence length."""
     sections = {name: dict(section) for name, section in context.config.items()}
     sections["recompute"] = setting.recompute

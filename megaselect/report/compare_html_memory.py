@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from megaselect.comparison.result import Context, SettingResult
+from megaselect.comparison.result import Context, TrainedSetting
 from megaselect.report.compare_html_groups import (
     GROUP_COLOURS,
+    allocated_peaks,
     saved_by_sequence,
     saved_groups,
     sequence_lengths,
@@ -27,7 +28,7 @@ from megaselect.report.compare_html_style import (
 from megaselect.units import GIB_BYTES, size
 
 
-def stacked_memory_figure(settings: Sequence[SettingResult]) -> Figure:
+def stacked_memory_figure(settings: Sequence[TrainedSetting]) -> Figure:
     """Bars of what is held, by kind, with the measured peak."""
     unit, unit_bytes = unit_of(max(setting.static.total + setting.saved.measured for setting in settings))
     names = [setting.name for setting in settings]
@@ -38,14 +39,14 @@ def stacked_memory_figure(settings: Sequence[SettingResult]) -> Figure:
         add_bars(
             figure, group, colour, names, [count / unit_bytes for count in sizes], [size(count) for count in sizes]
         )
-    if all(setting.peak.allocated is not None for setting in settings):
+    if peaks := allocated_peaks(settings):
         figure.add_scatter(
             name="peak allocated, measured",
             y=names,
-            x=[setting.peak.allocated / unit_bytes for setting in settings],
+            x=[peak / unit_bytes for peak in peaks],
             mode="markers",
             marker={"symbol": "line-ns-open", "size": 18, "line": {"width": 3}},
-            customdata=[size(setting.peak.allocated) for setting in settings],
+            customdata=[size(peak) for peak in peaks],
             hovertemplate="<b>%{y}</b><br>peak allocated: %{customdata}<extra></extra>",
             meta="ink",
         )
@@ -62,7 +63,7 @@ def _group_colours(stacks: Sequence[dict[str, int]]) -> dict[str, str]:
     return {group: colour for group, colour in GROUP_COLOURS.items() if group in present}
 
 
-def timeline_figure(settings: Sequence[SettingResult]) -> Figure | None:
+def timeline_figure(settings: Sequence[TrainedSetting]) -> Figure | None:
     """What is held from the start to the end of a step, where that was followed."""
     followed = [setting for setting in settings if setting.timeline]
     if not followed:
@@ -90,7 +91,7 @@ def timeline_figure(settings: Sequence[SettingResult]) -> Figure | None:
     return Figure("timeline", "Memory in the course of a step", caption, figure, 380)
 
 
-def sequence_figure(context: Context, settings: Sequence[SettingResult]) -> Figure:
+def sequence_figure(context: Context, settings: Sequence[TrainedSetting]) -> Figure:
     """Predicted bytes, both axes logarithmic. auto is left out: it would plan anew at every length."""
     figure, paints = go.Figure(), colours(settings)
     lengths = sequence_lengths(context)

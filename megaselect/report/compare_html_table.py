@@ -7,7 +7,7 @@ import html
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from megaselect.comparison.result import Comparison, SettingResult
+from megaselect.comparison.result import Comparison, FailedSetting, SettingResult, TrainedSetting
 from megaselect.comparison.step_times import slowdown
 from megaselect.report.compare_html_style import SYMBOLS, colours
 from megaselect.units import size
@@ -25,28 +25,23 @@ class Column(NamedTuple):
 
     head: str
     unit: str
-    cell: Callable[[SettingResult], str | None]
-    share: Callable[[SettingResult], float] | None = None
+    cell: Callable[[TrainedSetting], str | None]
+    share: Callable[[TrainedSetting], float] | None = None
 
 
 def headline_table(comparison: Comparison) -> str:
     """A row a setting, with what one chooses by; where a setting did not train, why."""
-    return _table(comparison, _headline(_trained(comparison)))
+    return _table(comparison, _headline(comparison.trained))
 
 
 def details_table(comparison: Comparison) -> str:
     """Every other figure of each setting that trained."""
-    return _table(dataclasses.replace(comparison, settings=tuple(_trained(comparison))), DETAILS)
-
-
-def _trained(comparison: Comparison) -> list[SettingResult]:
-    return [setting for setting in comparison.settings if setting.failure is None]
+    return _table(dataclasses.replace(comparison, settings=tuple(comparison.trained)), DETAILS)
 
 
 def _table(comparison: Comparison, columns: Sequence[Column]) -> str:
     """Columns of which nothing is known are left out; a value that is not known is a dash."""
-    trained = _trained(comparison)
-    columns = [column for column in columns if any(column.cell(setting) for setting in trained)]
+    columns = [column for column in columns if any(column.cell(setting) for setting in comparison.trained)]
     heads = "".join(f"<th>{column.head}<small>{column.unit}</small></th>" for column in columns)
     paints = colours(comparison.settings)
     rows = "\n".join(_row(setting, paints[setting.name], columns) for setting in comparison.settings)
@@ -57,7 +52,7 @@ def _table(comparison: Comparison, columns: Sequence[Column]) -> str:
 </tbody></table></div>"""
 
 
-def _headline(trained: Sequence[SettingResult]) -> list[Column]:
+def _headline(trained: Sequence[TrainedSetting]) -> list[Column]:
     base = trained[0]
     name = html.escape(base.name)
     most = max(setting.saved.measured for setting in trained)
@@ -83,27 +78,27 @@ def _headline(trained: Sequence[SettingResult]) -> list[Column]:
 def _row(setting: SettingResult, paint: str, columns: Sequence[Column]) -> str:
     swatch = f'<svg class="swatch" viewBox="0 0 12 12" fill="{paint}">{_SWATCHES[SYMBOLS[setting.attention]]}</svg>'
     head = f'<th scope="row"><span class="name">{swatch}{html.escape(setting.name)}</span></th>'
-    if setting.failure is not None:
+    if isinstance(setting, FailedSetting):
         reason = html.escape(setting.failure)
         return f'<tr>{head}<td class="failed" colspan="{len(columns)}">did not train: {reason}</td></tr>'
     return f"<tr>{head}{''.join(_cell(setting, column) for column in columns)}</tr>"
 
 
-def _cell(setting: SettingResult, column: Column) -> str:
+def _cell(setting: TrainedSetting, column: Column) -> str:
     value = column.cell(setting) or UNKNOWN
     if column.share is None:
         return f"<td>{value}</td>"
     return f'<td class="share" style="--share: {100 * column.share(setting):.1f}%">{value}</td>'
 
 
-def _measured(row: SettingResult) -> str:
+def _measured(row: TrainedSetting) -> str:
     difference = row.saved.measured - row.saved.predicted
     if not difference:
         return '<span class="equal">equal to the byte</span>'
     return f'<span class="differ">{row.saved.measured:,} ({difference:+,})</span>'
 
 
-def _bits(row: SettingResult) -> str | None:
+def _bits(row: TrainedSetting) -> str | None:
     if row.agreement is None:
         return None
     if row.agreement.equal:
@@ -112,7 +107,7 @@ def _bits(row: SettingResult) -> str | None:
     return f'<span class="differ">differ{"" if step is None else f" from step {step}"}</span>'
 
 
-def _step(row: SettingResult) -> str:
+def _step(row: TrainedSetting) -> str:
     step = row.speed.step_seconds
     return f"{1e3 * step.median:,.1f} ms ({1e3 * step.q20:,.0f}–{1e3 * step.q80:,.0f})"
 

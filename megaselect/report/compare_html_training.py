@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 
 import plotly.graph_objects as go
 
-from megaselect.comparison.result import SettingResult
+from megaselect.comparison.result import TrainedSetting
+from megaselect.report.compare_html_groups import allocated_peaks
 from megaselect.report.compare_html_style import (
     DASHES,
     MARKER_PIXELS,
@@ -25,20 +26,20 @@ PHASE_COLOURS = {"forward": "#0072b2", "backward": "#56b4e9", "recompute": "#d55
 REST_COLOUR = "#9a9a9a"
 
 
-def throughput_figure(settings: Sequence[SettingResult]) -> Figure:
+def throughput_figure(settings: Sequence[TrainedSetting]) -> Figure:
     """A point a setting."""
-    weigh, what = _peak_of(settings)
-    unit, unit_bytes = unit_of(max(weigh(setting) for setting in settings))
+    peaks, what = _peaks(settings)
+    unit, unit_bytes = unit_of(max(peaks))
     figure = go.Figure()
     paints = colours(settings)
-    for setting in settings:
+    for setting, peak in zip(settings, peaks, strict=True):
         tokens, step = setting.speed.tokens_per_s, setting.speed.step_seconds
         per_second = tokens * step.median
-        text = f"<b>{setting.name}</b><br>{size(weigh(setting))}<br>{tokens:,.0f} tokens/s<extra></extra>"
+        text = f"<b>{setting.name}</b><br>{size(peak)}<br>{tokens:,.0f} tokens/s<extra></extra>"
         figure.add_scatter(
             name=setting.name,
             x=[tokens],
-            y=[weigh(setting) / unit_bytes],
+            y=[peak / unit_bytes],
             error_x={
                 "array": [per_second / step.q20 - tokens],
                 "arrayminus": [tokens - per_second / step.q80],
@@ -58,13 +59,14 @@ def throughput_figure(settings: Sequence[SettingResult]) -> Figure:
     return Figure("throughput", "Memory against throughput", caption, figure)
 
 
-def _peak_of(settings: Sequence[SettingResult]) -> tuple[Callable[[SettingResult], int], str]:
-    if all(setting.peak.allocated is not None for setting in settings):
-        return lambda setting: setting.peak.allocated, "peak allocated"
-    return lambda setting: setting.peak.rss, "peak resident size"
+def _peaks(settings: Sequence[TrainedSetting]) -> tuple[list[int], str]:
+    """A peak for each setting, of one kind for all, and what it is called."""
+    if peaks := allocated_peaks(settings):
+        return peaks, "peak allocated"
+    return [setting.peak.rss for setting in settings], "peak resident size"
 
 
-def time_split_figure(settings: Sequence[SettingResult]) -> Figure:
+def time_split_figure(settings: Sequence[TrainedSetting]) -> Figure:
     """Bars of a step's phases."""
     names = [setting.name for setting in settings]
     parts = [_phases(setting) for setting in settings]
@@ -82,7 +84,7 @@ def time_split_figure(settings: Sequence[SettingResult]) -> Figure:
     return Figure("time", "Where a step's time goes", caption, figure, bar_pixels(names))
 
 
-def _phases(setting: SettingResult) -> dict[str, float]:
+def _phases(setting: TrainedSetting) -> dict[str, float]:
     speed = setting.speed
     recompute = speed.recompute_seconds or 0.0
     forward, backward, optimizer = (
@@ -97,7 +99,7 @@ def _phases(setting: SettingResult) -> dict[str, float]:
     }
 
 
-def loss_figure(settings: Sequence[SettingResult]) -> Figure:
+def loss_figure(settings: Sequence[TrainedSetting]) -> Figure:
     """Losses above, differences to none below, on one axis of steps."""
     figure, paints = go.Figure(), colours(settings)
     widths = [max(7 - 0.8 * place, 1.5) for place in range(len(settings))]
@@ -132,14 +134,14 @@ def loss_figure(settings: Sequence[SettingResult]) -> Figure:
     return Figure("loss", "Loss, and its difference to none", caption, figure, 440)
 
 
-def _step_ticks(settings: Sequence[SettingResult]) -> list[int]:
+def _step_ticks(settings: Sequence[TrainedSetting]) -> list[int]:
     """The first step, and multiples of 1, 2 or 5 times a power of ten: eight at most, which a phone has room for."""
     last = max(len(setting.losses) for setting in settings)
     apart = next(size for power in count() for size in (10**power, 2 * 10**power, 5 * 10**power) if last // size < 8)
     return [1, *range(apart if apart > 1 else 2, last + 1, apart)]
 
 
-def _difference_range(settings: Sequence[SettingResult]) -> dict[str, object]:
+def _difference_range(settings: Sequence[TrainedSetting]) -> dict[str, object]:
     """An axis that shows exact zeros as a line in the middle, and says so."""
     differences = [value for setting in settings if setting.agreement for value in setting.agreement.loss_differences]
     if any(value is None or value != 0 for value in differences):

@@ -9,18 +9,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from megaselect.comparison.result import Comparison, SettingResult
+from megaselect.comparison.result import Comparison, TrainedSetting
 from megaselect.comparison.step_times import slowdown
 from megaselect.units import GIB_BYTES, MIB_BYTES
 
 GIB_FROM_BYTES = 100 * GIB_BYTES  # a table whose largest figure reaches this is in GiB
 UNKNOWN = "-"
-Cell = Callable[[SettingResult], str | None]
+Cell = Callable[[TrainedSetting], str | None]
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Columns of which nothing is known are left out; a setting that did not train has its reason below."""
-    trained = [setting for setting in comparison.settings if setting.failure is None]
+    trained = comparison.trained
     unit, unit_bytes = _unit(trained)
     for title, columns in (
         (f"{_subject(comparison)}; memory in {unit}", _headline(trained[0], unit_bytes)),
@@ -41,14 +41,14 @@ def _subject(comparison: Comparison) -> str:
     return f"{context.config_name}, {context.device}, {context.dtype}"
 
 
-def _unit(settings: Sequence[SettingResult]) -> tuple[str, int]:
+def _unit(settings: Sequence[TrainedSetting]) -> tuple[str, int]:
     largest = max(
         max(setting.peak.rss, setting.peak.allocated or 0, setting.peak.reserved or 0) for setting in settings
     )
     return ("GiB", GIB_BYTES) if largest >= GIB_FROM_BYTES else ("MiB", MIB_BYTES)
 
 
-def _headline(base: SettingResult, unit_bytes: int) -> dict[str, Cell]:
+def _headline(base: TrainedSetting, unit_bytes: int) -> dict[str, Cell]:
     """base: what the others' savings and times are relative to."""
     return {
         "saved": lambda row: _bytes(row.saved.measured, unit_bytes),
@@ -88,13 +88,13 @@ def _time() -> dict[str, Cell]:
     }
 
 
-def _bits(row: SettingResult) -> str | None:
+def _bits(row: TrainedSetting) -> str | None:
     if row.agreement is None:
         return None
     return "equal" if row.agreement.equal else "DIFFER"
 
 
-def _table(title: str, columns: dict[str, Cell], settings: Sequence[SettingResult]) -> Table:
+def _table(title: str, columns: dict[str, Cell], settings: Sequence[TrainedSetting]) -> Table:
     table = Table(
         box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", title=title, title_justify="left"
     )

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 from urllib.parse import quote
 
-from megaselect.comparison.result import Comparison, Context, SettingResult
+from megaselect.comparison.result import Comparison, Context, SettingResult, Speed, TrainedSetting
 from megaselect.comparison.step_times import slowdown
 from megaselect.report.wandb_connection import WandbConnection, sdk
 from megaselect.report.wandb_environment import Mode, tags_for
@@ -100,7 +100,7 @@ def _log_setting(
     if run is None:
         return
     with connection.guarded():
-        for row in history_rows(context, setting):
+        for row in history_rows(context, setting) if isinstance(setting, TrainedSetting) else ():
             run.log(row)
         run.summary.update(summary_values(comparison, setting))
     if connection.records:
@@ -117,7 +117,7 @@ def _run_config(context: Context) -> dict[str, Any]:
     return {**context.config, "resolved": {fact: getattr(context, fact) for fact in facts}}
 
 
-def history_rows(context: Context, setting: SettingResult) -> list[dict[str, float | int]]:
+def history_rows(context: Context, setting: TrainedSetting) -> list[dict[str, float | int]]:
     """One row a step, without what is not known of it. A step's time is the median over the rounds."""
     seconds: dict[int, list[float]] = {}
     for sample in setting.samples:
@@ -132,7 +132,7 @@ def history_rows(context: Context, setting: SettingResult) -> list[dict[str, flo
             "loss": loss,
             "loss_difference": differences[step - 1] if step <= len(differences) else None,
             "grad_norm": setting.grad_norms[step - 1] if step <= len(setting.grad_norms) else None,
-            "saved_bytes": setting.saved.measured if setting.saved else None,
+            "saved_bytes": setting.saved.measured,
             "peak_bytes": _peak_bytes(setting),
             "step_ms": step_seconds * MS_PER_SECOND if step_seconds else None,
             "tokens_per_s": context.tokens_per_step / step_seconds if step_seconds else None,
@@ -141,25 +141,24 @@ def history_rows(context: Context, setting: SettingResult) -> list[dict[str, flo
     return rows
 
 
-def _loss_differences(setting: SettingResult) -> tuple[float | None, ...]:
+def _loss_differences(setting: TrainedSetting) -> tuple[float | None, ...]:
     if setting.agreement:
         return setting.agreement.loss_differences
     # The line that the others are held against.
     return (0.0,) * len(setting.losses) if setting.recompute["mode"] == "none" else ()
 
 
-def _peak_bytes(setting: SettingResult) -> int | None:
+def _peak_bytes(setting: TrainedSetting) -> int | None:
     """As training reports it: tensors on a GPU, which alone reserves memory, the process elsewhere."""
-    if setting.peak is None:
-        return None
     return setting.peak.rss if setting.peak.reserved is None else setting.peak.allocated
 
 
 def summary_values(comparison: Comparison, setting: SettingResult) -> dict[str, Any]:
     """What the headline table shows, without what is not known; ratios and savings against the first row of none."""
+    if not isinstance(setting, TrainedSetting):
+        return {"failure": setting.failure}
     none = next((other for other in comparison.settings if other.recompute["mode"] == "none"), None)
     values = {
-        "failure": setting.failure,
         "steps": len(setting.losses) or None,
         "tokens": len(setting.losses) * comparison.context.tokens_per_step or None,
         "train/final_loss": setting.losses[-1] if setting.losses else None,
@@ -169,34 +168,30 @@ def summary_values(comparison: Comparison, setting: SettingResult) -> dict[str, 
         "perf/hardware_flops": setting.hardware_flops,
         "perf/model_flops": setting.model_flops,
         **_memory_values(setting),
-        **_speed_values(setting),
+        **_speed_values(setting.speed),
         **_values_against(none, setting),
     }
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _memory_values(setting: SettingResult) -> dict[str, int | bool | None]:
-    values: dict[str, int | bool | None] = {
+def _memory_values(setting: TrainedSetting) -> dict[str, int | bool | None]:
+    saved, peak = setting.saved, setting.peak
+    exact = saved.predicted_per_layer == saved.measured_per_layer and saved.predicted == saved.measured
+    return {
         "mem/peak_bytes": _peak_bytes(setting),
         "mem/predicted_peak_bytes": setting.predicted_peak_bytes,
         "mem/largest_micro_batch": setting.largest_micro_batch,
+        "mem/peak_allocated_bytes": peak.allocated,
+        "mem/peak_reserved_bytes": peak.reserved,
+        "mem/peak_rss_bytes": peak.rss,
+        "mem/predicted_bytes": saved.predicted,
+        "mem/measured_bytes": saved.measured,
+        "mem/saved_bytes": saved.measured,
+        "mem/prediction_exact": exact,
     }
-    if setting.peak:
-        values["mem/peak_allocated_bytes"] = setting.peak.allocated
-        values["mem/peak_reserved_bytes"] = setting.peak.reserved
-        values["mem/peak_rss_bytes"] = setting.peak.rss
-    if setting.saved:
-        exact = setting.saved.predicted_per_layer == setting.saved.measured_per_layer
-        values["mem/predicted_bytes"] = setting.saved.predicted
-        values["mem/measured_bytes"] = values["mem/saved_bytes"] = setting.saved.measured
-        values["mem/prediction_exact"] = exact and setting.saved.predicted == setting.saved.measured
-    return values
 
 
-def _speed_values(setting: SettingResult) -> dict[str, float | None]:
-    speed = setting.speed
-    if speed is None:
-        return {}
+def _speed_values(speed: Speed) -> dict[str, float | None]:
     recompute = speed.recompute_seconds
     return {
         "perf/median_step_ms": speed.step_seconds.median * MS_PER_SECOND,
@@ -212,13 +207,13 @@ def _speed_values(setting: SettingResult) -> dict[str, float | None]:
     }
 
 
-def _values_against(none: SettingResult | None, setting: SettingResult) -> dict[str, float | int]:
-    values: dict[str, float | int] = {}
-    if none and none.speed and setting.speed:
-        values["perf/slowdown"] = slowdown(setting, none)
-    if none and none.saved and setting.saved:
-        values["mem/saved_bytes"] = none.saved.measured - setting.saved.measured
-    return values
+def _values_against(none: SettingResult | None, setting: TrainedSetting) -> dict[str, float | int]:
+    if not isinstance(none, TrainedSetting):
+        return {}
+    return {
+        "perf/slowdown": slowdown(setting, none),
+        "mem/saved_bytes": none.saved.measured - setting.saved.measured,
+    }
 
 
 def _table(comparison: Comparison) -> Any:

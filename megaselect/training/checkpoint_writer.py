@@ -146,8 +146,8 @@ class CheckpointSaver:
         if home not in whole:
             raise FileNotFoundError(errno.ENOENT, "it was removed by somebody else", str(home))
         here = whole.index(home) + 1
-        best = checkpoint_path(self._run_dir, state.best_step or 0)
-        best = best if self._training.keep_best and best in whole[:here] else None
+        scored_best = checkpoint_path(self._run_dir, state.best_step or 0)
+        best = scored_best if self._training.keep_best and scored_best in whole[:here] else None
         with contextlib.suppress(OSError):  # a file system without links: state.json names the best step too
             link_best(self._run_dir, best)
         kept = {*whole[max(here - self._training.keep_checkpoints, 0) : here], best}

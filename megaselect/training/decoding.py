@@ -6,22 +6,26 @@ Shapes: s sequence, n new tokens, b batch (1), h hidden, a heads, d head size, v
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from megaselect.models.gpt.attention import CoreAttention
 from megaselect.models.gpt.model import GPT
 
+if TYPE_CHECKING:
+    from megaselect.config import ModelConfig
 
-class _CachedCore(nn.Module):
+
+class _CachedCore(CoreAttention):
     """Core attention of new tokens over themselves and all before them, whose keys and values are kept."""
 
-    def __init__(self, core: CoreAttention, like: Tensor, heads: int, length: int) -> None:
-        super().__init__()
-        self.head_size, self.scale = core.head_size, core.scale
-        self.kept = like.new_empty(2, 1, heads, length, core.head_size)  # keys, values: [2, b, a, s, d]
+    def __init__(self, config: ModelConfig, like: Tensor) -> None:
+        super().__init__(config, seed=0, layer=0)  # of masks, and here nothing is dropped
+        shape = (2, 1, config.num_attention_heads, config.seq_length, self.head_size)
+        self.kept = like.new_empty(shape)  # keys, values: [2, b, a, s, d]
         self.length = 0
 
     def forward(self, qkv: Tensor, sample_index: Tensor) -> Tensor:
@@ -49,9 +53,9 @@ class Decoder:
         self._ids: list[int] = []
         weight = model.token_embedding.weight
         self._sample_index = torch.zeros(1, dtype=torch.int64, device=weight.device)
-        self._cores = []
-        for block in model.layers:
-            core = _CachedCore(block.attention.core, weight, model.config.num_attention_heads, self._length)
+        self._cores: list[_CachedCore] = []
+        for block in model.blocks:
+            core = _CachedCore(model.config, weight)
             block.attention.core = core
             self._cores.append(core)
 
@@ -76,7 +80,7 @@ class Decoder:
             core.length = known
         tokens = torch.tensor(window[known:], device=weight.device)
         x = model.token_embedding(tokens)[:, None] + model.position_embedding.weight[known : len(window), None]
-        for block in model.layers:
+        for block in model.blocks:
             x = block(x, self._sample_index)
         hidden = model.final_layernorm(x[-1:])  # [1, b, h]
         return functional.linear(hidden, weight[: self._vocab_size])[0, 0].float().cpu()

@@ -52,6 +52,7 @@ class _Progress:
     valid_losses: list[float] = field(default_factory=list)
     test_loss: float | None = None
     saved_bytes: int | None = None
+    peak_bytes: int | None = None  # of the last step
     measures: bool = True  # the next forward pass
     loss_spikes: int = 0
     saved_step: int = -1
@@ -206,6 +207,8 @@ class Trainer:
     def _metrics(self, outcome: StepOutcome, seconds: float) -> Metrics:
         training, samples = self.config.training, self.state.next_sample
         phases, scale = self._phases.milliseconds(), self.optimizer.scalars().get("scale")
+        memory = memory_metrics(self.device)
+        self._progress.peak_bytes = memory["peak_bytes"]
         self._progress.data_shares.append(phases["data"] / (1e3 * seconds))
         for phase, span in phases.items():
             self._progress.phase_ms[phase].append(span)
@@ -221,7 +224,7 @@ class Trainer:
             "mfu": self._utilisation(self.flops.model, seconds),
             "hfu": self._utilisation(self.flops.hardware, seconds),
             "saved_bytes": self._progress.saved_bytes,
-            **memory_metrics(self.device),
+            **memory,
             "skipped_steps": self.state.skipped_steps,
             **({} if scale is None else {"loss_scale": scale}),
             **{f"samples/{name}": count for name, count in self.datasets.train.counts(samples).items()},
@@ -299,7 +302,7 @@ class Trainer:
             tokens_per_s=tokens / step_seconds if step_seconds else None,
             step_ms=1e3 * step_seconds if step_seconds else None,
             saved_bytes=progress.saved_bytes,
-            peak_bytes=progress.last.get("peak_bytes"),
+            peak_bytes=progress.peak_bytes,
             peak_kind="of tensors" if self.device.type == "cuda" else "of the process, libraries included",
             mfu=self._utilisation(self.flops.model, step_seconds) if step_seconds else None,
             hfu=self._utilisation(self.flops.hardware, step_seconds) if step_seconds else None,

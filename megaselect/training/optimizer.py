@@ -81,7 +81,8 @@ class MixedPrecisionAdamW:
             torch.nn.utils.clip_grads_with_norm_(masters, self._clip, norm)
         watched = torch.stack([norm] if loss is None else [norm, loss.detach()])
         # The fused update reads it on the device, and where it is 1 leaves everything as it was.
-        self._adam.found_inf = watched.isfinite().all().logical_not().float()
+        found_inf = watched.isfinite().all().logical_not().float()
+        self._adam.found_inf = found_inf  # type: ignore[attr-defined]  # torch's GradScaler adds it in the same way
         self._is_updating = True
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
@@ -160,6 +161,7 @@ def _scaler_for(weight: Tensor) -> torch.amp.GradScaler:
 def _accumulate_into(master: Tensor) -> Callable[[Tensor], None]:
     def accumulate(weight: Tensor) -> None:
         gradient = weight.grad
+        assert gradient is not None  # the hook runs because it is there
         weight.grad = None
         master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
 

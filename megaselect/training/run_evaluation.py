@@ -120,7 +120,12 @@ class _Counted:
     def __init__(self, split: Split, tokenizer: Tokenizer | None) -> None:
         self._split, self.num_windows = split, split.num_windows
         self._lengths = torch.from_numpy(piece_bytes(tokenizer)) if tokenizer else None
-        self.bytes = 0 if tokenizer else None
+        self._bytes = 0
+
+    @property
+    def bytes(self) -> int | None:
+        """None without a tokenizer."""
+        return None if self._lengths is None else self._bytes
 
     def batch(self, first_sample_index: int, micro_batch_size: int) -> Batch:
         """As of the split. Raises DataError for an id that the tokenizer does not have."""
@@ -132,5 +137,5 @@ class _Counted:
                     f"the data holds token id {highest}, outside the {len(self._lengths)} pieces of the run's "
                     "tokenizer: it was written with another one"
                 )
-            self.bytes += int(self._lengths[batch.targets].sum())
+            self._bytes += int(self._lengths[batch.targets].sum())
         return batch

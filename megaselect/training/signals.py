@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Literal, Self
 
 StopReason = Literal["SIGINT", "SIGTERM", "SIGHUP", "exit-after", "callback"]
+Handler = Callable[[int, FrameType | None], object] | int | None  # as signal.signal takes and returns one
 
 
 class StopRequest:
@@ -22,7 +24,7 @@ class StopRequest:
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._asked: StopReason | None = None
         self._save = False
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Handler] = {}
 
     @property
     def reason(self) -> StopReason | None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from megaselect.trees import map_tensors
 from megaselect.verification import directional, module_checks
-from megaselect.verification.differences import LOSS, Values, differ_by_rounding, differences, distance, unlike
+from megaselect.verification.differences import Values, differ_by_rounding, differences, distance, unlike
 from megaselect.verification.module_checks import BITS, present
 from megaselect.verification.module_run import LossFunction, ModuleRun, as_line, run_module, runs_compiled
 from megaselect.verification.module_state import Snapshot, preserved
@@ -85,7 +85,7 @@ class _Step:
         if self.plain.error:
             yield module_checks.hidden_error(self.plain.error)
             return
-        loss = float(self.as_is.values[LOSS])
+        loss = float(self.as_is.loss)
         if not math.isfinite(loss):
             yield Check(BITS, Outcome.NOT_CHECKED, f"the loss is {loss}: nothing can be told from what follows of it")
             return

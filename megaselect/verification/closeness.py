@@ -8,7 +8,7 @@ own error under unfused is small by chance may have twice the error of all gradi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,9 +33,10 @@ class Exact:
 
     def __init__(self, config: Config, weights: GPT, batch: Batch, unfused: Mapping[str, Tensor | None]) -> None:
         in_fp64 = _in_fp64(config, weights, batch)
-        self.gradients = {name: exact for name, exact in in_fp64.items() if unfused[name] is not None}
-        self.errors = {name: relative_error(unfused[name], exact) for name, exact in self.gradients.items()}
-        self.overall = relative_error(_together(unfused, self.gradients), _together(self.gradients, self.gradients))
+        own = {name: gradient for name in in_fp64 if (gradient := unfused[name]) is not None}
+        self.gradients = {name: in_fp64[name] for name in own}
+        self.errors = {name: relative_error(own[name], exact) for name, exact in self.gradients.items()}
+        self.overall = relative_error(_together(own.values()), _together(self.gradients.values()))
 
     def faults(self, gradients: Mapping[str, Tensor | None]) -> Iterator[str]:
         """A sentence for each gradient that is further from fp64 than rounding explains."""
@@ -51,7 +52,8 @@ class Exact:
 
     def covered(self, gradients: Mapping[str, Tensor | None]) -> str:
         """What was compared, for a check that passed."""
-        error = relative_error(_together(gradients, self.gradients), _together(self.gradients, self.gradients))
+        found = [gradient for name in self.gradients if (gradient := gradients[name]) is not None]
+        error = relative_error(_together(found), _together(self.gradients.values()))
         return f"relative error against fp64 {error:.1e}, of unfused {self.overall:.1e}"
 
 
@@ -64,5 +66,5 @@ def _in_fp64(config: Config, weights: GPT, batch: Batch) -> dict[str, Tensor]:
     return {name: gradient for name, gradient in step.gradients.items() if gradient is not None}
 
 
-def _together(gradients: Mapping[str, Tensor | None], names: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([gradients[name].flatten().double() for name in names])
+def _together(gradients: Iterable[Tensor]) -> Tensor:
+    return torch.cat([gradient.flatten().double() for gradient in gradients])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from megaselect.verification.tensor_bits import put_into
 
-PutBack = Callable[[], None]
+PutBack = Callable[[], object]
 
 _ATOMS = {bool, int, float, str, bytes, type(None)}  # there may be very many, and they hold nothing
 

@@ -25,14 +25,15 @@ LossFunction = Callable[[Any], Tensor]
 
 @dataclass(frozen=True)
 class ModuleRun:
-    """values: loss, then gradients of parameters and of inputs that ask for one. error: what backward raised, or None.
+    """gradients: by the parameters' names, and as `input 0` and so on those of inputs that ask for one.
 
     state: buffers, and numbers and tensors in attributes of modules, after the step. regions: calls of torch's
     checkpoint, counted where it was switched off. flagged_ran: whether an innermost module with gradient_checkpointing
-    set ran as it is without it.
+    set ran as it is without it. error: what backward raised, or None.
     """
 
-    values: dict[str, Tensor | None]
+    loss: Tensor
+    gradients: dict[str, Tensor | None]
     state: dict[str, Tensor | None]
     saved_bytes: int
     watch: StepWatch
@@ -46,9 +47,9 @@ class ModuleRun:
         return self.watch.rerun
 
     @property
-    def gradients(self) -> dict[str, Tensor | None]:
-        """By the parameters' names and `input 0` and so on."""
-        return {name: value for name, value in self.values.items() if name != LOSS}
+    def values(self) -> dict[str, Tensor | None]:
+        """The loss, then the gradients."""
+        return {LOSS: self.loss, **self.gradients}
 
 
 def run_module(
@@ -81,8 +82,9 @@ def run_module(
             loss = loss_of(_called_with(model, batch), loss_fn)
         with off():
             error = _backward(loss)
-    values = {LOSS: loss.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
-    return ModuleRun(values, _state_of(model, start), saved.total, watch, regions.count, bool(flagged), error)
+    gradients = {name: leaf.grad for name, leaf in leaves.items()}
+    state = _state_of(model, start)
+    return ModuleRun(loss.detach(), gradients, state, saved.total, watch, regions.count, bool(flagged), error)
 
 
 def _state_of(model: nn.Module, start: Snapshot) -> dict[str, Tensor | None]:

@@ -7,7 +7,7 @@ import functools
 import random
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from megaselect.errors import VerificationError
 from megaselect.trees import map_tensors, tensors_in
 from megaselect.verification.attributes import Attributes
-from megaselect.verification.kept import keep, reachable
+from megaselect.verification.kept import PutBack, keep, reachable
 from megaselect.verification.tensor_bits import put_into
 
 
@@ -135,7 +135,7 @@ def modules_of_loss(loss_fn: Any, model: nn.Module) -> dict[str, nn.Module]:
     return {f"loss_fn {n}" if n else "loss_fn": module for n, module in enumerate(roots)}
 
 
-def _global_states() -> Callable[[], None]:
+def _global_states() -> PutBack:
     """What puts back the states that Python and NumPy have of their own."""
     state, numpy = random.getstate(), sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy else None
@@ -148,7 +148,7 @@ def _global_states() -> Callable[[], None]:
     return put_back
 
 
-def _generators(modules: list[nn.Module], batch: Any) -> Iterator[Callable[[], None]]:
+def _generators(modules: list[nn.Module], batch: Any) -> Iterator[PutBack]:
     """For each generator object of torch's, Python's and NumPy's that they hold: what puts its state back."""
     numpy = sys.modules.get("numpy")
     held_by_all = [*_globals_of(modules), *reachable([*_held_by(modules), batch])]

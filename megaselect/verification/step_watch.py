@@ -6,6 +6,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable
 from sys import _getframe
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -116,7 +117,7 @@ class StepWatch(RerunMode):
 
     def _path(self) -> str:
         """Of the innermost module that is running; what runs outside of all is the model's own doing."""
-        frame = _getframe(1)
+        frame: FrameType | None = _getframe(1)
         while frame is not None:
             if frame.f_code is MODULE_CALL and id(frame.f_locals["self"]) in self._paths:
                 return self._paths[id(frame.f_locals["self"])]

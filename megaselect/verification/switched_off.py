@@ -49,13 +49,13 @@ def switched_off(model: nn.Module, regions: Regions) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _keeping_all(model: GPT) -> Iterator[None]:
-    stack, layers = model.policy, [block.attention.policy for block in model.layers]
+    stack, layers = model.policy, [block.attention.policy for block in model.blocks]
     model.policy = StackPolicy()
-    for block in model.layers:
+    for block in model.blocks:
         block.set_policy(LayerPolicy())
     try:
         yield
     finally:
         model.policy = stack
-        for block, policy in zip(model.layers, layers, strict=True):
+        for block, policy in zip(model.blocks, layers, strict=True):
             block.set_policy(policy)

@@ -7,9 +7,9 @@ from measurements import CONFIG
 
 from megaselect.comparison import children, nursery
 from megaselect.comparison.children import Children, largest_micro_batch
-from megaselect.comparison.measurement import Answer, BatchJob, Task, TrainJob
+from megaselect.comparison.measurement import Answer, BatchJob, TrainJob
 
-TASK = Task(train=TrainJob(CONFIG.to_dict(), 1, 1, 1, False))
+TASK = TrainJob(CONFIG.to_dict(), 1, 1, 1, False)
 
 
 def shell(tmp_path, monkeypatch, script):
@@ -55,7 +55,7 @@ def test_the_task_is_on_disk_and_each_answer_is_read_once(tmp_path, monkeypatch)
     with Children() as some:
         assert some.ask(TASK) == Answer(failure="no", shared=True)
         assert some.ask(TASK).failure == "the process ended with code 0: it said nothing"
-    assert json.loads((tmp_path / "seen").read_text())["train"]["steps"] == 1
+    assert json.loads((tmp_path / "seen").read_text())["steps"] == 1
 
 
 def test_a_copy_of_the_nursery_ends_with_its_code_and_its_last_words(tmp_path, monkeypatch, capfd):
@@ -88,7 +88,7 @@ def test_a_process_from_nothing_ends_with_its_code_and_its_last_words(tmp_path, 
 def test_what_may_use_a_gpu_begins_from_nothing(device, has_cuda, forks, tmp_path, monkeypatch):
     monkeypatch.setattr(nursery.torch.backends.cuda, "is_built", lambda: has_cuda)
     path = tmp_path / "task.json"
-    path.write_text(json.dumps({"train": None, "batch": {"config": {"training": {"device": device}}}}))
+    path.write_text(json.dumps({"config": {"training": {"device": device}}}))
     assert nursery._may_fork(str(path)) == forks
 
 
@@ -96,8 +96,7 @@ def searching(limit, ending):
     """A child that tries as the real one does, and ends by `ending` at the first size beyond the limit."""
     processes = []
 
-    def ask(task):
-        job: BatchJob = task.batch
+    def ask(job: BatchJob):
         search, lines = children.search_after(4, job.outcomes), []
         processes.append(job.outcomes)
         while (size := search.next_size()) is not None:

@@ -26,8 +26,24 @@ def test_a_result_goes_to_json_and_back(tmp_path):
         "reference": "none", "equal": True, "first_different_step": None, "loss_differences": [0.0, 0.0, 0.0],
     }  # fmt: skip
     assert mapping["settings"][2]["failure"] == "out of memory"
+    assert COMPARISON.trained == list(SETTINGS[:2])
     assert COMPARISON.setting("full") is SETTINGS[1]
     assert COMPARISON.setting("core_attn") is None
+
+
+def test_rows_have_the_same_keys_whether_they_trained_or_not():
+    none, _, failed = COMPARISON.to_dict()["settings"]
+    assert list(failed) == list(none)
+    assert (failed["saved"], failed["losses"]) == (None, ())
+
+
+@pytest.mark.parametrize(("row", "key"), [(0, "saved"), (2, "name")])
+def test_a_row_without_what_its_outcome_needs_is_refused(row, key):
+    mapping = COMPARISON.to_dict()
+    del mapping["settings"][row][key]
+    outcome = "failed" if row == 2 else "trained"
+    with pytest.raises(ComparisonError, match=f"^not a comparison's result: settings.{row}.{outcome}.{key}: field req"):
+        Comparison.from_dict(mapping)
 
 
 def test_keys_that_a_later_version_adds_are_no_error():

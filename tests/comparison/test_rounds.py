@@ -29,8 +29,7 @@ def run(answers, number_of_rounds=2):
     asked, said = [], io.StringIO()
     names = {str(one.config.to_dict()): one.name for one in ROWS}
 
-    def ask(task):
-        job = task.train
+    def ask(job):
         name = names[str(job.config)]
         asked.append((job.round, name, job.with_timeline))
         return answers[name].pop(0)

@@ -3,9 +3,13 @@
 from dataclasses import replace
 
 import pytest
+from measurements import measurement, row
 
-from megaselect.comparison.result import SettingResult, Speed, Spread, StepSample
+from megaselect.comparison.result import Speed, Spread, StepSample
 from megaselect.comparison.step_times import slowdown
+from megaselect.comparison.summary import Measured, summarise
+
+[TRAINED] = summarise([Measured(row("none"), [measurement()])], 1)
 
 
 def setting(*rounds):
@@ -16,7 +20,7 @@ def setting(*rounds):
     )
     spread = Spread(10.0 * len(rounds), 0.0, 0.0)
     speed = Speed(spread, spread, spread, spread, None, 0.0, None, None)
-    return SettingResult("any", "unfused", 0.0, {}, speed=speed, samples=samples)
+    return replace(TRAINED, speed=speed, samples=samples)
 
 
 def test_a_round_that_is_slow_for_both_changes_nothing():

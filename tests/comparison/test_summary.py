@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from measurements import measurement, row
 
-from megaselect.comparison.result import Agreement, PeakBytes, Spread
+from megaselect.comparison.result import Agreement, FailedSetting, PeakBytes, Spread
 from megaselect.comparison.summary import Measured, summarise
 
 
@@ -75,5 +75,5 @@ def test_rounds_that_trained_differently_are_told():
 def test_a_row_that_failed_keeps_its_reason_and_is_no_reference():
     none = Measured(row("none"), [measurement()], failure="out of memory")
     found = summarised(none, Measured(row("full"), [measurement()]))
-    assert (found["none"].failure, found["none"].saved, found["none"].samples) == ("out of memory", None, ())
+    assert found["none"] == FailedSetting("none", "unfused", 0.1, {"mode": "none"}, failure="out of memory")
     assert (found["full"].agreement, found["full"].speed.recompute_seconds) == (None, None)

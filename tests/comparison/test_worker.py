@@ -10,7 +10,7 @@ from megaselect.cli.flags import CommandFlags, parse_run_args
 from megaselect.cli.main import main as megaselect
 from megaselect.comparison import worker
 from megaselect.comparison.children import Children, largest_micro_batch
-from megaselect.comparison.measurement import Answer, BatchJob, Task
+from megaselect.comparison.measurement import Answer, BatchJob
 from megaselect.config import Config
 
 
@@ -23,7 +23,7 @@ def answered(tmp_path, config, **overrides):
     changed = Config.from_dict(
         config.to_dict(), overrides={name.replace("__", "."): value for name, value in overrides.items()}
     )
-    task = {"train": {"config": changed.to_dict(), "round": 1, "steps": 2, "warmup_steps": 1, "with_timeline": True}}
+    task = {"config": changed.to_dict(), "round": 1, "steps": 2, "warmup_steps": 1, "with_timeline": True}
     (tmp_path / "task.json").write_text(json.dumps(task))
     worker.main(str(tmp_path / "task.json"), str(tmp_path / "answer.json"))
     return TypeAdapter(Answer).validate_json((tmp_path / "answer.json").read_bytes())
@@ -94,7 +94,7 @@ def test_a_micro_batch_beyond_the_limit_ends_the_process_and_is_logged(tmp_path,
     log = tmp_path / "log"
     outcomes = ((2, ""), (4096, "out of memory"))  # the next size is in the middle, 2049: 0.5 GB of probs a layer
     job = BatchJob(config.to_dict(), outcomes, 600 * 2**20, str(log))
-    assert is_memory(ask(Task(batch=job)).failure)
+    assert is_memory(ask(job).failure)
     assert log.read_text() == "2049 begins\n"
 
 
@@ -111,7 +111,7 @@ def test_a_job_that_fits_says_so(tmp_path, config):
     log = tmp_path / "log"
     job = BatchJob(config.to_dict(), ((2, ""), (5, "out of memory")), None, str(log))
     task = tmp_path / "task.json"
-    task.write_text(json.dumps({"batch": {**vars(job)}}))
+    task.write_text(json.dumps(vars(job)))
     worker.main(str(task), str(tmp_path / "answer.json"))
     assert TypeAdapter(Answer).validate_json((tmp_path / "answer.json").read_bytes()) == Answer()
     assert log.read_text() == "3 begins\n3 fits\n4 begins\n4 fits\n"

@@ -4,12 +4,13 @@ from megaselect.comparison.result import (
     Agreement,
     Comparison,
     Context,
+    FailedSetting,
     PeakBytes,
     SavedBytes,
-    SettingResult,
     Speed,
     Spread,
     StepSample,
+    TrainedSetting,
 )
 from megaselect.prediction.weights import StaticBytes
 
@@ -61,7 +62,7 @@ def _saved(count):
 
 
 STATIC = StaticBytes(100, 100, 0, 200)
-NONE = SettingResult(
+NONE = TrainedSetting(
     name="none",
     attention="unfused",
     attention_dropout_p=0.1,
@@ -71,13 +72,14 @@ NONE = SettingResult(
     saved=_saved(4096),
     static=STATIC,
     peak=PeakBytes(9000, None, 20000),
+    predicted_peak_bytes=9000,
     speed=_speed(256),
     samples=_samples([256, 512], [128, 256]),
     losses=(8.5, 8.25, None),
     grad_norms=(1.5, 1.25, 1.0),
     weights_sha256="aa",
 )
-FULL = SettingResult(
+FULL = TrainedSetting(
     name="full",
     attention="unfused",
     attention_dropout_p=0.1,
@@ -87,6 +89,7 @@ FULL = SettingResult(
     saved=_saved(1024),
     static=STATIC,
     peak=PeakBytes(5000, None, 16000),
+    predicted_peak_bytes=5000,
     speed=_speed(320, recompute_ms=64),
     samples=_samples([320, 640], [320, 640]),
     losses=(8.5, 8.25, 8.125),
@@ -96,7 +99,7 @@ FULL = SettingResult(
     agreement=Agreement("none", True, None, (0.0, 0.0, None)),
     largest_micro_batch=32,
 )
-FUSED_NONE = SettingResult(
+FUSED_NONE = TrainedSetting(
     name="fused none",
     attention="fused",
     attention_dropout_p=0.1,
@@ -106,6 +109,7 @@ FUSED_NONE = SettingResult(
     saved=_saved(2048),
     static=STATIC,
     peak=PeakBytes(7000, 8000, 18000),
+    predicted_peak_bytes=7000,
     speed=_speed(128),
     samples=_samples([128, 128], [128, 128]),
     losses=(8.5, 8.375, 8.25),
@@ -113,14 +117,12 @@ FUSED_NONE = SettingResult(
     weights_sha256="bb",
     agreement=Agreement("none", False, 2, (0.0, 0.125, None)),
 )
-FAILED = SettingResult(
+FAILED = FailedSetting(
     name="sdpa none",
     attention="sdpa",
     attention_dropout_p=0.0,
     recompute={"mode": "none", "modules": MODULES},
     note="attention dropout 0",
     failure="out of memory",
-    model_flops=3000,
-    hardware_flops=3000,
 )
 COMPARISON = Comparison(CONTEXT, (NONE, FULL, FUSED_NONE, FAILED), "full saves 3072 bytes.")

@@ -78,7 +78,7 @@ def full_comparison():
         dataclasses.replace(
             setting,
             recompute={"mode": setting.recompute["mode"]},
-            timeline=() if setting.failure else TIMELINE,
+            **({} if setting.failure else {"timeline": TIMELINE}),
         )
         for setting in COMPARISON.settings
     ]
@@ -170,7 +170,7 @@ def test_text_from_outside_stays_text():
 
 
 def test_a_setting_that_was_not_followed_has_no_timeline():
-    settings = [dataclasses.replace(setting, timeline=()) for setting in full_comparison().settings]
+    settings = [dataclasses.replace(setting, timeline=()) for setting in full_comparison().trained]
     figures = make_figures(dataclasses.replace(full_comparison(), settings=tuple(settings)))
     assert [figure.key for figure in figures] == [key for key in FIGURES if key != "timeline"]
 

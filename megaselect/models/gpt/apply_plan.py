@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from megaselect.recomputation.policy import LayerPolicy, Region, StackPolicy
 def apply_recompute(model: GPT, plan: RecomputePlan, compiled: bool = False) -> None:
     """Set the policies of the stack and of every layer; may be called again with another plan."""
     inside_full = {layer for chunk in plan.chunks if chunk.checkpointed for layer in _numbers(chunk)}
-    for layer, block in enumerate(model.layers):
+    for layer, block in enumerate(model.blocks):
         modules = plan.modules[layer]
         policy = INSIDE_FULL if layer in inside_full else layer_policy(modules, layer)
         if compiled:
@@ -82,7 +82,7 @@ class ChunkedStack(StackPolicy):
     chunks: tuple[Chunk, ...] = ()
     plan: RecomputePlan | None = None
 
-    def run(self, layers: Sequence[Callable[[Tensor, Tensor], Tensor]], x: Tensor, sample_index: Tensor) -> Tensor:
+    def run(self, layers: Sequence[nn.Module], x: Tensor, sample_index: Tensor) -> Tensor:
         """The last layer's output [s, b, h]."""
         for chunk in self.chunks:
             run = _ChunkRun([layers[layer] for layer in _numbers(chunk)], chunk.first)

@@ -54,6 +54,7 @@ class UnfusedCoreAttention(CoreAttention):
     """Batched products with the scores in memory, and one op for softmax, dropout and the product with v."""
 
     kind = "unfused"
+    unread: Tensor
 
     def __init__(self, config: ModelConfig, seed: int, layer: int, head_offset: int = 0) -> None:
         super().__init__(config, seed, layer, head_offset)
@@ -106,7 +107,9 @@ class SdpaCoreAttention(CoreAttention):
         return context.permute(2, 0, 1, 3).flatten(2)
 
 
-CORE_ATTENTION = {kind.kind: kind for kind in (UnfusedCoreAttention, FusedCoreAttention, SdpaCoreAttention)}
+CORE_ATTENTION: dict[str, type[CoreAttention]] = {
+    kind.kind: kind for kind in (UnfusedCoreAttention, FusedCoreAttention, SdpaCoreAttention)
+}
 
 
 class Attention(nn.Module):

@@ -35,6 +35,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + dropout(attention(ln1(x))), then the same with ln2 and the MLP. `layer` is its global number."""
 
+    policy: LayerPolicy
+
     def __init__(self, config: ModelConfig, seed: int, layer: int) -> None:
         super().__init__()
         site = layer * SITES_PER_LAYER

@@ -34,7 +34,7 @@ def compile_layer(block: Block, policy: LayerPolicy, modules: frozenset[str]) ->
     block.set_policy(policy)
     used = declared(modules, getattr(block.attention.core, "kind", "somebody else's"))
     recomputed = frozenset(module.name for module in used if module.compiled_op)
-    block.forward = _CompiledForward(block, _compiled(recomputed))
+    block.__dict__["forward"] = _CompiledForward(block, _compiled(recomputed))  # before the class's
 
 
 def uncompile_layer(block: Block) -> None:
@@ -63,7 +63,7 @@ def _compiled(modules: frozenset[str]) -> Callable[..., Tensor]:
     """Block.forward compiled, recomputing `modules`; one for all blocks, so that they share its graphs."""
     if not modules:
         return torch.compile(_forward, fullgraph=True)
-    recomputed = {_operator(RECOMPUTE_MODULES[name].compiled_op) for name in modules}
+    recomputed = {_operator(op) for name in modules if (op := RECOMPUTE_MODULES[name].compiled_op)}
     quieten_region_warnings()  # ours write nothing in place
 
     def policy(_: Any, op: Any, *__: Any, **___: Any) -> CheckpointPolicy:

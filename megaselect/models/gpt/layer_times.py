@@ -31,7 +31,7 @@ def measured_costs(model: GPT, batch: int) -> Costs:
 
     Uses no random state, and leaves no gradients. The layer's policy is not restored: apply a plan afterwards.
     """
-    block = model.layers[0]
+    block = model.blocks[0]
     weight = block.attention.qkv.weight
     shape = (model.config.seq_length, batch, model.config.hidden_size)
     generator = torch.Generator().manual_seed(0)

@@ -36,7 +36,8 @@ class HiddenDropout(nn.Module):
     def then_layernorm(
         self, x: Tensor, residual: Tensor, layernorm: LayerNorm, sample_index: Tensor, save_mask: bool
     ) -> tuple[Tensor, Tensor]:
-        """(out, layernorm(out)) in one op, with the bits of the two ops."""
+        """(out, layernorm(out)) in one op, with the bits of the two ops. For a dropout with a bias."""
+        assert self.bias is not None
         return bias_dropout_residual_layer_norm(
             x,
             self.bias,

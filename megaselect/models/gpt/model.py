@@ -3,7 +3,7 @@ v vocabulary, V vocabulary padded to a multiple of 128, which matrix products wa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,12 @@ class GPT(nn.Module):
         self.layers = nn.ModuleList(Block(config, seed, layer) for layer in range(config.num_layers))
         self.final_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, config.kernel_backend)
         self.policy = StackPolicy()
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers in order."""
+        layers: list[Any] = list(self.layers)  # a ModuleList does not say what it holds
+        return layers
 
     def forward(
         self,
@@ -82,7 +88,7 @@ class GPT(nn.Module):
         positions = self.position_embedding.weight[: tokens.shape[1], None]  # a slice: nothing is saved for backward
         x = self.token_embedding(tokens.t()) + positions
         x = self.embedding_dropout(x, None, sample_index, self.policy.save_embedding_mask)
-        return self.policy.run(self.layers, x, sample_index)
+        return self.policy.run(self.blocks, x, sample_index)
 
     def _checked_sample_index(self, tokens: Tensor, sample_index: Tensor | None) -> Tensor:
         if tokens.shape[1] > self.config.seq_length:
