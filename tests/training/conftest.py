@@ -75,6 +75,12 @@ def forget_wandb(patch):
         patch.delenv(name)
 
 
+@pytest.fixture
+def without_wandb(monkeypatch):
+    """forget_wandb, while the test runs."""
+    forget_wandb(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def write_dataset():
     """`write_dataset(prefix, tokens)` writes an indexed dataset of one random document."""

@@ -9,12 +9,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import forget_wandb
 
 import megaselect
 from megaselect import Callback, Config
 from megaselect.errors import CallbackError, ConfigError, MegaselectError, NonFiniteError, RunDirectoryError
 from megaselect.training.run_record import read_segments
+
+pytestmark = pytest.mark.usefixtures("without_wandb")
 
 STEPS = 6
 EXACT = ("step", "samples", "tokens", "loss", "grad_norm", "lr", "saved_bytes", "skipped_steps", "valid_loss")
@@ -64,11 +65,6 @@ class At(Callback):
     def on_step(self, metrics):
         if metrics["step"] == self.step:
             self.act(self)
-
-
-@pytest.fixture(autouse=True)
-def no_wandb(monkeypatch):
-    forget_wandb(monkeypatch)
 
 
 @pytest.fixture
