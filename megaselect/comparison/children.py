@@ -1,16 +1,16 @@
-"""Starts child processes one at a time and reads their answers. No torch."""
+"""Runs tasks in child processes, one at a time, and reads their answers. No torch."""
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,58 +19,68 @@ from pydantic import TypeAdapter, ValidationError
 
 from megaselect.comparison.measurement import OUT_OF_MEMORY, Answer, BatchJob, Task
 from megaselect.comparison.search import search_after
+from megaselect.estimation.driver import first_gpu
 
 Ask = Callable[[Task], Answer]
-_PACKAGE_HOME = Path(__file__).resolve().parents[2]
 
 
 class Children:
-    """Runs tasks, each in a process of its own. The first one starts the nursery, which ends with the `with` block."""
+    """Runs tasks, each in a process of its own."""
 
     def __init__(self) -> None:
-        self._nursery: subprocess.Popen[str] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="megaselect-")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        if self._nursery is not None:
-            if kind is not None:
-                self._nursery.kill()
-            self._nursery.communicate()  # closes its input, which it waits on
         self._folder.cleanup()
 
     def ask(self, task: Task) -> Answer:
         """Run the task to its end. A process that dies is an answer too."""
         task_path, answer_path, log = (Path(self._folder.name, name) for name in ("task", "answer", "log"))
         task_path.write_text(json.dumps(asdict(task)))
-        answer_path.unlink(missing_ok=True)
-        code = self._run([str(task_path), str(answer_path), str(log)])
+        for path in (answer_path, log):
+            path.unlink(missing_ok=True)
+        code = _run(context_for(task), (str(task_path), str(answer_path), str(log)))
         try:
             return TypeAdapter(Answer).validate_json(answer_path.read_bytes())
         except (OSError, ValidationError):
             return Answer(failure=_last_words(code, log))
 
-    def _run(self, paths: list[str]) -> int:
-        """The exit code of the process that does the task, or of the nursery where that has died."""
-        if self._nursery is None:
-            with Path(paths[-1]).open("wb") as log:
-                self._nursery = subprocess.Popen(
-                    [sys.executable, "-m", "megaselect.comparison.nursery"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    text=True,
-                    env=_environment(),
-                )
-        assert self._nursery.stdin is not None  # both are pipes
-        assert self._nursery.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._nursery.stdin.write(json.dumps(paths) + "\n")
-            self._nursery.stdin.flush()
-        answer = self._nursery.stdout.readline()
-        return int(answer) if answer else self._nursery.wait()
+
+def context_for(task: Task) -> ForkServerContext | SpawnContext:
+    """How its process begins: as a copy of a server that has loaded the libraries; from nothing where it may use a GPU.
+
+    CUDA does not work in a copy of a process that has begun to use it, and a library may do so as it loads.
+    """
+    if task.config["training"]["device"] != "cpu" and first_gpu() is not None:
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["megaselect.comparison.preloaded"])
+    return context
+
+
+def _run(context: ForkServerContext | SpawnContext, paths: tuple[str, str, str]) -> int:
+    """The exit code, minus the signal's number where one ended the process."""
+    process = context.Process(target=begin, args=(*paths, dict(os.environ)), daemon=True)
+    process.start()
+    try:
+        process.join()
+    finally:
+        process.kill()  # nothing, where it has ended
+        process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def begin(task_path: str, answer_path: str, log_path: str, environment: Mapping[str, str]) -> None:
+    """The child's beginning. environment: the parent's now, which the server of an earlier task does not know."""
+    with Path(log_path).open("wb") as log:
+        os.dup2(log.fileno(), 1)  # what a library prints is no part of what the parent prints
+        os.dup2(log.fileno(), 2)
+    os.environ.update(environment)
+    importlib.import_module("megaselect.comparison.worker").main(task_path, answer_path)  # by name: it loads torch
 
 
 def largest_micro_batch(ask: Ask, config: dict[str, Any], start: int, limit_bytes: int | None) -> tuple[int, str]:
@@ -97,19 +107,14 @@ def _read_log(log: Path, failure: str | None) -> list[tuple[int, str]]:
     return [(size, "" if size in fitting else failure or OUT_OF_MEMORY) for size in begun]
 
 
-def _environment() -> dict[str, str]:
-    """This process's, in which the child finds the same megaselect, from whichever directory it was started."""
-    paths = [str(_PACKAGE_HOME), os.environ.get("PYTHONPATH")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-
-
 def _last_words(code: int, log: Path) -> str:
     """Why a process left no answer. One that the system ends for memory gets SIGKILL."""
     if code == -signal.SIGKILL:
         return f"{OUT_OF_MEMORY}: the system ended the process"
     if code < 0:
         return f"the process ended by {signal.Signals(-code).name}"
-    last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+    said = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    last = said[-1] if said else "it said nothing"
     if "cannot allocate memory" in last:  # the C library's words, where a thread's own data meet the limit
         return f"{OUT_OF_MEMORY}: {last}"
     return f"the process ended with code {code}: {last}"

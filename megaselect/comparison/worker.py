@@ -1,4 +1,4 @@
-"""The child process of a comparison: `python -m megaselect.comparison.worker TASK ANSWER`, two JSON files.
+"""What a child process of a comparison does: from a task to an answer, two JSON files.
 
 Every failure is an answer, not an exit code: the other settings go on.
 """
@@ -6,7 +6,6 @@ Every failure is an answer, not an exit code: the other settings go on.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -56,7 +55,3 @@ def _attempt(work: Callable[[], Answer]) -> Answer:
             return Answer(failure=OUT_OF_MEMORY)
         first_line = (str(error).strip().splitlines() or [""])[0]
         return Answer(failure=f"{type(error).__name__}: {first_line}")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

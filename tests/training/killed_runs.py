@@ -1,4 +1,4 @@
-"""Runs that are killed by SIGKILL, as children of a nursery (see run_nursery.py)."""
+"""Runs that are killed by SIGKILL, as children of a server (see run_server.py)."""
 
 import json
 import select
@@ -23,12 +23,12 @@ TIMES = (
 )
 
 
-class Nursery:
+class RunServer:
     """Starts runs one after the other; use as a context manager."""
 
     def __init__(self, environment):
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("run_nursery.py"))],
+            [sys.executable, str(Path(__file__).with_name("run_server.py"))],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

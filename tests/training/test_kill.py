@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it
-from killed_runs import Nursery, lasting_metrics
+from killed_runs import RunServer, lasting_metrics
 
 STEPS = 20
 # Saves that take as long as the steps between them, so that many kills meet one.
@@ -31,9 +31,9 @@ RUN = (
 
 
 @pytest.fixture(scope="module")
-def nursery(child_environment):
-    with Nursery(child_environment) as nursery:
-        yield nursery
+def server(child_environment):
+    with RunServer(child_environment) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,13 @@ class Whole(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def whole(nursery, arguments, tmp_path_factory):
+def whole(server, arguments, tmp_path_factory):
     for number in range(2):  # the second one has its files in the page cache, as have those that follow
         run_dir = tmp_path_factory.mktemp("whole") / f"run{number}"
         started = time.monotonic()
-        assert nursery.run(arguments(run_dir), run_dir) == 0
+        assert server.run(arguments(run_dir), run_dir) == 0
         seconds = time.monotonic() - started
-    changes = int(nursery.log(run_dir).read_text().split()[-2])
+    changes = int(server.log(run_dir).read_text().split()[-2])
     return Whole(run_dir, seconds, changes)
 
 
@@ -78,7 +78,7 @@ def assert_the_same_run(run_dir, whole_dir):
         assert [key for key in tensors if not tensors[key].equal(expected[key])] == []
 
 
-def kill_at_random(nursery, arguments, whole, tmp_path, kills):
+def kill_at_random(server, arguments, whole, tmp_path, kills):
     """Runs killed and started again until they are done, until so many kills; what the kills met."""
     seed = random.randrange(2**32)
     print(f"moments drawn with seed {seed}")
@@ -88,7 +88,7 @@ def kill_at_random(nursery, arguments, whole, tmp_path, kills):
         runs += 1
         while code != 0:
             before = newest(run_dir)
-            code = nursery.run(arguments(run_dir), run_dir, seconds=draw.uniform(0, 0.8 * whole.seconds))
+            code = server.run(arguments(run_dir), run_dir, seconds=draw.uniform(0, 0.8 * whole.seconds))
             assert newest(run_dir) >= before
             if code:
                 met["saving" if unfinished(run_dir) else "elsewhere"] += 1
@@ -97,33 +97,33 @@ def kill_at_random(nursery, arguments, whole, tmp_path, kills):
     return met
 
 
-def test_killed_at_random_moments(nursery, arguments, whole, tmp_path):
-    met = kill_at_random(nursery, arguments, whole, tmp_path, kills=20)
+def test_killed_at_random_moments(server, arguments, whole, tmp_path):
+    met = kill_at_random(server, arguments, whole, tmp_path, kills=20)
     assert met["saving"] > 0
 
 
 @pytest.mark.soak
-def test_killed_at_many_random_moments(nursery, arguments, whole, tmp_path):
-    met = kill_at_random(nursery, arguments, whole, tmp_path, kills=500)
+def test_killed_at_many_random_moments(server, arguments, whole, tmp_path):
+    met = kill_at_random(server, arguments, whole, tmp_path, kills=500)
     assert met["saving"] > 0
 
 
-def check_kill_before_change(nursery, arguments, whole, run_dir, number):
+def check_kill_before_change(server, arguments, whole, run_dir, number):
     """The run that is killed before its change of that number, and is started again, is the same run."""
-    assert nursery.run(arguments(run_dir), run_dir, kill_at=number) < 0
-    assert nursery.run(arguments(run_dir), run_dir) == 0
+    assert server.run(arguments(run_dir), run_dir, kill_at=number) < 0
+    assert server.run(arguments(run_dir), run_dir) == 0
     assert_the_same_run(run_dir, whole.run_dir)
 
 
-def test_killed_before_any_of_its_changes(nursery, arguments, whole, tmp_path):
+def test_killed_before_any_of_its_changes(server, arguments, whole, tmp_path):
     """From one change to the next a run is as it would be after any moment between them."""
     seed = random.randrange(2**32)
     print(f"changes drawn with seed {seed}")
     for number in random.Random(seed).sample(range(whole.changes), 6):
-        check_kill_before_change(nursery, arguments, whole, tmp_path / f"run{number}", number)
+        check_kill_before_change(server, arguments, whole, tmp_path / f"run{number}", number)
 
 
 @pytest.mark.soak
-def test_killed_before_each_of_its_changes(nursery, arguments, whole, tmp_path):
+def test_killed_before_each_of_its_changes(server, arguments, whole, tmp_path):
     for number in range(whole.changes):
-        check_kill_before_change(nursery, arguments, whole, tmp_path / f"run{number}", number)
+        check_kill_before_change(server, arguments, whole, tmp_path / f"run{number}", number)

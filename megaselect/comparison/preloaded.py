@@ -1,0 +1,8 @@
+"""What the server that a comparison's processes are copied from has loaded."""
+
+from megaselect.comparison import worker
+from megaselect.compatibility import load_compiler
+
+load_compiler()
+
+__all__ = ["worker"]
