@@ -14,6 +14,7 @@ MEGATRON_NOTE = "keeps the scores; Megatron-LM's selective means core_attn"
 COMPILE_NOTE = "note: compiling the layers in the first step, which may take minutes"
 SAMPLE_TITLE = "sample of text that the model writes"
 BLANKS_SHOWN = 16  # in a row, of a sample
+LIST_COLUMNS = 80
 LAYERS_SHOWN = 8  # of those whose bytes differ
 
 
@@ -88,10 +89,21 @@ def saved_lines(report: SavedReport) -> list[Line]:
     """Predicted and measured bytes, and what settings other than the run's own would store."""
     lines = _equal_lines(report) if report.matches else _difference_lines(report)
     alternatives = report.alternatives.items()
-    others = ", ".join(f"{name} {size(count)}" for name, count in alternatives if name != report.setting)
-    if others:
-        lines.append(Line(f"other settings:  {others}", indent=17))
-    return lines
+    others = [f"{name} {size(count)}" for name, count in alternatives if name != report.setting]
+    return [*lines, *(Line(line, indent=17) for line in _listed("other settings:  ", others))]
+
+
+def _listed(label: str, items: Sequence[str]) -> list[str]:
+    """Items with commas between them in lines of LIST_COLUMNS, none of them broken; below the label are blanks."""
+    rows: list[list[str]] = []
+    for item in items:
+        if rows and len(label) + len(", ".join([*rows[-1], item])) < LIST_COLUMNS:
+            rows[-1].append(item)
+        else:
+            rows.append([item])
+    starts = [label, *[" " * len(label)] * (len(rows) - 1)]
+    ends = [*[","] * (len(rows) - 1), ""]
+    return [start + ", ".join(row) + end for start, row, end in zip(starts, rows, ends, strict=False)]
 
 
 def _equal_lines(report: SavedReport) -> list[Line]:

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from megaselect.config import RecomputeConfig
@@ -60,12 +62,33 @@ def test_of_many_layers_that_differ_eight_are_named(report):
 def test_the_runs_own_setting_is_not_among_the_others(header, report):
     def others(**recompute):
         setting = setting_name(RecomputeConfig(**recompute))
-        return [line.text for line in text.saved_lines(report(setting=setting))][-1]
+        lines = [line.text for line in text.saved_lines(report(setting=setting))]
+        place = next(place for place, line in enumerate(lines) if line.startswith("other settings:"))
+        return lines[place:]
 
-    selective = "selective 2.30 MiB, core_attn dropout 1.17 MiB, all 1005.70 KiB"
-    assert others(mode="none") == f"other settings:  {selective}, full 192.00 KiB"
-    assert others(mode="full", method="uniform") == f"other settings:  none 3.55 MiB, {selective}"
-    assert "all" not in others(mode="selective", modules=["gelu", "softmax", "layernorm", "core_attn", "dropout"])
+    assert others(mode="none") == [
+        "other settings:  selective 2.30 MiB, core_attn dropout 1.17 MiB,",
+        " " * 17 + "all 1005.70 KiB, full 192.00 KiB",
+    ]
+    assert others(mode="full", method="uniform") == [
+        "other settings:  none 3.55 MiB, selective 2.30 MiB, core_attn dropout 1.17 MiB,",
+        " " * 17 + "all 1005.70 KiB",
+    ]
+    modules = ["gelu", "softmax", "layernorm", "core_attn", "dropout"]
+    assert "all" not in " ".join(others(mode="selective", modules=modules)).removeprefix("other settings:")
+
+
+def test_no_setting_is_parted_from_its_bytes(report):
+    """Lines are of 80 columns at most, and of no fewer than one more setting would need."""
+    alternatives = {f"setting {'x' * length}": 2**20 for length in range(14)}
+    lines = [line.text for line in text.saved_lines(report(alternatives=alternatives, setting=""))][2:]
+    assert all(line.endswith("1.00 MiB,") for line in lines[:-1])
+    assert all(len(line) <= 80 for line in lines)
+    for line, following in itertools.pairwise(lines):
+        assert len(f"{line} {following.strip().partition(',')[0]},") > 80
+    listed = " ".join(line.removeprefix("other settings:").strip() for line in lines)
+    assert listed == ", ".join(f"{name} 1.00 MiB" for name in alternatives)
+    assert len(text.saved_lines(report(alternatives={"none": 1}, setting="none"))) == 2
 
 
 @pytest.mark.parametrize(
