@@ -23,14 +23,14 @@ class LayerPolicy:
     save_hidden_masks: bool = True
     fuse_layernorm: bool = True  # the second layernorm in one op with the dropout and residual before it: the same bits
 
-    def core_attention(self, region: Region, *tensors: Tensor) -> Tensor:
-        """Run scores, softmax, dropout and the product with V."""
-        return region(*tensors)
+    def region(self, module: str, place: str, run: Region, *tensors: Tensor) -> Tensor:
+        """run(*tensors). module: which recompute module it is; place: where it is in the layer, for the ledger."""
+        return run(*tensors)
 
-    def linear(self, kind: str, linear: nn.Module, made: Tensor, recompute: Region, source: Tensor) -> Tensor:
+    def linear(self, module: str, linear: nn.Module, made: Tensor, recompute: Region, source: Tensor) -> Tensor:
         """linear(made), where made = recompute(source).
 
-        kind: "layernorm" or "gelu", whichever made it. A policy may have it made again in backward instead of kept.
+        module: which recompute module made it. A policy may have it made again in backward instead of saved.
         """
         return linear(made)
 

@@ -43,15 +43,15 @@ class SelectiveLayer(LayerPolicy):
     modules: frozenset[str] = frozenset()
     layer: int = 0
 
-    def core_attention(self, region: Region, *tensors: Tensor) -> Tensor:
-        """The region; with core_attn without what is inside it (the paper's selective)."""
-        if "core_attn" not in self.modules:
-            return region(*tensors)
-        return checkpointed(f"layers.{self.layer}.attention.core", region, *tensors)
+    def region(self, module: str, place: str, run: Region, *tensors: Tensor) -> Tensor:
+        """run(*tensors); where the module is recomputed, without saving what is inside."""
+        if module not in self.modules:
+            return run(*tensors)
+        return checkpointed(f"layers.{self.layer}.{place}", run, *tensors)
 
-    def linear(self, kind: str, linear: nn.Module, made: Tensor, recompute: Region, source: Tensor) -> Tensor:
-        """linear(made); where `kind` is recomputed, without keeping `made`."""
-        if kind not in self.modules:
+    def linear(self, module: str, linear: nn.Module, made: Tensor, recompute: Region, source: Tensor) -> Tensor:
+        """linear(made); where the module is recomputed, without saving `made`."""
+        if module not in self.modules:
             return linear(made)
         return linear_of_recomputed(f"layers.{self.layer}", linear, made, recompute, source)
 

@@ -68,7 +68,7 @@ class UnfusedCoreAttention(CoreAttention):
         def region(query: Tensor, key: Tensor, value: Tensor, sample_index: Tensor) -> Tensor:
             return self._from_scores(query, key, value, sample_index, plane)
 
-        return self.policy.core_attention(region, query, key, value, sample_index)
+        return self.policy.region("core_attn", "attention.core", region, query, key, value, sample_index)
 
     def _from_scores(self, query: Tensor, key: Tensor, value: Tensor, sample_index: Tensor, plane: Plane) -> Tensor:
         # The scale is the product's alpha, applied to its fp32 accumulator: fp16 scores cannot overflow before it.
