@@ -1,5 +1,7 @@
 """Zstandard files, frame after frame, in memory of a fixed size and the window that a frame asks for."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Protocol
 
