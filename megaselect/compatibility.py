@@ -206,7 +206,9 @@ _RESPECT = "respect_saved_tensors_hooks"
 
 
 @contextlib.contextmanager
-def region_hooks_watched(enter: Callable[[], None], pack: Callable[[Tensor], None], leave: Callable[[], None]) -> Any:
+def region_hooks_watched(
+    enter: Callable[[], None], pack: Callable[[Tensor], None], leave: Callable[[], None]
+) -> Iterator[None]:
     """Inside, each first run of a non-reentrant region calls enter() and leave(), and pack(tensor) where autograd would
     keep one and torch's hook lets go of it."""
     if not hasattr(checkpoint, _HOOK):

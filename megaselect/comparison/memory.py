@@ -51,7 +51,7 @@ def peaks(device: torch.device) -> PeakBytes:
     return PeakBytes(allocated, reserved, peak_resident_bytes())
 
 
-def follow_on_cpu(step: Callable[[], Any], held_before: int) -> list[tuple[float, int]]:
+def follow_on_cpu(step: Callable[[], object], held_before: int) -> list[tuple[float, int]]:
     """(seconds, bytes of tensors held) after every allocation and release of a step, by torch's profiler.
 
     held_before: bytes of tensors that are there when the step begins.
@@ -63,7 +63,7 @@ def follow_on_cpu(step: Callable[[], Any], held_before: int) -> list[tuple[float
     return course([(when / 1e9, change) for when, change in changes], held_before)
 
 
-def follow_on_gpu(step: Callable[[], Any], held_before: int, snapshot_path: Path) -> list[tuple[float, int]]:
+def follow_on_gpu(step: Callable[[], object], held_before: int, snapshot_path: Path) -> list[tuple[float, int]]:
     """The same for a GPU, from a snapshot, which is written for torch's own viewer."""
     MemoryHistory.start()
     try:

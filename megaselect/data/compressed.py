@@ -1,5 +1,7 @@
 """Text files as their bytes, whether they lie on disk as they are, as .gz or .zst, or as one within the other."""
 
+from __future__ import annotations
+
 import gzip
 import io
 import re
@@ -13,7 +15,7 @@ from megaselect.data.zstd_frames import ZstdFrames
 from megaselect.errors import DataError
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+    from typing_extensions import Buffer
 
 SUFFIXES = (".gz", ".zst")
 
@@ -64,7 +66,7 @@ class _DecompressedFile(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: "WriteableBuffer") -> int:
+    def readinto(self, buffer: Buffer) -> int:
         room = memoryview(buffer).cast("B")
         try:
             data = self._text.read(len(room))

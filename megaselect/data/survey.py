@@ -1,5 +1,7 @@
 """The first reading of a corpus: every file's SHA-256 and the length of its text, found in one pass."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 from collections.abc import Callable
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from megaselect.data.compressed import decompressed
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+    from typing_extensions import Buffer
 
 _READ_BYTES = 1024 * 1024
 
@@ -48,7 +50,7 @@ class _HashingFile(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: "WriteableBuffer") -> int:
+    def readinto(self, buffer: Buffer) -> int:
         count = self._file.readinto(buffer)
         self.sha256.update(memoryview(buffer).cast("B")[:count])
         self.num_read += count

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Self
 from megaselect.errors import CheckpointError
 from megaselect.files import publish, sync
 from megaselect.training.disk_errors import reason_of, remedy_for
+from megaselect.training.events import Metrics
 
 METRICS_NAME = "metrics.jsonl"
 _TAIL_BYTES = 2**18  # a line takes under 1 KiB, and more where a blend has many sources
@@ -40,7 +41,7 @@ class MetricsFile:
         self._waiting: deque[bytes] = deque()
         self._problem: OSError | None = None
 
-    def write(self, metrics: dict[str, Any]) -> None:
+    def write(self, metrics: Metrics) -> None:
         """Append one object."""
         self._waiting.append(json.dumps(metrics).encode() + b"\n")
         told = self._problem is not None
