@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
-
 from megaselect.config import iter_settings
-from megaselect.errors import ConfigError
 
 
 def _select(*names: str, without: tuple[str, ...] = ()) -> frozenset[str]:
@@ -48,12 +44,3 @@ SETTINGS_OF_COMMAND = {
 def commands_with(setting: str) -> list[str]:
     """The commands that have a flag for a setting."""
     return [command for command, settings in SETTINGS_OF_COMMAND.items() if setting in settings]
-
-
-def unknown_command(word: str, commands: Iterable[str]) -> ConfigError:
-    """The error for a word in a command's place: the nearest of `commands`, or all where none is near."""
-    *others, last = commands
-    near = get_close_matches(word, [*others, last], n=1)
-    return ConfigError(
-        f"unknown command {word}; " + (f"did you mean {near[0]}?" if near else f"use {', '.join(others)} or {last}")
-    )

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from megaselect.cli.commands import unknown_command
 from megaselect.cli.data_inspect import add_inspect_parser
 from megaselect.cli.data_prepare import add_prepare_parser
 from megaselect.cli.flags import OneLineParser
+from megaselect.cli.words import unknown_command
 
 # Each adds its parser and sets `run`, to be called with the parsed arguments. They import nothing heavy.
 _COMMANDS = {"prepare": add_prepare_parser, "inspect": add_inspect_parser}

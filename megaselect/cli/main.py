@@ -14,8 +14,8 @@ from contextlib import suppress
 from importlib import import_module
 
 from megaselect import __version__
-from megaselect.cli.commands import unknown_command
 from megaselect.cli.launchers import Launch, let_others_end, refused_launch
+from megaselect.cli.words import unknown_command
 from megaselect.errors import MegaselectError
 from megaselect.report.output import drop_unwritten, replace_what_cannot_be_encoded
 

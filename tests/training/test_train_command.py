@@ -9,6 +9,7 @@ import pytest
 from megaselect.config import Config
 from megaselect.prediction.saved_bytes import LayerShape, saved_bytes
 from megaselect.recomputation.plan import make_plan
+from megaselect.report.text import SAMPLE_TITLE
 
 STEPS = 6
 MODES = {
@@ -95,7 +96,7 @@ def test_saved_bytes_fall_from_mode_to_mode(runs, read_metrics):
 def test_output_says_that_prediction_and_measurement_agree(runs, mode):
     output = runs[mode][1].stdout
     assert output.count("equal to the byte") == 1
-    for part in ("valid loss", "sample", "finished", "note: dropout_p 0.1 is 0.1016 here", f"step {STEPS}/{STEPS}"):
+    for part in ("valid loss", SAMPLE_TITLE, "finished", "note: dropout_p 0.1 is 0.1016 here", f"step {STEPS}/{STEPS}"):
         assert part in output
 
 
@@ -108,7 +109,7 @@ def test_output_is_not_wider_than_a_terminal_but_for_paths(runs, mode):
 
 
 def test_sample_is_the_same_in_every_mode(runs):
-    samples = {child.stdout.partition("\nsample\n")[2] for _, child in runs.values()}
+    samples = {child.stdout.partition(f"\n{SAMPLE_TITLE}\n")[2] for _, child in runs.values()}
     assert len(samples) == 1
     assert samples.pop().strip()
 
