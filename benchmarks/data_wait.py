@@ -51,7 +51,7 @@ def measure(config: Any, steps: int, depths: tuple[int, ...], read_ms: float) ->
     for turn in range(turns + 1):
         for depth in depths:
             with Prefetcher(source, depth, pin_memory=device.type == "cuda") as batches:
-                stepper = Stepper(config, model, optimizer, batches, phases.done)
+                stepper = Stepper(config.training, model, optimizer, batches, phases.done)
                 for number in range(STEPS_A_TURN):
                     phases.start()
                     _, state = stepper.step(state)

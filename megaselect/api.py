@@ -37,7 +37,7 @@ def train(config: Config, *, callbacks: Sequence[Callback] = (), console: bool =
     check_callbacks(callbacks)
 
     def make_sink(config: Config, run_dir: Path, stop: StopRequest) -> Sinks:
-        return run_sinks(config, run_dir, console, [CallbackSink(callback, stop) for callback in callbacks])
+        return run_sinks(config.logging, run_dir, console, [CallbackSink(callback, stop) for callback in callbacks])
 
     return run.train(config, CONFIG_NAME, [], make_sink)
 

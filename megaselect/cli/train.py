@@ -47,4 +47,4 @@ def main(argv: Sequence[str], prog: str) -> int:
 def _make_sink(config: Config, run_dir: Path, _: StopRequest) -> Sink:
     from megaselect.report.run_sinks import run_sinks
 
-    return run_sinks(config, run_dir, console=True)
+    return run_sinks(config.logging, run_dir, console=True)

@@ -33,7 +33,7 @@ def try_batches(job: BatchJob, config: Config, device: torch.device, datasets: D
             log.write(f"{size} begins\n")
             sized = sized_config(config, size)
             trained = trained or _with_moments(sized, datasets)
-            Stepper(sized, *trained, datasets.train).step(RunState(0, 0))
+            Stepper(sized.training, *trained, datasets.train).step(RunState(0, 0))
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             log.write(f"{size} fits\n")
@@ -44,7 +44,7 @@ def _with_moments(config: Config, datasets: Datasets) -> tuple[GPT, MixedPrecisi
     """A model and its optimizer after a first step."""
     model = build_model(config)
     optimizer = MixedPrecisionAdamW(model, config.training)
-    Stepper(config, model, optimizer, datasets.train).step(RunState(0, 0))
+    Stepper(config.training, model, optimizer, datasets.train).step(RunState(0, 0))
     return model, optimizer
 
 

@@ -86,7 +86,7 @@ class SettingRun:
         self._state = RunState(0, 0)
         self._clock = Clock(self.device)
         self._phases: list[str] = []
-        self._stepper = Stepper(config, self.model, self.optimizer, datasets.train, self._phase_done)
+        self._stepper = Stepper(config.training, self.model, self.optimizer, datasets.train, self._phase_done)
 
     def step(self) -> float:
         """Take one step; its seconds, from an idle device to an idle device."""

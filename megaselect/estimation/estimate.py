@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 
-from megaselect.config import Config, RecomputeConfig
+from megaselect.config import Config, ModelConfig, RecomputeConfig
 from megaselect.errors import ConfigError, DeviceError
 from megaselect.estimation.advice import advise
 from megaselect.estimation.rows import Case, Row, make_row, planned_row
@@ -52,18 +52,17 @@ def estimate_for(config: Config, target: Target, parallel: Parallel | None = Non
     """The same for a target that is known. DeviceError also where training would refuse the config's attention."""
     case = Case(config, target, parallel or Parallel())
     case.parallel.check(config)
-    refusal = _refusal(config, target, config.model.attention)
+    refusal = _refusal(config.model, target, config.model.attention)
     if refusal:
         raise DeviceError(refusal)
-    attentions = [choice for choice in ("unfused", "fused", "sdpa") if not _refusal(config, target, choice)]
+    attentions = [choice for choice in ("unfused", "fused", "sdpa") if not _refusal(config.model, target, choice)]
     rows = {attention: _rows(case, attention) for attention in attentions}
-    own = (config.model.attention, _own_name(config))
+    own = (config.model.attention, _own_name(config.recompute))
     return Estimate(case, rows, own, advise(case, rows))
 
 
-def _refusal(config: Config, target: Target, attention: str) -> str | None:
+def _refusal(model: ModelConfig, target: Target, attention: str) -> str | None:
     """Why training would refuse this attention; None where it takes it."""
-    model = config.model
     if attention == "sdpa" and model.attention_dropout_p > 0:
         return "attention sdpa drops nothing"
     on_triton = model.kernel_backend == "triton" or (model.kernel_backend == "auto" and target.on_gpu)
@@ -73,7 +72,7 @@ def _refusal(config: Config, target: Target, attention: str) -> str | None:
 
 def _rows(case: Case, attention: str) -> dict[str, Row]:
     rows = {name: make_row(case, name, attention, settings) for name, settings in PRESETS.items()}
-    own, name = case.config.recompute, _own_name(case.config)
+    own, name = case.config.recompute, _own_name(case.config.recompute)
     is_own = attention == case.config.model.attention
     if is_own and name not in rows and own.mode != "auto":
         rows[name] = make_row(case, name, attention, own)
@@ -89,9 +88,9 @@ def _auto_has_a_point(case: Case, rows: dict[str, Row]) -> bool:
     return plannable and bool(fitting) and "none" not in fitting
 
 
-def _own_name(config: Config) -> str:
+def _own_name(recompute: RecomputeConfig) -> str:
     """The row that the config's own recompute section is."""
-    name = setting_name(config.recompute)
+    name = setting_name(recompute)
     return name if name in PRESETS or name == AUTO else CONFIGURED
 
 

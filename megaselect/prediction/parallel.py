@@ -72,10 +72,6 @@ class Parallel:
                 f"--training.global-batch-size {training.global_batch_size}: use a multiple of {samples}"
             )
 
-    def micro_batches(self, config: Config) -> int:
-        """Micro-batches that a replica computes in a step."""
-        return config.training.global_batch_size // (config.training.micro_batch_size * self.data)
-
 
 def _check_divides(name: str, divisor: int, of_name: str, number: int) -> None:
     if number % divisor:

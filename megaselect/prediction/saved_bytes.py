@@ -240,8 +240,9 @@ def check_saves(config: Config, element_bytes: int) -> None:
     saved = saved_bytes(shape, keep_all) - saved_bytes(shape, plan)
     if saved > 0:
         return
+    reason = _reason(shape, settings, -saved)
     raise RecomputeError(
-        f"recompute {settings.mode} with {_described(config)} would save nothing: {_reason(shape, settings, -saved)}; "
+        f"recompute {settings.mode} with {_described(settings)} would save nothing: {reason}; "
         "use --recompute none, --recompute full or --recompute-modules all"
     )
 
@@ -260,6 +261,5 @@ def _reason(shape: LayerShape, settings: RecomputeConfig, excess: int) -> str:
     return ", and ".join(reasons) or f"it keeps {excess} bytes more than none in a micro-batch"
 
 
-def _described(config: Config) -> str:
-    settings = config.recompute
+def _described(settings: RecomputeConfig) -> str:
     return f"modules {' '.join(settings.modules)}" if settings.mode == "selective" else f"method {settings.method}"

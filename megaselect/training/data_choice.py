@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from megaselect.config import Config
+from megaselect.config import Config, DataConfig
 from megaselect.config.blend import parse_blend
 from megaselect.data.prepare import prepare_default_corpus
 from megaselect.data.record import read_record
@@ -24,9 +24,8 @@ class Chosen:
     description: str
 
 
-def choose(config: Config) -> Chosen:
-    """The config's dataset or blend, or the default corpus, which is built on first use. Raises DataError."""
-    data = config.data
+def choose(data: DataConfig) -> Chosen:
+    """The section's dataset or blend, or the default corpus, which is built on first use. Raises DataError."""
     named = Path(data.tokenizer) if data.tokenizer else None
     if data.blend:
         blend = parse_blend(data.blend)
@@ -48,12 +47,12 @@ def follow_vocabulary(config: Config) -> tuple[Config, list[str]]:
     Reads tokenizers and records, and no tokens. Where files are missing the config stays as it is: who opens the data
     says which. Raises DataError where nothing tells how many ids there are.
     """
-    prefixes, named = _prefixes(config), config.data.tokenizer
+    prefixes, named = _prefixes(config.data), config.data.tokenizer
     files = [f"{prefix}.idx" for prefix in prefixes] + ([named] if named else [])
     given = config.model.vocab_size if "vocab_size" in config.model.model_fields_set else None
     if not all(Path(file).is_file() for file in files):
         return config, []
-    size, whose = _vocabulary(config, prefixes)
+    size, whose = _vocabulary(config.data, prefixes)
     if given is None:
         if size is None:
             raise DataError(
@@ -69,16 +68,15 @@ def follow_vocabulary(config: Config) -> tuple[Config, list[str]]:
     ]
 
 
-def _prefixes(config: Config) -> list[str]:
+def _prefixes(data: DataConfig) -> list[str]:
     """Of the user's own datasets."""
-    if config.data.blend:
-        return [prefix for _, prefix in parse_blend(config.data.blend)]
-    return [config.data.prefix] if config.data.prefix is not None else []
+    if data.blend:
+        return [prefix for _, prefix in parse_blend(data.blend)]
+    return [data.prefix] if data.prefix is not None else []
 
 
-def _vocabulary(config: Config, prefixes: list[str]) -> tuple[int | None, str]:
+def _vocabulary(data: DataConfig, prefixes: list[str]) -> tuple[int | None, str]:
     """How many pieces the data's tokenizer has, None where nothing tells, and which tokenizer that is."""
-    data = config.data
     if not prefixes and not data.tokenizer:
         return data.vocab_size, "the default corpus's tokenizer"
     path = Path(data.tokenizer) if data.tokenizer else _common_tokenizer(prefixes)

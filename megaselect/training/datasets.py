@@ -35,7 +35,7 @@ class Datasets:
 def open_datasets(config: Config) -> Datasets:
     """The config's dataset or blend, or the default corpus, which is built on first use. Raises DataError."""
     data, model = config.data, config.model
-    chosen = choose(config)
+    chosen = choose(config.data)
     tokenizer = _open_tokenizer(chosen, model.vocab_size)
     rules = SplitRules(
         model.seq_length,
@@ -67,7 +67,7 @@ def _check(splits: Splits, chosen: Chosen, tokenizer: Tokenizer | None, vocab_si
 
 def open_tokenizer(config: Config) -> Tokenizer | None:
     """The tokenizer of the config's data, whose tokens are not read; None where it has none. Raises DataError."""
-    return _open_tokenizer(choose(config), config.model.vocab_size)
+    return _open_tokenizer(choose(config.data), config.model.vocab_size)
 
 
 def _open_tokenizer(chosen: Chosen, vocab_size: int) -> Tokenizer | None:

@@ -83,7 +83,7 @@ class Trainer:
         self._saver = CheckpointSaver(
             run_dir, config.training, datasets.fingerprint, self._metrics_file.sync, sink.note
         )
-        self._nonfinite = NonFiniteSteps(config, model, optimizer, run_dir, sink.note)
+        self._nonfinite = NonFiniteSteps(config.training, model, optimizer, run_dir, sink.note)
         self._spikes = SpikeDetector(recent_losses(run_dir))
         self._use(config)
 
@@ -91,7 +91,7 @@ class Trainer:
         """Go on with this config; the model runs its recompute settings already."""
         self.config, self.plan = config, applied_plan(self.model)
         self.flops = step_flops(config, self.element_bytes, self.plan)
-        self._stepper = Stepper(config, self.model, self.optimizer, self._batches, self._phases.done)
+        self._stepper = Stepper(config.training, self.model, self.optimizer, self._batches, self._phases.done)
         self._progress.measures = True
 
     def run(self, stop: StopRequest) -> RunSummary:

@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from megaselect.config import Config
+from megaselect.config import TrainingConfig
 from megaselect.devices import is_out_of_memory
 from megaselect.errors import NonFiniteError
 from megaselect.models.gpt.model import GPT
@@ -63,9 +63,14 @@ class NonFiniteSteps:
     """Hears how each step of a run ended. note: hears of steps that are left out."""
 
     def __init__(
-        self, config: Config, model: GPT, optimizer: MixedPrecisionAdamW, run_dir: Path, note: Callable[[str], None]
+        self,
+        training: TrainingConfig,
+        model: GPT,
+        optimizer: MixedPrecisionAdamW,
+        run_dir: Path,
+        note: Callable[[str], None],
     ) -> None:
-        self._training, self._model, self._optimizer = config.training, model, optimizer
+        self._training, self._model, self._optimizer = training, model, optimizer
         self._run_dir, self._note = run_dir, note
         self._in_a_row = self._left_out = 0
         self._last_left_out = self._good_step = -1

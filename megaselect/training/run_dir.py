@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megaselect.config import Config
+from megaselect.config import Config, RecomputeConfig
 from megaselect.errors import RunDirectoryError
 from megaselect.files import write_atomically
 from megaselect.training.metrics_file import METRICS_NAME
@@ -70,7 +70,7 @@ def claim_run_dir(config: Config, config_name: str) -> Iterator[RunDir]:
     cannot be written, or its config.yaml is nobody's run.
     """
     named = config.training.run_dir
-    path = Path(named) if named else _fresh_path(config, config_name)
+    path = Path(named) if named else _fresh_path(config.recompute, config_name)
     with _explained(path):
         made = _make(path) if named else _make_fresh(path)
         path = made[0] if made else path
@@ -89,10 +89,10 @@ def claim_run_dir(config: Config, config_name: str) -> Iterator[RunDir]:
             _remove(made)
 
 
-def _fresh_path(config: Config, config_name: str) -> Path:
+def _fresh_path(recompute: RecomputeConfig, config_name: str) -> Path:
     """Named by config, mode and moment, so that modes can be compared side by side."""
     moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{Path(config_name).stem}-{config.recompute.mode}-{moment}"
+    return Path("runs") / f"{Path(config_name).stem}-{recompute.mode}-{moment}"
 
 
 def _make(path: Path) -> list[Path]:

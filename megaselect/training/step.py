@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from megaselect.config import Config
+from megaselect.config import TrainingConfig
 from megaselect.data.sampler import Batch, BatchSource
 from megaselect.models.gpt.model import GPT
 from megaselect.training.optimizer import MixedPrecisionAdamW
@@ -37,13 +37,13 @@ class Stepper:
 
     def __init__(
         self,
-        config: Config,
+        training: TrainingConfig,
         model: GPT,
         optimizer: MixedPrecisionAdamW,
         source: BatchSource,
         phase_done: Callable[[str], None] = _ignore,
     ) -> None:
-        self._training, self._model, self._optimizer, self._source = config.training, model, optimizer, source
+        self._training, self._model, self._optimizer, self._source = training, model, optimizer, source
         self._phase_done = phase_done
         self._device = next(model.parameters()).device
         self.micro_batches = self._training.global_batch_size // self._training.micro_batch_size

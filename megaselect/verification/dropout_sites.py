@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megaselect.config import Config
+from megaselect.config import Config, ModelConfig
 from megaselect.kernels.dropout_mask import (
     ATTENTION_PROJECTION_SITE,
     EMBEDDING_SITE,
@@ -42,14 +42,13 @@ def sites_of(config: Config) -> dict[int, Site]:
     first = max(model.seq_length - WINDOW_POSITIONS, 0)
     sites = [
         Site(path, number, drop_threshold(dropout_p), heads, first, model.seq_length - first)
-        for path, number, dropout_p, heads in _places(config)
+        for path, number, dropout_p, heads in _places(config.model)
     ]
     return {site.number: site for site in sites if site.threshold}
 
 
-def _places(config: Config) -> Iterator[tuple[str, int, float, int]]:
+def _places(model: ModelConfig) -> Iterator[tuple[str, int, float, int]]:
     """(path, number of the site, dropout probability, heads)"""
-    model = config.model
     yield "embedding_dropout", EMBEDDING_SITE, model.hidden_dropout_p, 0
     for layer in range(model.num_layers):
         path, site = f"layers.{layer}", layer * SITES_PER_LAYER

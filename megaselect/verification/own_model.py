@@ -42,7 +42,7 @@ def verify_config(config: Config, batches: Sequence[Batch], progress: Progress =
 
 def _subjects(config: Config, batch: Batch, progress: Progress) -> Iterator[Subject]:
     exact = None
-    for attention in attention_choices(config):
+    for attention in attention_choices(config.model):
         chosen = with_attention(config, attention)
         progress(f"{attention}, none")
         try:

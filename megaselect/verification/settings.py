@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megaselect.build import plan_automatically
-from megaselect.config import Config, RecomputeConfig
+from megaselect.config import Config, ModelConfig, RecomputeConfig
 from megaselect.errors import RecomputeError
 from megaselect.models.gpt.model import GPT
 from megaselect.prediction.saved_bytes import check_saves
@@ -50,9 +50,9 @@ def _parts(plan: RecomputePlan) -> tuple[object, ...]:
     return plan.modules, plan.chunks, plan.recompute_embedding_mask
 
 
-def attention_choices(config: Config) -> list[str]:
+def attention_choices(model: ModelConfig) -> list[str]:
     """unfused first, against which the others are held."""
-    return ["unfused", "fused", *(["sdpa"] if config.model.attention_dropout_p == 0 else [])]
+    return ["unfused", "fused", *(["sdpa"] if model.attention_dropout_p == 0 else [])]
 
 
 def with_attention(config: Config, attention: str) -> Config:

@@ -64,9 +64,9 @@ from megaselect.report.wandb_comparison import log_comparison
 from megaselect.report.wandb_environment import group_for, project_for
 
 logging = parse_train_args([]).config.logging
-play(run_sinks(parse_train_args([]).config, Path("runs/tiny"), console=True), [1])
+play(run_sinks(parse_train_args([]).config.logging, Path("runs/tiny"), console=True), [1])
 given = parse_train_args(["--logging.wandb-project", "given"]).config
-play(run_sinks(given, Path("runs/tiny"), console=True), [1])
+play(run_sinks(given.logging, Path("runs/tiny"), console=True), [1])
 log_comparison(COMPARISON, "auto", project_for(logging), group_for(logging), "out", print)
 """
 VARIABLES = {

@@ -40,7 +40,7 @@ def make_trial(make_config, dataset):
         model = build_model(config)
         optimizer = MixedPrecisionAdamW(model, config.training)
         source = TokenSource(dataset, config.model.seq_length, config.training.seed)
-        stepper = Stepper(config, model, optimizer, source)
+        stepper = Stepper(config.training, model, optimizer, source)
         return SimpleNamespace(config=config, model=model, optimizer=optimizer, stepper=stepper, source=source)
 
     return make
