@@ -69,7 +69,7 @@ def test_a_run_that_steps_up_is_the_run_that_never_ran_out(
     assert_same_run(tmp_path / "short", expected, steps=4)
     output = capsys.readouterr().out
     assert " ".join(output.split()).count("It is taken again with") == len(EVERYWHERE)
-    assert re.search(r"recompute +full: uniform, 1 a chunk$", output, re.MULTILINE)
+    assert re.search(r"recompute +full$", output, re.MULTILINE)
 
 
 def test_a_run_that_steps_up_before_and_after_it_is_resumed_is_the_run_in_one_go(
