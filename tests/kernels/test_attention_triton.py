@@ -80,7 +80,9 @@ class Case:
             else:  # of one score: grad_context * value - grad_context * context, and the context was rounded
                 assert ours.norm() <= torch.finfo(dtype).eps * self.grad_context.norm() * self.inputs[2].norm()
         fallbacks = attention_fallback.forward(*self.inputs, self.samples, self.plane, SCALE)[1]
-        of_scores = torch.finfo(torch.float32).eps * SCALE * self.inputs[0].shape[-1]  # a score sums products of about 1
+        of_scores = (
+            torch.finfo(torch.float32).eps * SCALE * self.inputs[0].shape[-1]
+        )  # a score sums products of about 1
         torch.testing.assert_close(log_sum_exp, fallbacks, rtol=1e-6, atol=1e-6 + of_scores)
 
 
