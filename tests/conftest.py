@@ -15,7 +15,8 @@ HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it once, when it is imported; torch alone does not import it
 
-sys.path.insert(0, str(Path(__file__).parent / "kernels"))  # importlib mode leaves test folders off it: mask_reference
+# importlib mode leaves test folders off it: mask_reference and turns
+sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("kernels", "parameters")]
 
 
 def pytest_configure():

@@ -41,5 +41,8 @@ def documented_name(
 
 def is_unused_counter(model: nn.Module, module: str, tensor: Tensor) -> bool:
     """Whether a family says so of what the module at the path `module` saves."""
-    found = dict(model.named_modules()).get(module)
-    return found is not None and any(family.is_unused_counter(found, tensor) for family in FAMILIES)
+    try:
+        found = model.get_submodule(module)
+    except AttributeError:  # the name of a scope or of a chunk of layers, where no module is
+        return False
+    return any(family.is_unused_counter(found, tensor) for family in FAMILIES)

@@ -13,11 +13,12 @@ from megaselect.kernels.dropout_mask import Plane
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEED, SITE, EPSILON = 0x8000000180000001, 2**31 - 1, 1e-5
+HALF_THE_WORDS = 48  # a multiple of 16: half the random words, which are half of the interpreter's time
 PAIR = Pair(bias_dropout_residual_triton, layer_norm_triton)
 SHAPES = [  # [s, b, h], row and column offset
     pytest.param((1, 1, 1), (0, 0), id="one-element"),
-    pytest.param((19, 2, 17), (0, 0), id="narrow"),
-    pytest.param((5, 3, 100), (9, 128), id="offsets"),
+    pytest.param((9, 2, 17), (0, 0), id="narrow"),
+    pytest.param((5, 2, 100), (9, 128), id="offsets"),
     pytest.param((18, 1, 192), (3, 64), id="several-tiles"),
     pytest.param((2, 1, 1000), (0, 0), id="wide"),
 ]
@@ -50,7 +51,7 @@ class Case:
         x, residual, *self.grads = (torch.randn(shape).to(DEVICE, dtype) for _ in range(4))
         bias, weight, ln_bias = (torch.randn(shape[-1]).to(DEVICE, dtype) for _ in range(3))
         self.inputs, self.parameters = (x, bias, residual, weight, ln_bias), (weight, ln_bias)
-        numbers = [2**32 + 4, 11, 2**32 - 1][: shape[1]]
+        numbers = [2**32 + 4, 2**32 - 1][: shape[1]]
         self.samples, self.plane = torch.tensor(numbers, device=DEVICE), Plane(SEED, SITE, threshold, *offsets)
         drop = [dropped(SEED, sample, SITE, threshold, shape[0], shape[2], *offsets) for sample in numbers]
         self.keep = ~torch.stack([torch.from_numpy(mask) for mask in drop], dim=1).to(DEVICE)
@@ -72,7 +73,7 @@ def assert_same_bits(got, wanted):
 
 
 @either_dtype
-@pytest.mark.parametrize("threshold", [0, 26])
+@pytest.mark.parametrize("threshold", [0, HALF_THE_WORDS])
 @pytest.mark.parametrize(("shape", "offsets"), SHAPES)
 def test_the_bits_of_the_two_ops(shape, offsets, threshold, dtype, poisoned):
     case = Case(shape, offsets, dtype, threshold)
@@ -88,7 +89,7 @@ def test_the_bits_of_the_two_ops(shape, offsets, threshold, dtype, poisoned):
 
 @pytest.mark.parametrize("save_mask", [True, False])
 def test_rows_in_chunks(save_mask, chunked, poisoned):
-    case = Case((3, 2, 650), (9, 64), torch.float16, 26)
+    case = Case((2, 1, 650), (9, 64), torch.float16, HALF_THE_WORDS)
     options = layer_norm_triton.launch_options(650, 2, "forward")
     assert not options["WHOLE"]
     assert 2 * options["BLOCK_N"] < 650

@@ -175,7 +175,7 @@ def test_value_may_be_a_strided_view_of_qkv(form, dtype):
 @pytest.mark.parametrize("form", ["none", "softmax+dropout"])  # all saved, and all recomputed from the arguments
 @either_backend
 def test_scores_samples_and_grad_may_be_strided(form, backend):
-    case = Case((2, 1, 5, 6, 4, 1, 0), backend=backend)
+    case = Case((2, 1, 5, 8, 4, 1, 0), threshold=128, backend=backend)  # the interpreter has half the work so
     wanted = case.run(form)
     case.grad = case.grad.transpose(0, 2).contiguous().transpose(0, 2)
     assert_same_bits(case.run(form), wanted)

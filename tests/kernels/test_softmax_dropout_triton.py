@@ -10,14 +10,15 @@ from megaselect.kernels.dropout_mask import Plane
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEED, SITE, THRESHOLD = 2**64 - 3, 5 * 4096 + 2, 26
+HALF_THE_WORDS = 48  # a multiple of 16: half the random words, which are half of the interpreter's time
 FORMS = {"none": (True, True), "dropout": (True, False), "softmax": (False, True), "softmax+dropout": (False, False)}
 SHAPES = [  # batch, heads, rows, columns, row offset, column offset
     pytest.param((2, 2, 9, 24, 0, 0), id="two-samples-two-heads"),
     pytest.param((1, 1, 1, 1, 0, 0), id="one-score"),
     pytest.param((1, 1, 17, 127, 110, 0), id="last-rows-unaligned"),
     pytest.param((1, 1, 4, 600, 300, 0), id="several-chunks"),
-    pytest.param((1, 1, 30, 40, 5, 24), id="offsets-aligned-to-8"),
-    pytest.param((1, 1, 20, 50, 3, 13), id="odd-offsets-and-dead-rows"),
+    pytest.param((1, 1, 20, 40, 5, 24), id="offsets-aligned-to-8"),
+    pytest.param((1, 1, 13, 50, 3, 13), id="odd-offsets-and-dead-rows"),
     pytest.param((1, 1, 16, 300, 16, 64), id="all-rows-dead"),
 ]
 DTYPES = [torch.float32, torch.float16]
@@ -96,7 +97,8 @@ def test_forward_against_fp64(case, relative_error):
 
 @pytest.mark.parametrize("case", FORM_CASES)
 def test_every_storage_form_gives_the_same_bits(case):
-    case = Case(*case)
+    dtype = case[1]
+    case = Case(*case, threshold=HALF_THE_WORDS if dtype == torch.float32 else THRESHOLD)
     saved = {form: case.forward(form) for form in FORMS}
     for form, (dropped, row_max, inverse_sum, probs, mask) in saved.items():
         for got, wanted in zip((dropped, row_max, inverse_sum), saved["none"][:3], strict=True):
@@ -159,7 +161,7 @@ def test_backward_overwrites_the_gradient_it_is_given():
 
 
 def test_head_halves_with_an_offset_equal_the_whole():
-    case = Case((1, 4, 20, 48, 28, 0), torch.float16)
+    case = Case((1, 4, 4, 32, 28, 0), torch.float16)
     whole = case.forward("none")
     for first in (0, 2):
         plane = case.plane._replace(site=case.plane.site + first)
@@ -169,7 +171,7 @@ def test_head_halves_with_an_offset_equal_the_whole():
 
 
 def test_rows_from_an_offset_equal_the_same_rows_of_the_whole():
-    case = Case((1, 1, 48, 48, 0, 0), torch.float16)
+    case = Case((1, 1, 40, 40, 0, 0), torch.float16)
     whole = case.forward("none")
     part = kernels.forward(
         case.scores[:, :, 19:].contiguous(), case.samples, case.plane._replace(row_offset=19), True, True

@@ -9,14 +9,14 @@ from tiny_models import build_unchecked, gradients, make_batch
 from megaselect import Config
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-MODEL = {  # one layer: the interpreter takes a second for the kernels of each
+MODEL = {  # one layer, rows of one tile, half the random words: the interpreter takes a second for the kernels of each
     "num_layers": 1,
     "hidden_size": 12,
     "num_attention_heads": 2,
     "ffn_hidden_size": 20,
-    "seq_length": 18,
+    "seq_length": 15,
     "vocab_size": 97,
-    "dropout_p": 0.1,
+    "dropout_p": 0.125,
 }
 
 

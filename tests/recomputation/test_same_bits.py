@@ -6,10 +6,13 @@ import pytest
 import torch
 from recompute_settings import SETTINGS, full, selective
 from tiny_models import build_unchecked, gradients, make_batch, make_config
+from turns import in_turns
 
 from megaselect import build_model
 from megaselect.models.gpt.apply_plan import apply_recompute
 from megaselect.recomputation.plan import make_plan
+
+DTYPES = ["fp32", "bf16"]
 
 
 def train(model, config, steps, accumulation=1):
@@ -39,16 +42,17 @@ def different(actual, expected):
     return [name for name in expected if not torch.equal(actual[name], expected[name])]
 
 
-@pytest.mark.parametrize(("batch", "accumulation"), [(1, 2), (4, 1)])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@in_turns(2, {"setting": SETTINGS, "dtype": DTYPES, ("batch", "accumulation"): [(1, 2), (4, 1)]})
 def test_every_setting_trains_to_the_same_bits(setting, dtype, batch, accumulation):
     config = make_config(setting, dtype=dtype, batch=batch)
     trace = train(build_model(config), config, 2, accumulation)
     assert different(trace, trained_with_none(dtype, batch, 2, accumulation)) == []
 
 
-@pytest.mark.parametrize(("attention_p", "hidden_p"), [(0.25, 0.0), (0.0, 0.25), (0.5, 0.002), (0.0, 0.0)])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+PROBABILITIES = [(0.25, 0.0), (0.0, 0.25), (0.5, 0.002), (0.0, 0.0)]
+
+
+@in_turns(2, {"setting": SETTINGS, "dtype": DTYPES, ("attention_p", "hidden_p"): PROBABILITIES})
 def test_every_setting_gives_the_same_bits_at_other_dropout_probabilities(setting, dtype, attention_p, hidden_p):
     dropout = {"attention_dropout_p": attention_p, "hidden_dropout_p": hidden_p}
     config = make_config(setting, dtype=dtype, **dropout)
@@ -56,13 +60,15 @@ def test_every_setting_gives_the_same_bits_at_other_dropout_probabilities(settin
     assert different(trace, trained_with_none(dtype, 2, 1, **dropout)) == []
 
 
-@pytest.mark.parametrize(("attention", "attention_p"), [("fused", 0.1), ("fused", 0.0), ("sdpa", 0.0)])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+ATTENTIONS = [("fused", 0.1), ("fused", 0.0), ("sdpa", 0.0)]
+
+
+@in_turns(2, {"setting": SETTINGS, "dtype": DTYPES, ("attention", "attention_p"): ATTENTIONS})
 def test_every_setting_gives_the_same_bits_within_each_attention(setting, dtype, attention, attention_p):
     model = {"attention": attention, "attention_dropout_p": attention_p}
     config = make_config(setting, dtype=dtype, **model)
-    trace = train(build_unchecked(config), config, 2)
-    assert different(trace, trained_with_none(dtype, 2, 2, **model)) == []
+    trace = train(build_unchecked(config), config, 1)
+    assert different(trace, trained_with_none(dtype, 2, 1, **model)) == []
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -135,9 +141,9 @@ def test_a_sample_does_not_depend_on_the_batch_it_is_in(setting, dtype):
     # 32 tokens a sample: a CPU's matrix products round the odd rows of a ragged edge their own way.
     config = make_config(setting, dtype=dtype, seq_length=32)
     model = build_model(config)
-    tokens, _, samples = make_batch(config, first_sample=5, batch=4)
+    tokens, _, samples = make_batch(config, first_sample=5, batch=2)
     together = model(tokens, None, samples)
-    apart = [model(tokens[i : i + 1], None, samples[i : i + 1]) for i in range(4)]
+    apart = [model(tokens[i : i + 1], None, samples[i : i + 1]) for i in range(2)]
     assert torch.equal(together, torch.cat(apart))
 
 

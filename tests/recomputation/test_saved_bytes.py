@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from recompute_settings import SETTINGS, full, selective
 from tiny_models import build_unchecked, make_batch, make_config
 from torch.nn.functional import scaled_dot_product_attention
+from turns import in_turns
 
 from megaselect import build_model
 from megaselect.ledger import record
@@ -37,16 +38,27 @@ def assert_as_predicted(config):
     assert ledger.total == saved_bytes(shape, plan) == sum(row.bytes for row in ledger.rows)
 
 
-@pytest.mark.parametrize(("attention_p", "hidden_p"), [(0.1, 0.1), (0.1, 0.0), (0.0, 0.1), (0.0, 0.0)])
-@pytest.mark.parametrize("dtype", ELEMENT_BYTES)
+PROBABILITIES = [(0.1, 0.1), (0.1, 0.0), (0.0, 0.1), (0.0, 0.0)]
+
+
+@in_turns(3, {"setting": SETTINGS, "dtype": ELEMENT_BYTES.keys(), ("attention_p", "hidden_p"): PROBABILITIES})
 def test_every_row_is_as_predicted(setting, dtype, attention_p, hidden_p):
     dropout = {"attention_dropout_p": attention_p, "hidden_dropout_p": hidden_p}
     assert_as_predicted(make_config(setting, dtype=dtype, batch=3, **ODD, **dropout))
 
 
-@pytest.mark.parametrize("hidden_p", [0.1, 0.0])
-@pytest.mark.parametrize(("attention", "attention_p"), [("fused", 0.1), ("fused", 0.0), ("sdpa", 0.0)])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+ATTENTIONS = [("fused", 0.1), ("fused", 0.0), ("sdpa", 0.0)]
+
+
+@in_turns(
+    3,
+    {
+        "setting": SETTINGS,
+        "dtype": ["fp32", "bf16"],
+        ("attention", "attention_p"): ATTENTIONS,
+        "hidden_p": [0.1, 0.0],
+    },
+)
 def test_every_row_is_as_predicted_with_each_attention(setting, dtype, attention, attention_p, hidden_p):
     model = {"attention": attention, "attention_dropout_p": attention_p, "hidden_dropout_p": hidden_p}
     assert_as_predicted(make_config(setting, dtype=dtype, batch=3, loss_chunk_tokens=10, **ODD, **model))
@@ -86,7 +98,7 @@ def test_every_row_is_as_predicted_for_any_shape(config):
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)
-@given(any_setting(), st.sampled_from(["unfused", "fused"]), st.integers(1, 9), st.sampled_from([0.0, 0.1]))
+@given(any_setting(), st.sampled_from(["unfused", "fused"]), st.integers(1, 9), st.sampled_from([0.0, 0.125]))
 def test_the_triton_kernels_keep_what_is_predicted(setting, attention, sequence, dropout_p):
     model = {"hidden_size": 6, "num_attention_heads": 2, "ffn_hidden_size": 10, "seq_length": sequence, "vocab_size": 9}
     model |= {"num_layers": 1, "attention": attention, "dropout_p": dropout_p, "kernel_backend": "triton"}
@@ -146,9 +158,7 @@ PER_LAYER_FUSED = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-@pytest.mark.parametrize("attention", ["fused", "sdpa"])
-@pytest.mark.parametrize("name", PER_LAYER_FUSED)
+@in_turns(2, {"name": PER_LAYER_FUSED.keys(), "attention": ["fused", "sdpa"], "dtype": ["bf16", "fp32"]})
 def test_a_layer_with_fused_attention_keeps_what_the_closed_formulas_say(name, attention, dtype):
     s, b, h, a = 23, 3, 42, 7
     shape = {"hidden_size": h, "num_attention_heads": a, "ffn_hidden_size": 4 * h, "seq_length": s}
