@@ -25,7 +25,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerShape:
+class CaseShape:
     """dtype: of DTYPES; head_size, sequence, micro_batch: d, s, b."""
 
     dtype: str
@@ -48,17 +48,17 @@ class LayerShape:
 
 
 GPU_SHAPES = (
-    LayerShape("bf16", 64, 1024, 4),
-    LayerShape("bf16", 128, 2048, 1),
-    LayerShape("bf16", 120, 1024, 1),
-    LayerShape("bf16", 64, 1100, 1),
-    LayerShape("fp16", 64, 1024, 1),
-    LayerShape("fp32", 64, 1024, 1),
-    LayerShape("bf16", 128, 1024, 4),
-    LayerShape("fp16", 120, 1024, 4),
-    LayerShape("fp32", 128, 1024, 4),
+    CaseShape("bf16", 64, 1024, 4),
+    CaseShape("bf16", 128, 2048, 1),
+    CaseShape("bf16", 120, 1024, 1),
+    CaseShape("bf16", 64, 1100, 1),
+    CaseShape("fp16", 64, 1024, 1),
+    CaseShape("fp32", 64, 1024, 1),
+    CaseShape("bf16", 128, 1024, 4),
+    CaseShape("fp16", 120, 1024, 4),
+    CaseShape("fp32", 128, 1024, 4),
 )
-CPU_SHAPES = (LayerShape("fp32", 64, 128, 1), LayerShape("bf16", 64, 96, 2))
+CPU_SHAPES = (CaseShape("fp32", 64, 128, 1), CaseShape("bf16", 64, 96, 2))
 
 
 def cases(bench: Bench, compiled: bool = False, attentions: Sequence[str] = ATTENTIONS) -> list[Case]:
@@ -72,7 +72,7 @@ def cases(bench: Bench, compiled: bool = False, attentions: Sequence[str] = ATTE
     return made
 
 
-def _run(shape: LayerShape, attentions: Sequence[str], compiled: bool, bench: Bench) -> list[Row]:
+def _run(shape: CaseShape, attentions: Sequence[str], compiled: bool, bench: Bench) -> list[Row]:
     dtype, config = DTYPES[shape.dtype], shape.config
     settings = [BenchmarkSetting(attention, name, compiled) for attention in attentions for name in SETTINGS]
     refused = {setting: refusal(under(config, setting), dtype) for setting in settings}

@@ -124,7 +124,7 @@ def training_blocks(source: Path, kind: str, model: Path) -> list[str]:
     """The texts that prepare encodes, cut as it cuts them."""
     from megaselect.data.documents import Document, decode
     from megaselect.data.json_lines import LineOptions, parse_lines
-    from megaselect.data.pieces import TextBlock, cut_chunks, divide
+    from megaselect.data.pieces import BlockPiece, cut_chunks, divide
     from megaselect.data.survey import survey
     from megaselect.data.tokenizer import Tokenizer
 
@@ -132,7 +132,7 @@ def training_blocks(source: Path, kind: str, model: Path) -> list[str]:
     blocks, cut = [], Tokenizer(model).cut
     for chunk in cut_chunks(divide([document], 0.05, 0.0), cut):
         for piece in chunk:
-            if isinstance(piece, TextBlock):
+            if isinstance(piece, BlockPiece):
                 blocks.append(decode(piece.raw)[0])
             else:
                 lines = parse_lines(piece, LineOptions())

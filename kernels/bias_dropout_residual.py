@@ -109,13 +109,13 @@ _forward.register_autograd(_autograd_backward, setup_context=_setup_context)
 
 def _kernels(backend: str, tensor: Tensor):  # noqa: ANN202
     if resolve_backend(backend, tensor.device, tensor.dtype) == "torch":
-        return TorchTwin
+        return TorchFallback
     from megaselect.kernels import bias_dropout_residual_triton
 
     return bias_dropout_residual_triton
 
 
-class TorchTwin:
+class TorchFallback:
     """The kernel's maths in plain torch: for the CPU, and as a reference."""
 
     @staticmethod

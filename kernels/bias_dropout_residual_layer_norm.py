@@ -140,7 +140,7 @@ _forward.register_autograd(_autograd_backward, setup_context=_setup_context)
 
 def _kernels(backend: str, tensor: Tensor, plane: Plane):  # noqa: ANN202
     if resolve_backend(backend, tensor.device, tensor.dtype) == "torch":
-        return Pair(bias_dropout_residual.TorchTwin, layer_norm.TorchTwin)
+        return Pair(bias_dropout_residual.TorchFallback, layer_norm.TorchFallback)
     from megaselect.kernels import bias_dropout_residual_layer_norm_triton as fused
 
     return fused.kernels_for(plane)

@@ -65,13 +65,13 @@ _forward.register_autograd(_autograd_backward, setup_context=_setup_context)
 
 def _kernels(backend: str, tensor: Tensor):  # noqa: ANN202
     if resolve_backend(backend, tensor.device, tensor.dtype) == "torch":
-        return TorchTwin
+        return TorchFallback
     from megaselect.kernels import layer_norm_triton
 
     return layer_norm_triton
 
 
-class TorchTwin:
+class TorchFallback:
     """torch's own kernels, on fp32 copies where the values are 16 bit and the device is a CPU."""
 
     @staticmethod

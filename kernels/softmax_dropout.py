@@ -185,7 +185,7 @@ def _backward_flops(grad_shape: torch.Size, _: object, value_shape: torch.Size, 
 
 def _kernels(backend: str, tensor: Tensor):  # noqa: ANN202
     if resolve_backend(backend, tensor.device, tensor.dtype) == "torch":
-        return TorchTwin
+        return TorchFallback
     from megaselect.kernels import softmax_dropout_triton
 
     return softmax_dropout_triton
@@ -220,7 +220,7 @@ def _row_dots(grad_context: Tensor, context: Tensor, batch: int, heads: int) -> 
     return products.view(context.shape[0], batch, heads, -1).sum(-1).permute(1, 2, 0).contiguous()
 
 
-class TorchTwin:
+class TorchFallback:
     """The kernel's maths, saved tensors and rounding points in plain torch: for the CPU, and as a reference.
 
     Works through the planes in chunks that fit a core's cache, into buffers that are allocated once.

@@ -18,7 +18,7 @@ _TITLES = {"reading": "reading the input", "tokenizer": "training the tokenizer"
 
 
 class ProgressDisplay:
-    """A Progress that draws on standard output. As a context manager it gives the terminal back at the end."""
+    """A PrepareProgress that draws on standard output. As a context manager it gives the terminal back at the end."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
@@ -48,7 +48,7 @@ class ProgressDisplay:
             self._bar.stop()
 
     def stage(self, name: str, total_bytes: int, done_bytes: int = 0) -> None:
-        """See Progress."""
+        """See PrepareProgress."""
         self._title = _TITLES[name]
         self._total, self._done, self._first = total_bytes, done_bytes, done_bytes
         self._started = time.monotonic()
@@ -61,7 +61,7 @@ class ProgressDisplay:
             self._line()
 
     def advance(self, num_bytes: int) -> None:
-        """See Progress."""
+        """See PrepareProgress."""
         self._done += num_bytes
         elapsed = time.monotonic() - self._shown
         if self._bar:
@@ -73,7 +73,7 @@ class ProgressDisplay:
             self._line()
 
     def note(self, text: str) -> None:
-        """See Progress."""
+        """See PrepareProgress."""
         columns = shutil.get_terminal_size().columns if self._bar else PLAIN_COLUMNS
         lines = textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False)
         if self._bar:

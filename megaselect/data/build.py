@@ -19,7 +19,7 @@ from megaselect.data.indexed_dataset import token_dtype
 from megaselect.data.json_lines import LineOptions
 from megaselect.data.output import Output
 from megaselect.data.pieces import CHUNK_BYTES, Division, Piece, cut_chunks, divide, sample_text
-from megaselect.data.progress import Progress
+from megaselect.data.progress import PrepareProgress
 from megaselect.data.record import read_record
 from megaselect.data.tokenizer import Tokenizer, train_tokenizer
 from megaselect.data.workers import encode_in_order
@@ -92,7 +92,11 @@ class BuildOptions:
 
 
 def build(
-    workspace: Workspace, paths: DatasetPaths, documents: list[Document], options: BuildOptions, progress: Progress
+    workspace: Workspace,
+    paths: DatasetPaths,
+    documents: list[Document],
+    options: BuildOptions,
+    progress: PrepareProgress,
 ) -> None:
     """Make the files of `paths`, going on from what is in the workspace. Raises DataError and OSError."""
     if workspace.read(RECORD) is None:
@@ -122,7 +126,7 @@ def _tokenizer_model(division: Division, options: BuildOptions) -> bytes:
 
 
 def _encode(
-    model: Path, division: Division, cut: Cutter, output: Output, options: BuildOptions, progress: Progress
+    model: Path, division: Division, cut: Cutter, output: Output, options: BuildOptions, progress: PrepareProgress
 ) -> None:
     progress.stage("tokens", division.num_bytes, output.num_bytes)
     if output.num_bytes:

@@ -12,7 +12,7 @@ import numpy as np
 from megaselect.data.documents import decode
 from megaselect.data.indexed_dataset import token_dtype
 from megaselect.data.json_lines import LineOptions, Lines, parse_lines
-from megaselect.data.pieces import Piece, TextBlock
+from megaselect.data.pieces import BlockPiece, Piece
 from megaselect.data.tokenizer import TextPart, Tokenizer
 
 # Bounds what is held at a time of a long line's text.
@@ -89,7 +89,7 @@ class Encoder:
         return encoded
 
     def _texts(self, piece: Piece, counts: dict[tuple[str, str], Counts]) -> Iterator[_Text]:
-        if isinstance(piece, TextBlock):
+        if isinstance(piece, BlockPiece):
             text, replaced = decode(piece.raw)
             count = Counts(
                 int(piece.ends_document), len(piece.raw), replaced_bytes=replaced, seamless_cuts=int(piece.seamless)

@@ -14,7 +14,7 @@ CHUNK_BYTES = 512 * 1024
 _CHUNK_PIECES = 512
 
 
-class TextBlock(NamedTuple):
+class BlockPiece(NamedTuple):
     """A block of a text document, see documents.RawBlock. kind: the document's."""
 
     raw: bytes
@@ -25,7 +25,7 @@ class TextBlock(NamedTuple):
     seamless: bool
 
 
-Piece = TextBlock | Lines
+Piece = BlockPiece | Lines
 
 
 class Division(NamedTuple):
@@ -75,12 +75,12 @@ def sample_text(division: Division, options: LineOptions, num_bytes: int) -> Ite
     stride = -(-sum(document.num_bytes for document in (*texts, *division.lines)) // num_bytes)
     position = 0
     for piece in _pieces(division, ("train",), cut_blocks):
-        length = 1 if isinstance(piece, TextBlock) else max(len(piece.raw) // BLOCK_BYTES, 1)
+        length = 1 if isinstance(piece, BlockPiece) else max(len(piece.raw) // BLOCK_BYTES, 1)
         taken = {index for index in range(length) if (position + index) % stride == 0}
         position += length
         if not taken:
             continue
-        if isinstance(piece, TextBlock):
+        if isinstance(piece, BlockPiece):
             yield decode(piece.raw)[0]
         else:
             yield from _sample_lines(piece, options, length, taken)
@@ -101,6 +101,6 @@ def _pieces(division: Division, splits: Iterable[str], cut: Cutter) -> Iterator[
         for split in splits:
             for document in division.texts[split]:
                 for raw, ends, starts, seamless in read_raw_blocks(document, cut):
-                    yield TextBlock(raw, document.kind, split, ends, starts, seamless)
+                    yield BlockPiece(raw, document.kind, split, ends, starts, seamless)
         for document in division.lines:
             yield from cut_lines(document, division.moved.get(document, ()))

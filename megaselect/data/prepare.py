@@ -24,7 +24,7 @@ from megaselect.data.corpus import default_corpus
 from megaselect.data.documents import Document, sha256_of_manifest
 from megaselect.data.json_lines import LineOptions
 from megaselect.data.os_errors import explain_os_errors
-from megaselect.data.progress import NoProgress, Progress
+from megaselect.data.progress import NoProgress, PrepareProgress
 from megaselect.data.record import describe_replaced
 from megaselect.data.survey import Survey, survey
 from megaselect.data.tokenizer import MAX_VOCAB_SIZE, MIN_VOCAB_SIZE, Tokenizer
@@ -44,7 +44,7 @@ def prepare(
     json_field: str = "text",
     json_files: str = "auto",
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: PrepareProgress | None = None,
 ) -> DatasetPaths:
     """Turn text files and directories of them into a dataset at `output_prefix`, in memory of bounded size.
 
@@ -154,7 +154,7 @@ def _request(files: list[TextFile], options: BuildOptions) -> dict[str, Any]:
     return {"input": listing.hexdigest(), "version": versions, **options.request()}
 
 
-def _surveys(workspace: Workspace, files: list[TextFile], progress: Progress) -> list[Survey]:
+def _surveys(workspace: Workspace, files: list[TextFile], progress: PrepareProgress) -> list[Survey]:
     def read_all() -> bytes:
         progress.stage("reading", sum(file.path.stat().st_size for file in files))
         with explain_os_errors("read the input", "make it readable and run the command again", PreparationStopped):

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 
-class Progress(Protocol):
+class PrepareProgress(Protocol):
     """Draws the progress of stages that follow each other. All sizes are in bytes of the input."""
 
     def stage(self, name: str, total_bytes: int, done_bytes: int = 0) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megaselect.data.progress import Progress
+from megaselect.data.progress import PrepareProgress
 from megaselect.errors import DataError
 from megaselect.files import try_lock, write_atomically
 
@@ -51,7 +51,7 @@ class Workspace:
             write_atomically(path, compute())
         return path.read_bytes()
 
-    def begin(self, request: dict[str, Any], progress: Progress) -> None:
+    def begin(self, request: dict[str, Any], progress: PrepareProgress) -> None:
         """Keep what is here for the same request, and remove what is here for another one."""
         earlier = self.read(_REQUEST)
         if earlier == request:
@@ -82,7 +82,7 @@ class Workspace:
 
 
 @contextmanager
-def open_workspace(prefix: Path, request: dict[str, Any], progress: Progress) -> Iterator[Workspace]:
+def open_workspace(prefix: Path, request: dict[str, Any], progress: PrepareProgress) -> Iterator[Workspace]:
     """PREFIX.partial/, for one process at a time.
 
     request: what the result depends on, as JSON has it.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from megaselect.estimation.rows import Case, Row
+from megaselect.estimation.rows import Case, EstimateRow
 from megaselect.recomputation.presets import AUTO, PRESETS, setting_flags
 from megaselect.units import size
 
 WORTH_A_WORD = 0.9  # of the step time
 
 
-def advise(case: Case, rows: dict[str, dict[str, Row]]) -> str:
+def advise(case: Case, rows: dict[str, dict[str, EstimateRow]]) -> str:
     """The setting with the least to compute again that fits, of the config's attention first, then of fused."""
     budget, own = case.target.usable_bytes, case.config.model.attention
     room = f"{size(budget)} ({case.target.memory_note})"
@@ -39,24 +39,24 @@ def _dividing(case: Case, most: int) -> int:
     return max(size for size in range(1, min(most, share) + 1) if share % size == 0)
 
 
-def _faster(own: Row, fused: Row) -> str:
+def _faster(own: EstimateRow, fused: EstimateRow) -> str:
     """Where fused attention is predicted to save time worth a word."""
     if own.step_seconds is None or fused.step_seconds is None or fused.step_seconds > WORTH_A_WORD * own.step_seconds:
         return ""
     return f"; with --attention fused a step is predicted to take {1 - fused.step_seconds / own.step_seconds:.0%} less"
 
 
-def _cost(row: Row) -> float:
+def _cost(row: EstimateRow) -> float:
     return row.step_seconds if row.step_seconds is not None else row.hardware_flops
 
 
-def _price(row: Row) -> str:
+def _price(row: EstimateRow) -> str:
     if not row.recompute_overhead:
         return " and no matrix product computed again"
     return f" and {row.recompute_overhead:.1%} more FLOPs"
 
 
-def _nothing_fits(case: Case, candidates: list[Row], room: str) -> str:
+def _nothing_fits(case: Case, candidates: list[EstimateRow], room: str) -> str:
     least = min(candidates, key=lambda row: row.rank.peak.bytes)
     static = least.rank.static.total
     need = f"Nothing fits into {room}: the least is {size(least.rank.peak.bytes)}, with {setting_flags(least.settings)}"

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from megaselect.estimation.estimate import Estimate, module_sets
-from megaselect.estimation.rows import Case, Row
+from megaselect.estimation.rows import Case, EstimateRow
 from megaselect.prediction.saved_bytes import outside_tensors
 from megaselect.prediction.weights import parameter_count
 from megaselect.recomputation.plan import describe_plan
@@ -39,7 +39,7 @@ def as_data(estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def row_data(case: Case, row: Row) -> dict[str, Any]:
+def row_data(case: Case, row: EstimateRow) -> dict[str, Any]:
     """One setting."""
     return {
         "saved_bytes_per_layer": row.saved_bytes_per_layer,

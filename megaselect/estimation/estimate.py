@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from megaselect.config import Config, ModelConfig, RecomputeConfig
 from megaselect.errors import ConfigError, DeviceError
 from megaselect.estimation.advice import advise
-from megaselect.estimation.rows import Case, Row, make_row, planned_row
+from megaselect.estimation.rows import Case, EstimateRow, make_row, planned_row
 from megaselect.estimation.target import Target, resolve_target
 from megaselect.kernels.limits import refused_attention
 from megaselect.planning.auto import assumed_costs, fastest_plan, problem_of
@@ -24,7 +24,7 @@ class Estimate:
     """rows: attention choice -> setting -> its prediction. own: the attention and name of the config's own setting."""
 
     case: Case
-    rows: dict[str, dict[str, Row]]
+    rows: dict[str, dict[str, EstimateRow]]
     own: tuple[str, str]
     advice: str
 
@@ -70,7 +70,7 @@ def _refusal(model: ModelConfig, target: Target, attention: str) -> str | None:
     return refused_attention(attention, backend, model.hidden_size, model.num_attention_heads)
 
 
-def _rows(case: Case, attention: str) -> dict[str, Row]:
+def _rows(case: Case, attention: str) -> dict[str, EstimateRow]:
     rows = {name: make_row(case, name, attention, settings) for name, settings in PRESETS.items()}
     own, name = case.config.recompute, _own_name(case.config.recompute)
     is_own = attention == case.config.model.attention
@@ -81,7 +81,7 @@ def _rows(case: Case, attention: str) -> dict[str, Row]:
     return rows
 
 
-def _auto_has_a_point(case: Case, rows: dict[str, Row]) -> bool:
+def _auto_has_a_point(case: Case, rows: dict[str, EstimateRow]) -> bool:
     """Where not everything can be kept, yet something fits."""
     fitting = {row.name for row in rows.values() if row.rank.peak.bytes <= case.target.usable_bytes}
     plannable = case.parallel == Parallel() and case.target.speed is not None
@@ -94,7 +94,7 @@ def _own_name(recompute: RecomputeConfig) -> str:
     return name if name in PRESETS or name == AUTO else CONFIGURED
 
 
-def _automatic(case: Case, attention: str, others: dict[str, Row]) -> Row:
+def _automatic(case: Case, attention: str, others: dict[str, EstimateRow]) -> EstimateRow:
     """What auto would plan, by the times that are assumed. For another micro-batch it would plan anew: the largest is
     at least that of any other row.
     """
@@ -112,7 +112,7 @@ def _automatic(case: Case, attention: str, others: dict[str, Row]) -> Row:
     return replace(row, largest_micro_batch=max(other.largest_micro_batch for other in others.values()))
 
 
-def module_sets(case: Case, attention: str) -> dict[str, Row]:
+def module_sets(case: Case, attention: str) -> dict[str, EstimateRow]:
     """What selective does with every non-empty set of modules."""
     sets = itertools.chain.from_iterable(itertools.combinations(MODULES, count) for count in range(1, len(MODULES) + 1))
     settings = {" ".join(modules): RecomputeConfig(mode="selective", modules=modules) for modules in sets}

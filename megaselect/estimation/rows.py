@@ -58,7 +58,7 @@ class RankBytes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class EstimateRow:
     """A setting. Bytes are those of the fullest rank; FLOPs are of a micro-batch, divided by the ranks that share a
     model; step_seconds: None where no speed is assumed. working_set_bytes: the most that one layer's (or chunk's)
     backward holds beyond what is kept. largest_micro_batch: 0 where none fits.
@@ -83,14 +83,14 @@ class Row:
         return self.hardware_flops / self.model_flops - 1
 
 
-def make_row(case: Case, name: str, attention: str, settings: RecomputeConfig) -> Row:
+def make_row(case: Case, name: str, attention: str, settings: RecomputeConfig) -> EstimateRow:
     """Predict a setting. Raises ConfigError for layers picked by number in a pipeline."""
     if settings.layers is not None and case.parallel.pipeline > 1:
         raise ConfigError("--recompute-layers with --pipeline-parallel is not predicted; give one of the two")
     return planned_row(case, name, attention, settings, make_plan(settings, case.layers_per_chunk))
 
 
-def planned_row(case: Case, name: str, attention: str, settings: RecomputeConfig, plan: RecomputePlan) -> Row:
+def planned_row(case: Case, name: str, attention: str, settings: RecomputeConfig, plan: RecomputePlan) -> EstimateRow:
     """The same for a plan that is there."""
     batch = case.config.training.micro_batch_size
     shape, ranks = case.shape(attention), case.parallel.tensor * case.parallel.pipeline
@@ -101,7 +101,7 @@ def planned_row(case: Case, name: str, attention: str, settings: RecomputeConfig
     flops = micro_batch_flops(replace(shape, tensor_parallel=1, sequence_parallel=False), whole)
     per_layer = bytes_per_layer(shape, plan)
     fullest = max(per_layer, key=lambda layer: per_layer[layer])
-    return Row(
+    return EstimateRow(
         name=name,
         attention=attention,
         settings=settings,

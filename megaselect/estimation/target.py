@@ -8,7 +8,7 @@ from megaselect.errors import DeviceError
 from megaselect.estimation.driver import first_gpu
 from megaselect.gpus import GPU_SHARE, Gpu, by_marketing_name, find_gpu
 from megaselect.host_memory import available_bytes
-from megaselect.prediction.assumed_time import Speed, cpu_speed, gpu_speed
+from megaselect.prediction.assumed_time import DeviceSpeed, cpu_speed, gpu_speed
 from megaselect.units import parse_size
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -23,7 +23,7 @@ class Target:
     dtype: str
     usable_bytes: int
     memory_note: str
-    speed: Speed | None
+    speed: DeviceSpeed | None
 
     @property
     def element_bytes(self) -> int:

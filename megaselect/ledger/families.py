@@ -10,7 +10,7 @@ from torch import Tensor, nn
 SHARED = "sample indices"  # one tensor that every layer saves: it belongs to none
 
 
-class Family(Protocol):
+class ModelFamily(Protocol):
     """The ledger asks every family that is registered; a family answers for its own modules alone."""
 
     def tensor_name(
@@ -28,13 +28,13 @@ class Family(Protocol):
         """Names of the module's children that would run otherwise with a hook on them than they do without."""
 
 
-FAMILIES: list[Family] = []
+FAMILIES: list[ModelFamily] = []
 
 
 def documented_name(
     model: nn.Module, module: str, tensor: Tensor, taken: list[str], is_region: bool
 ) -> str | None:  # fmt: skip
-    """The name that the model's family has for it; None where no family knows it. Arguments as in Family."""
+    """The name that the model's family has for it; None where no family knows it. Arguments as in ModelFamily."""
     names = (family.tensor_name(model, module, tensor, taken, is_region) for family in FAMILIES)
     return next((name for name in names if name is not None), None)
 

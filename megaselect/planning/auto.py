@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from megaselect.errors import RecomputeError
 from megaselect.planning.planner import LayerChoice, Limits, cheapest, plan_from
-from megaselect.prediction.assumed_time import PICOSECONDS, Speed, layer_moved_bytes, layer_picoseconds
+from megaselect.prediction.assumed_time import PICOSECONDS, DeviceSpeed, layer_moved_bytes, layer_picoseconds
 from megaselect.prediction.flops import layer_flops
 from megaselect.prediction.peak import Peak, Situation, Surroundings, chunk_bytes, step_peak, surroundings
 from megaselect.prediction.saved_bytes import LayerShape, has_region, outside_tensors
@@ -67,7 +67,7 @@ class Problem:
     situation: Situation
 
 
-def assumed_costs(shape: LayerShape, speed: Speed) -> Costs:
+def assumed_costs(shape: LayerShape, speed: DeviceSpeed) -> Costs:
     """From FLOPs and bytes moved."""
 
     layer = speed.seconds(layer_flops(shape), layer_moved_bytes(shape, frozenset()) / 3)

@@ -23,7 +23,7 @@ PICOSECONDS = 10**12
 
 
 @dataclass(frozen=True)
-class Speed:
+class DeviceSpeed:
     """What a device is assumed to reach."""
 
     flops: float
@@ -35,24 +35,24 @@ class Speed:
         return flops / self.flops + moved_bytes / self.bytes_per_s
 
 
-def gpu_speed(gpu: Gpu, element_bytes: int) -> Speed:
+def gpu_speed(gpu: Gpu, element_bytes: int) -> DeviceSpeed:
     """A share of the data sheet; fp32 products at an eighth of the 16-bit peak."""
     flops = gpu.flops_16_bit * PRODUCT_EFFICIENCY / (1 if element_bytes == 2 else 8)
     share = f"products at {PRODUCT_EFFICIENCY:.0%} of {gpu.flops_16_bit / 1e12:g} TFLOP/s"
     if element_bytes != 2:
         share += " / 8 in fp32"
     text = f"{share}, the rest at {BANDWIDTH_EFFICIENCY:.0%} of {gpu.bytes_per_s / 1e12:g} TB/s, nothing overlapped"
-    return Speed(flops, gpu.bytes_per_s * BANDWIDTH_EFFICIENCY, text)
+    return DeviceSpeed(flops, gpu.bytes_per_s * BANDWIDTH_EFFICIENCY, text)
 
 
-def cpu_speed() -> Speed:
+def cpu_speed() -> DeviceSpeed:
     """A guess for any CPU."""
     cores = os.cpu_count() or 1
     text = (
         f"{cores} CPU cores of {CPU_FLOPS_PER_CORE / 1e9:g} GFLOP/s and {CPU_BYTES_PER_S / 1e9:g} GB/s, "
         "a guess for any CPU"
     )
-    return Speed(cores * CPU_FLOPS_PER_CORE, CPU_BYTES_PER_S, text)
+    return DeviceSpeed(cores * CPU_FLOPS_PER_CORE, CPU_BYTES_PER_S, text)
 
 
 def layer_moved_bytes(shape: LayerShape, modules: frozenset[str]) -> int:
@@ -76,7 +76,7 @@ def _softmax_moved_bytes(shape: LayerShape, modules: frozenset[str]) -> int:
     return moved + 2 * kept.get("attention dropout mask", 0)
 
 
-def layer_picoseconds(shape: LayerShape, modules: frozenset[str], speed: Speed) -> int:
+def layer_picoseconds(shape: LayerShape, modules: frozenset[str], speed: DeviceSpeed) -> int:
     """What a layer's recomputation of `modules` costs beyond keeping everything; negative where writing and reading
     what is kept takes longer than making it again.
     """
@@ -84,7 +84,7 @@ def layer_picoseconds(shape: LayerShape, modules: frozenset[str], speed: Speed) 
     return round(PICOSECONDS * speed.seconds(recomputed_flops(shape, modules) / shape.tensor_parallel, moved))
 
 
-def micro_batch_seconds(shape: LayerShape, plan: RecomputePlan, speed: Speed) -> float:
+def micro_batch_seconds(shape: LayerShape, plan: RecomputePlan, speed: DeviceSpeed) -> float:
     """Forward and backward of one micro-batch through the whole model, of which a rank computes 1/t."""
     layers = len(plan.modules)
     flops: float = micro_batch_flops(shape, plan).hardware
@@ -97,6 +97,6 @@ def micro_batch_seconds(shape: LayerShape, plan: RecomputePlan, speed: Speed) ->
     return speed.seconds(flops / shape.tensor_parallel, moved)
 
 
-def optimizer_seconds(parameters: int, speed: Speed) -> float:
+def optimizer_seconds(parameters: int, speed: DeviceSpeed) -> float:
     """AdamW over a rank's parameters."""
     return speed.seconds(0, parameters * BYTES_A_PARAMETER_IN_ADAMW)

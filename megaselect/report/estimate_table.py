@@ -9,7 +9,7 @@ from rich.text import Text
 
 from megaselect.errors import RecomputeError
 from megaselect.estimation.estimate import Estimate
-from megaselect.estimation.rows import Case, Row
+from megaselect.estimation.rows import Case, EstimateRow
 from megaselect.prediction.parallel import Parallel, pipeline_output_bytes
 from megaselect.prediction.saved_bytes import check_saves
 from megaselect.prediction.weights import parameter_count
@@ -81,7 +81,7 @@ def _settings_table(estimate: Estimate) -> Table:
     return table
 
 
-def _add_setting(table: Table, row: Row, estimate: Estimate, unit_bytes: int) -> None:
+def _add_setting(table: Table, row: EstimateRow, estimate: Estimate, unit_bytes: int) -> None:
     own = (row.attention, row.name) == estimate.own
     peak = row.rank.peak.bytes
     sizes = (row.saved_bytes_per_layer, row.rank.saved, row.working_set_bytes)
@@ -121,7 +121,7 @@ def _tensor_table(estimate: Estimate) -> Table:
     return table
 
 
-def _in_layers(row: Row) -> dict[str, int]:
+def _in_layers(row: EstimateRow) -> dict[str, int]:
     return {name: count for name, count in row.rank.by_name.items() if name in row.layer_tensors}
 
 

@@ -7,7 +7,7 @@ from mask_reference import dropped_planes
 from torch.utils.flop_counter import FlopCounterMode
 
 from megaselect.kernels.dropout_mask import Plane, keep_scale, signed_seed
-from megaselect.kernels.softmax_dropout import TorchTwin, softmax_dropout_value
+from megaselect.kernels.softmax_dropout import TorchFallback, softmax_dropout_value
 
 SEED, SITE = 2**64 - 3, 5 * 4096 + 2
 FORMS = {"none": (True, True), "dropout": (True, False), "softmax": (False, True), "softmax+dropout": (False, False)}
@@ -333,7 +333,7 @@ def test_scores_above_the_diagonal_do_not_matter(form, above):
 @pytest.mark.parametrize("poison", [torch.inf, -torch.inf, torch.nan])
 def test_the_fallback_ignores_any_gradient_above_the_diagonal(threshold, poison):
     case = Case((1, 2, 17, 17, 8, 0, 0), threshold=threshold)
-    _, row_max, inverse_sum, *_ = TorchTwin.forward(case.scores, case.samples, case.plane, False, False)
+    _, row_max, inverse_sum, *_ = TorchFallback.forward(case.scores, case.samples, case.plane, False, False)
     empty, delta = case.scores.new_empty(0), torch.full((1, 2, 17), 0.5)
     saved = {"scores": case.scores, "row_max": row_max, "inverse_sum": inverse_sum, "probs": empty}
     mask = torch.empty(0, dtype=torch.int8)
@@ -341,7 +341,7 @@ def test_the_fallback_ignores_any_gradient_above_the_diagonal(threshold, poison)
     for above in (0.0, poison):
         grad = torch.ones_like(case.scores).masked_fill(~case.live, above)
         results.append(
-            TorchTwin.backward(grad, delta, case.samples, case.plane, **saved, mask=mask, write_dropped=True)
+            TorchFallback.backward(grad, delta, case.samples, case.plane, **saved, mask=mask, write_dropped=True)
         )
     assert_same_bits(*results)
     assert results[0][0].any()

@@ -35,7 +35,7 @@ STATISTICS = {"ln1": "ln1 statistics", "ln2": "ln2 statistics", "final_layernorm
 
 
 class GptFamily:
-    """See Family."""
+    """See ModelFamily."""
 
     def tensor_name(
         self, model: nn.Module, module: str, tensor: Tensor, taken: list[str], is_region: bool
