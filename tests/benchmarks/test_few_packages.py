@@ -31,7 +31,7 @@ def test_every_script_runs_without_other_packages(runner):
     kernels = ["--seq", "16", "--head-size", "16", "--dropout", "0.1"]
     scripts = [
         [RUN, "baselines", *few, *QUICK, "--baseline", "plain", "huggingface", "megatron"],
-        [RUN, "headline", *QUICK, "--case", "bits bf16 d=64 s=96 b=2"],
+        [RUN, "headline", *QUICK, "--case", "bits fp32 d=64 s=128 b=1"],
         [RUN, "kernels", *kernels, *QUICK],
         [GROWTH, "--config", runner.config, "--steps", "4", "--device", "cpu"],
         [PAGE],
