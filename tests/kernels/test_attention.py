@@ -130,8 +130,8 @@ def test_scores_never_exist(direction, peak_bytes):
 
         return peak_bytes(run)
 
-    short, long = peak(1024), peak(3072)
-    assert long < 2 * 3072**2  # the scores of the two heads would take 4 * 2 * 3072**2 bytes
+    short, long = peak(768), peak(2304)
+    assert long < 2 * 2304**2  # the scores of the two heads would take 4 * 2 * 2304**2 bytes
     assert long < 3 * short  # linear at most
 
 

@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from megaselect.cli.main import main
 from megaselect.kernels.backend import BACKENDS, resolve_backend
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)  # naming a device needs none
@@ -101,14 +101,12 @@ def test_the_interpreter_is_refused_in_bf16_alone(dtype, monkeypatch):
         resolve_backend("triton", CPU, dtype)
 
 
-def test_train_refuses_the_interpreter_in_bf16_in_one_line(tmp_path):
-    root = Path(__file__).parents[2]
-    command = [sys.executable, str(root / "train.py"), "--config", str(root / "configs/tiny.yaml")]
-    command += ["--run-dir", str(tmp_path / "run"), "--device", "cpu", "--kernel-backend", "triton", "--dtype", "bf16"]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=tmp_path)
-    assert child.returncode == 2
-    assert child.stderr.startswith("error: Triton's interpreter (TRITON_INTERPRET=1) computes wrongly in bf16: use ")
-    assert len(child.stderr.splitlines()) == 1
-    assert child.stdout == ""
+def test_train_refuses_the_interpreter_in_bf16_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    flags = ["--device", "cpu", "--kernel-backend", "triton", "--dtype", "bf16", "--wandb", "disabled"]
+    assert main(["train", "--config", "tiny", *flags, "--run-dir", str(tmp_path / "run")]) == 2
+    output, errors = capsys.readouterr()
+    assert errors.startswith("error: Triton's interpreter (TRITON_INTERPRET=1) computes wrongly in bf16: use ")
+    assert len(errors.splitlines()) == 1
+    assert output == ""
     assert not (tmp_path / "run").exists()

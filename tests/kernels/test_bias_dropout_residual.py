@@ -186,7 +186,7 @@ def test_compiled_gives_the_same_bits(save_mask):
 @either_form
 @either_backend
 def test_strided_inputs(save_mask, backend):
-    case = Case((5, 2, 33, 0, 0), backend=backend)
+    case = Case((5, 2, 32, 0, 0), threshold=128, backend=backend)  # the interpreter has a quarter of the work so
     wanted = case.run(save_mask)
     strided = [t.transpose(0, 2).contiguous().transpose(0, 2) for t in (case.x, case.inputs[2], case.grad)]
     bias = torch.stack([case.inputs[1], case.x[0, 0]], 1)[:, 0]

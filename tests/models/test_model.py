@@ -1,5 +1,6 @@
 """The model on its own: initial weights, shapes, padding, modes and errors."""
 
+import json
 import os
 import subprocess
 import sys
@@ -161,40 +162,47 @@ def test_a_short_prompt_gives_the_first_logits_of_a_longer_one():
     torch.testing.assert_close(model(tokens[:, :9]), model(tokens)[:, :9], rtol=1e-5, atol=1e-6)
 
 
-def build_in_a_child(config, **environment):
-    """(class name, message) of what build_model raises in a process of its own."""
-    code = (
-        "import sys, json\n"
-        "from megaselect import Config, build_model\n"
-        "try:\n"
-        "    build_model(Config.from_dict(json.load(sys.stdin)))\n"
-        "except Exception as error:\n"
-        "    print(type(error).__module__, type(error).__name__, error, sep='|')\n"
-    )
+CHILD = """
+import json, sys
+from megaselect import Config, build_model
+for config in json.load(sys.stdin):
+    try:
+        build_model(Config.from_dict(config))
+    except Exception as error:
+        print(type(error).__module__, type(error).__name__, error, sep="|")
+"""
+
+
+def refusals_in_a_child(*configs):
+    """Of each config what build_model raises in a process without a GPU and an interpreter: class and message."""
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     root = str(Path(megaselect.__file__).parents[1])
     child = subprocess.run(
-        [sys.executable, "-c", code],
-        input=config.model_dump_json(exclude_unset=True),
+        [sys.executable, "-c", CHILD],
+        input=json.dumps([config.model_dump(mode="json", exclude_unset=True) for config in configs]),
         capture_output=True,
         text=True,
         check=True,
-        env=inherited | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root} | environment,
+        env=inherited | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root},
     )
-    return child.stdout.strip()
+    return child.stdout.splitlines()
 
 
-def test_a_gpu_that_is_not_there_is_refused():
-    config = Config.from_dict(make_config().to_dict(), overrides={"training.device": "cuda"})
-    expected = "megaselect.errors|DeviceError|device cuda was asked for and torch sees no GPU: use --device cpu, or"
-    assert build_in_a_child(config).startswith(expected)
+NO_INTERPRETER = "Triton kernels do not run on device cpu: use --kernel-backend torch or auto"
 
 
-def test_triton_on_a_cpu_without_its_interpreter_is_refused(monkeypatch):
+def test_a_gpu_that_is_not_there_and_triton_on_a_cpu_are_refused():
+    on_gpu = Config.from_dict(make_config().to_dict(), overrides={"training.device": "cuda"})
+    no_gpu, no_interpreter = refusals_in_a_child(on_gpu, make_config(kernel_backend="triton"))
+    expected = "megaselect.errors|DeviceError|"
+    assert no_gpu.startswith(f"{expected}device cuda was asked for and torch sees no GPU: use --device cpu, or")
+    assert no_interpreter.startswith(f"{expected}{NO_INTERPRETER}")
+
+
+def test_triton_on_a_cpu_is_built_with_its_interpreter_alone(monkeypatch):
     config = make_config(kernel_backend="triton")
-    expected = "Triton kernels do not run on device cpu: use --kernel-backend torch or auto"
-    assert build_in_a_child(config).startswith(f"megaselect.errors|DeviceError|{expected}")
-    assert build_in_a_child(config, TRITON_INTERPRET="1") == ""
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(DeviceError, match=expected):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    build_model(config)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(DeviceError, match=NO_INTERPRETER):
         build_model(config)

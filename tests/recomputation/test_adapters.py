@@ -8,6 +8,7 @@ from foreign_modules import CHANGES, Adapter, ReadsInput, around
 from recompute_settings import SETTINGS, full
 from tiny_models import build_unchecked, gradients, make_batch, make_config
 from torch import nn
+from turns import in_turns
 
 from megaselect.errors import RecomputeError
 from megaselect.ledger import record
@@ -39,7 +40,7 @@ def freeze_all_but_the_last_layer(model):
     model.layers[-1].requires_grad_(True)
 
 
-def train(recompute, attention, freeze, steps=3):
+def train(recompute, attention, freeze, steps=2):
     """Losses, gradients, random states and trained parameters of some steps with adapters."""
     config = make_config(recompute, attention=attention, num_layers=2)
     model = build_unchecked(config)
@@ -69,15 +70,20 @@ def different(actual, expected):
     return [name for name in expected if not torch.equal(actual[name], expected[name])]
 
 
-@pytest.mark.parametrize("freeze", [freeze_nothing, freeze_base, freeze_all_but_the_last_layer])
-@pytest.mark.parametrize("attention", ["unfused", "fused"])
-@pytest.mark.parametrize("mode", MODES)
+FREEZES = {
+    "nothing frozen": freeze_nothing,
+    "base frozen": freeze_base,
+    "all but the last layer frozen": freeze_all_but_the_last_layer,
+}
+
+
+@in_turns(2, {"mode": MODES.keys(), "attention": ["unfused", "fused"], "freeze": FREEZES})
 def test_adapters_train_to_the_same_bits(mode, attention, freeze):
     trace = train(MODES[mode], attention, freeze)
     assert different(trace, train_without_recompute(attention, freeze)) == []
 
 
-@pytest.mark.parametrize("freeze", [freeze_nothing, freeze_base, freeze_all_but_the_last_layer])
+@pytest.mark.parametrize("freeze", FREEZES.values(), ids=FREEZES)
 def test_the_adapters_draw_and_learn(freeze):
     trace = train_without_recompute("unfused", freeze)
     assert not torch.equal(trace["0 state"], trace["1 state"])
@@ -104,9 +110,7 @@ def step_without_recompute(attention, change):
     return step({}, attention, CHANGES[change])
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("attention", ["unfused", "fused"])
-@pytest.mark.parametrize("mode", MODES)
+@in_turns(2, {"mode": MODES.keys(), "attention": ["unfused", "fused"], "change": CHANGES.keys()})
 def test_changed_modules_give_the_same_bits(mode, attention, change):
     actual = step(MODES[mode], attention, CHANGES[change])
     assert different(actual, step_without_recompute(attention, change)) == []

@@ -10,15 +10,21 @@ from recompute_settings import SETTINGS
 from tiny_hugging_face import TOKENS, gpt2, loss_of
 from tiny_models import build_unchecked, make_batch, make_config
 from torch import nn
+from turns import in_turns
 
 from megaselect.ledger import record
 
 ALLOCATIONS = ["none", "softmax", "dropout", "softmax dropout", "core_attn", "layernorm", "gelu", "all"]
 
 
-@pytest.mark.parametrize("attention", ["unfused", "fused", "sdpa"])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", [*ALLOCATIONS, "uniform 2", "block 3"])
+@in_turns(
+    2,
+    {
+        "name": [*ALLOCATIONS, "uniform 2", "block 3"],
+        "dtype": ["fp32", "bf16"],
+        "attention": ["unfused", "fused", "sdpa"],
+    },
+)
 def test_the_allocator_agrees_with_the_ledger(name, dtype, attention):
     dropout_p = 0.0 if attention == "sdpa" else 0.1
     config = make_config(SETTINGS[name], dtype=dtype, attention=attention, attention_dropout_p=dropout_p)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from recompute_settings import SETTINGS, selective
+from recompute_settings import SETTINGS
 from tiny_models import build_unchecked, gradients, make_batch, make_config
 from torch._dynamo.utils import counters
 
@@ -18,24 +18,36 @@ from megaselect.recomputation.plan import make_plan
 pytestmark = pytest.mark.compiles
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2}
-# Settings that differ in what the graph recomputes, in an order in which a graph that served the next one would show.
+LAYERS = 4
+# Each layer in its own way: a graph for each, where a setting of its own for each would compile two.
+OF_EACH_LAYER = ("core_attn dropout", "gelu", "all", "softmax dropout")
+# Plans that differ in what the graph recomputes, in an order in which a graph that served the next one would show.
 IN_TURN = {
-    "unfused": ["none", "core_attn dropout", "gelu", "all", "softmax dropout", "layernorm gelu odd", "uniform 2"],
+    "unfused": ["none", OF_EACH_LAYER, "layernorm gelu odd", "uniform 2"],
     "fused": ["none", "core_attn", "all", "block 3"],
     "sdpa": ["none", "all"],
 }
 CASES = [("unfused", "fp32"), ("fused", "bf16"), ("sdpa", "fp32")]
 
 
-def config_of(name, attention, dtype):
+def config_of(attention, dtype="fp32", recompute=None):
     dropout = {"attention_dropout_p": 0.0} if attention == "sdpa" else {}
-    return make_config(SETTINGS[name], dtype=dtype, attention=attention, **dropout)
+    return make_config(recompute, dtype=dtype, attention=attention, num_layers=LAYERS, **dropout)
 
 
-def compiled(config):
-    """The model with its layers compiled, for settings too that save nothing with this shape."""
+def plan_of(name):
+    """Of a setting, or of a tuple with a setting for each layer."""
+    if isinstance(name, str):
+        return make_plan(make_config(SETTINGS[name]).recompute, LAYERS)
+    plans = list(map(plan_of, name))
+    modules = tuple(plan.modules[layer] for layer, plan in enumerate(plans))
+    return replace(plans[0], modules=modules, recompute_embedding_mask=any(p.recompute_embedding_mask for p in plans))
+
+
+def compiled(config, plan):
+    """The model with its layers compiled, for plans too that save nothing with this shape."""
     model = build_unchecked(config)
-    apply_recompute(model, make_plan(config.recompute, config.model.num_layers), compiled=True)
+    apply_recompute(model, plan, compiled=True)
     return model
 
 
@@ -48,10 +60,11 @@ def step(model, config):
 
 @pytest.fixture(params=CASES, ids=" ".join, scope="module")
 def steps(request):
-    """(attention, dtype, {setting: (loss, gradients, ledger)}) of compiled models."""
+    """(attention, dtype, {name of a plan: (loss, gradients, ledger)}) of compiled models."""
     attention, dtype = request.param
-    configs = {name: config_of(name, attention, dtype) for name in IN_TURN[attention]}
-    return attention, dtype, {name: step(compiled(config), config) for name, config in configs.items()}
+    config = config_of(attention, dtype)
+    found = {name: step(compiled(config, plan_of(name)), config) for name in IN_TURN[attention]}
+    return attention, dtype, found
 
 
 def test_every_setting_gives_the_same_bits(steps):
@@ -64,10 +77,9 @@ def test_every_setting_gives_the_same_bits(steps):
 
 def test_bytes_are_as_predicted(steps):
     attention, dtype, found = steps
+    shape = replace(LayerShape.of(config_of(attention, dtype), ELEMENT_BYTES[dtype]), compiled=True)
     for name, (_, _, ledger) in found.items():
-        config = config_of(name, attention, dtype)
-        shape = replace(LayerShape.of(config, ELEMENT_BYTES[dtype]), compiled=True)
-        plan = make_plan(config.recompute, config.model.num_layers)
+        plan = plan_of(name)
         assert ledger.total == saved_bytes(shape, plan), name
         assert {layer: size for layer, size in ledger.by_layer().items() if layer} == bytes_per_layer(shape, plan), name
 
@@ -75,7 +87,7 @@ def test_bytes_are_as_predicted(steps):
 def test_compiling_changes_the_order_of_some_sums_only(steps, relative_error):
     attention, dtype, found = steps
     loss, grads, _ = found["none"]
-    config = config_of("none", attention, dtype)
+    config = config_of(attention, dtype)
     plain_loss, plain, _ = step(build_unchecked(config), config)
     assert torch.equal(loss, plain_loss)
     errors = {name: relative_error(grads[name], plain[name]) for name in grads}
@@ -84,31 +96,40 @@ def test_compiling_changes_the_order_of_some_sums_only(steps, relative_error):
     assert {name.rpartition(".")[2] for name in grads if not torch.equal(grads[name], plain[name])} <= {"bias"}
 
 
-@pytest.mark.parametrize("name", ["core_attn dropout", "gelu"])
-def test_bytes_against_the_same_setting_without_compiling(name):
+@pytest.mark.parametrize("steps", CASES[:1], ids=" ".join, indirect=True)
+def test_bytes_against_the_same_plan_without_compiling(steps):
     """The documented differences alone: recomputed layernorms keep no statistics, core_attn does keep its own."""
-    config = config_of(name, "unfused", "fp32")
-    layers, s, b, a = 4, config.model.seq_length, 2, config.model.num_attention_heads
-    _, _, with_graph = step(compiled(config), config)
-    _, _, without = step(build_unchecked(config), config)
-    extra = layers * 8 * a * s * b if "core_attn" in name else 0
-    assert with_graph.total - without.total == extra
+    _, _, found = steps
+    config = config_of("unfused")
+    model = build_unchecked(config)
+    apply_recompute(model, plan_of(OF_EACH_LAYER))
+    _, _, without = step(model, config)
+    statistics = 8 * config.model.seq_length * 2
+    of_heads = config.model.num_attention_heads * statistics
+    sizes = found[OF_EACH_LAYER][2].by_layer()
+    assert {layer: size - without.by_layer()[layer] for layer, size in sizes.items()} == {
+        "": 0,
+        "layers.0": of_heads,  # core_attn dropout
+        "layers.1": 0,
+        "layers.2": of_heads - 2 * statistics,  # all
+        "layers.3": 0,
+    }
 
 
 def test_layers_share_their_graph():
-    config = config_of("all", "fused", "fp32")
+    config = config_of("fused")
     torch._dynamo.reset()
     counters.clear()
-    step(compiled(config), config)
+    step(compiled(config, plan_of("all")), config)
     # Layer 0's first site is 0, which a compiler takes as a constant; the others share one graph.
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
 
 
 def test_the_config_compiles_and_evaluation_does_not():
-    settings = {"training.compile": True}
-    config = Config.from_dict(config_of("all", "fused", "fp32").to_dict(), overrides=settings)
-    model, plain = build_model(config), build_model(config_of("all", "fused", "fp32"))
+    plain_config = config_of("fused", recompute=SETTINGS["all"])
+    config = Config.from_dict(plain_config.to_dict(), overrides={"training.compile": True})
+    model, plain = build_model(config), build_model(plain_config)
     tokens, targets, samples = make_batch(config)
     assert torch.equal(model(tokens, targets, samples), plain(tokens, targets, samples))
     torch._dynamo.reset()
@@ -120,10 +141,9 @@ def test_the_config_compiles_and_evaluation_does_not():
 
 
 def test_a_plan_without_compiling_undoes_it():
-    config = config_of("none", "unfused", "fp32")
-    model = compiled(config)
-    recompute = selective("softmax", "dropout")
-    apply_recompute(model, make_plan(make_config(recompute).recompute, 4))
+    config = config_of("unfused")
+    model = compiled(config, plan_of("none"))
+    apply_recompute(model, plan_of("softmax dropout"))
     assert all("forward" not in block.__dict__ for block in model.layers)
     _, _, ledger = step(model, config)
     assert ("layers.1", "scores") in ledger.by_name()
@@ -132,7 +152,8 @@ def test_a_plan_without_compiling_undoes_it():
 @pytest.mark.parametrize(("attention", "core_attn_products"), [("unfused", 1), ("fused", 0)])
 def test_hardware_flops_of_a_compiled_layer(attention, core_attn_products):
     """core_attn runs the scores' product again there, and not the one with the values."""
-    config = Config.from_dict(config_of("all", attention, "fp32").to_dict(), overrides={"training.compile": True})
-    flops = micro_batch_flops(LayerShape.of(config, 4), make_plan(config.recompute, 4))
+    recompute = SETTINGS["all"]
+    config = Config.from_dict(config_of(attention, recompute=recompute).to_dict(), overrides={"training.compile": True})
+    flops = micro_batch_flops(LayerShape.of(config, 4), plan_of("all"))
     s, b, h = config.model.seq_length, 2, config.model.hidden_size
     assert flops.hardware - flops.model == core_attn_products * 4 * 2 * b * s * s * h

@@ -19,7 +19,7 @@ MODES = {
     "all": ("--recompute", "selective", "--recompute-modules", "all"),
     "full": ("--recompute", "full"),
 }
-IN_CHILDREN = ("none", "selective")  # as a user runs them; the other modes run here, in a fraction of the time
+IN_CHILDREN = ("selective",)  # as a user runs it; the other modes run here, in a fraction of the time
 KEYS = [
     *("step", "samples", "tokens", "loss", "grad_norm", "lr", "step_ms", "tokens_per_s", "mfu", "hfu"),
     *("saved_bytes", "peak_bytes", "allocated_bytes", "reserved_bytes", "resident_bytes", "skipped_steps"),
