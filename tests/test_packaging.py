@@ -183,6 +183,8 @@ def test_make_runs_without_installing_where_nothing_changed(tree):
     assert make(tree, "-n", "test")[1].splitlines() == [
         ".venv/bin/python -m ruff check .",
         ".venv/bin/python -m ruff format --check .",
+        ".venv/bin/python -c 'from importlinter.cli import lint_imports_command as lint; lint()'",
+        ".venv/bin/python -m mypy",
         '.venv/bin/python -m pytest -m "not soak"  ',
     ]
 

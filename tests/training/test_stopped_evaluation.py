@@ -1,5 +1,6 @@
 """A run that is told to stop while it evaluates does so within a micro-batch, and goes on when it is called again."""
 
+import codecs
 import os
 import pty
 import re
@@ -27,6 +28,7 @@ class Terminal:
     def __init__(self):
         self.master, self.slave = pty.openpty()
         self.shown = ""
+        self.decode = codecs.getincrementaldecoder("utf-8")().decode  # a read may end within a character
 
     def __enter__(self):
         return self
@@ -41,7 +43,7 @@ class Terminal:
             ready, _, _ = select.select([self.master], [], [], deadline - time.monotonic())
             assert ready, f"it has not come: {self.shown}"
             try:
-                self.shown += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", os.read(self.master, 2**16).decode())
+                self.shown += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.decode(os.read(self.master, 2**16)))
             except OSError:  # the child has ended
                 assert wanted is None, self.shown
                 return
