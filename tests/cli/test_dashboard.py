@@ -19,15 +19,15 @@ from wandb_server import KEY, stand_in_server
 MAIN = """
 import sys
 from megaselect.cli.main import main
-sys.exit(main(['dashboard', {arguments}]))
+sys.exit(max(main(['dashboard', *arguments]) for arguments in {calls}))
 """
 PATIENT = "from megaselect.report import wandb_dashboard_save as save\nsave.SERVER_TIMEOUT_SECONDS = 600\n"
 ONLINE = "to save it online: the same command, with an API key and a server in reach\n"
 
 
-def dashboard(folder, *arguments, before="", **process):
-    quoted = ", ".join(map(repr, arguments))
-    return run_python_in(folder, before + MAIN.format(arguments=quoted), **process)
+def dashboard(folder, *calls, before="", **process):
+    """The output of a process that makes these calls, each a tuple of arguments."""
+    return run_python_in(folder, before + MAIN.format(calls=calls), **process)
 
 
 def without_ids(spec):
@@ -39,7 +39,7 @@ def without_ids(spec):
 
 def test_without_a_key_the_specification_is_written_and_nobody_is_asked(tmp_path):
     ours, terminal = pty.openpty()  # on a terminal the SDK would ask for a key, for ever
-    output = dashboard(tmp_path, "--group", "demo", stdin=terminal)
+    output = dashboard(tmp_path, ("--group", "demo"), stdin=terminal)
     os.close(terminal)
     os.close(ours)
     assert (output.returncode, output.stderr) == (0, "")
@@ -52,20 +52,19 @@ def test_without_a_key_the_specification_is_written_and_nobody_is_asked(tmp_path
 
 def test_with_a_key_both_are_saved_as_the_specification_has_them(tmp_path):
     flags = ("--group", "demo", "--project", "project-x")
+    online, local = (*flags, "--json"), (*flags, "--entity", "someone", "--out", "spec.json")
     with stand_in_server() as server:
         host = f"http://127.0.0.1:{server.server_port}"
         variables = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": host}
-        output = dashboard(tmp_path, *flags, "--json", before=PATIENT, **variables)
-        assert (output.returncode, output.stderr) == (0, "")
-        assert list(tmp_path.glob("*.json")) == []
-        saved = list(server.views)
-        written = dashboard(tmp_path, *flags, "--entity", "someone", "--out", "spec.json", **variables)
-        assert server.views == saved  # --out asks no server
-    assert written.stdout == f"dashboard: wrote its specification to spec.json; {ONLINE}".replace(
+        output = dashboard(tmp_path, online, local, before=PATIENT, **variables)
+    assert (output.returncode, output.stderr) == (0, "")
+    assert [path.name for path in tmp_path.glob("*.json")] == ["spec.json"]
+    workspace, report = server.views  # --out asks no server
+    saved, wrote = output.stdout.splitlines(keepends=True)
+    assert wrote == f"dashboard: wrote its specification to spec.json; {ONLINE}".replace(
         "command,", "command without --out,"
     )
-    workspace, report = saved
-    assert json.loads(output.stdout) == {
+    assert json.loads(saved) == {
         "workspace": f"{host}/someone/project-x?nw={workspace['name'].removeprefix('nw-').removesuffix('-v')}",
         "report": f"{host}/someone/project-x/reports/Megaselect:-demo--VIEW2",
     }
@@ -91,7 +90,7 @@ def test_a_server_that_never_answers_costs_its_timeout_once(tmp_path):
     shorter = "from megaselect.report import wandb_dashboard_save as save\nsave.SERVER_TIMEOUT_SECONDS = 1\n"
     with socket.create_server(("127.0.0.1", 0)) as server:
         host = f"http://127.0.0.1:{server.getsockname()[1]}"
-        output = dashboard(tmp_path, before=shorter, WANDB_API_KEY=KEY, WANDB_BASE_URL=host)
+        output = dashboard(tmp_path, (), before=shorter, WANDB_API_KEY=KEY, WANDB_BASE_URL=host)
         asked = connections(server)
     assert (output.returncode, output.stderr, output.stdout.count("\n")) == (0, "", 1)
     assert f"megaselect-dashboard.json (Failed to verify credentials with {host}" in output.stdout
@@ -109,17 +108,19 @@ def test_an_empty_name_is_refused(flag, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("before", "arguments", "message"),
+    ("arguments", "message"),
     [
-        ("", ["--grop", "x"], "unrecognized arguments: --grop x; --help lists the flags"),
-        (
-            "import sys\nsys.modules['wandb_workspaces'] = None\n",  # as where it is not installed
-            [],
-            "the Python package wandb_workspaces is not installed; `pip install '.[wandb]'` installs what is needed",
-        ),
-        ("", ["--out", "absent/x.json"], "cannot write absent/x.json: No such file or directory; choose another --out"),
+        (["--grop", "x"], "unrecognized arguments: --grop x; --help lists the flags"),
+        (["--out", "absent/x.json"], "cannot write absent/x.json: No such file or directory; choose another --out"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, before, arguments, message):
-    output = dashboard(tmp_path, *arguments, before=before)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["dashboard", *arguments]) == 2
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+def test_a_missing_package_is_one_line_and_exit_code_2(tmp_path):
+    output = dashboard(tmp_path, (), before="import sys\nsys.modules['wandb_workspaces'] = None\n")
+    message = "the Python package wandb_workspaces is not installed; `pip install '.[wandb]'` installs what is needed"
     assert (output.returncode, output.stdout, output.stderr) == (2, "", f"error: {message}\n")

@@ -18,6 +18,8 @@ from megaselect.config import Config
 from megaselect.data.indexed_dataset import IndexedDatasetWriter
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it: shortage
+from forked_runs import RunServer
+
 ROOT = Path(__file__).parents[2]
 VOCABULARY = 256
 SMALL_RUN = (
@@ -33,6 +35,13 @@ def child_environment():
     names = (name for name in os.environ if not name.startswith("WANDB_"))
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return {name: os.environ[name] for name in names} | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+
+
+@pytest.fixture(scope="session")
+def server(child_environment):
+    """Forks a process for a run, where what a process of its own would import first is not what is tested."""
+    with RunServer(child_environment) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

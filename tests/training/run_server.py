@@ -1,8 +1,9 @@
 """A process that has imported the trainer and forks a copy of itself for each run: a real process that starts at once.
 
-Reads a JSON line {"arguments", "log", "directory", "kill_at"} for each run, writes its process id, then its exit code
-(minus the signal's number) when it has ended. With kill_at = n the run sends itself SIGKILL just before it makes, for
-the n-th time, a change below `directory`: a file opened for writing, renamed, removed, cut off, a directory made.
+Reads a JSON line for each run, writes its process id, then its exit code (minus the signal's number) when it has ended.
+Standard output goes to the file or terminal `out`, errors to `log`. With kill_at = n the run sends itself SIGKILL just
+before it makes, for the n-th time, a change below `directory`: a file opened for writing, renamed, removed, cut off, a
+directory made.
 """
 
 import json
@@ -33,9 +34,10 @@ def serve():
 def _run(job):
     code = 1
     try:
-        with open(job["log"], "wb") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
+        os.environ.update(job["environment"])
+        _redirect(0, os.devnull, os.O_RDONLY)
+        _redirect(2, job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        _redirect(1, job["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY)
         hook = _Changes(job["directory"], job["kill_at"])
         sys.addaudithook(hook)
         code = main(job["arguments"])
@@ -44,6 +46,12 @@ def _run(job):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _redirect(number, path, flags):
+    opened = os.open(path, flags, 0o666)
+    os.dup2(opened, number)
+    os.close(opened)
 
 
 class _Changes:

@@ -1,18 +1,15 @@
 """A run may be killed by SIGKILL at any moment: it loses no whole checkpoint, and goes on to the same bits."""
 
 import random
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from forked_runs import lasting_metrics
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it
-from killed_runs import RunServer, lasting_metrics
-
-STEPS = 20
+STEPS = 16
 # Saves that take as long as the steps between them, so that many kills meet one.
 RUN = (
     *(
@@ -28,12 +25,6 @@ RUN = (
     *("--training.save-interval", "1", "--training.eval-interval", "3", "--training.sample-tokens", "0"),
     *("--recompute", "selective"),
 )
-
-
-@pytest.fixture(scope="module")
-def server(child_environment):
-    with RunServer(child_environment) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +89,7 @@ def kill_at_random(server, arguments, whole, tmp_path, kills):
 
 
 def test_killed_at_random_moments(server, arguments, whole, tmp_path):
-    met = kill_at_random(server, arguments, whole, tmp_path, kills=20)
+    met = kill_at_random(server, arguments, whole, tmp_path, kills=15)
     assert met["saving"] > 0
 
 
@@ -119,7 +110,7 @@ def test_killed_before_any_of_its_changes(server, arguments, whole, tmp_path):
     """From one change to the next a run is as it would be after any moment between them."""
     seed = random.randrange(2**32)
     print(f"changes drawn with seed {seed}")
-    for number in random.Random(seed).sample(range(whole.changes), 6):
+    for number in random.Random(seed).sample(range(whole.changes), 3):
         check_kill_before_change(server, arguments, whole, tmp_path / f"run{number}", number)
 
 

@@ -3,11 +3,9 @@
 import os
 import shutil
 import signal
-import subprocess
 import time
 
 import pytest
-import torch
 from small_disks import mounted, remount
 from tiny_checkpoints import flip
 
@@ -281,27 +279,21 @@ def test_ffn_size_may_be_spelled_out(run_here, whole_run, four_steps, assert_sam
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_saves_its_step_and_continues_to_the_same_bits(
-    child_command, child_environment, small_flags, run_here, read_metrics, assert_same_run, tmp_path, number, code
+    server, small_flags, run_here, read_metrics, assert_same_run, tmp_path, number, code
 ):
-    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    flags = [*small_flags, "--training.eval-interval", "0", "--training.sample-tokens", "0"]
-    child = subprocess.Popen(
-        child_command(*flags, "--max-steps", 100_000, "--run-dir", stopped),
-        env=child_environment | {"OMP_NUM_THREADS": str(torch.get_num_threads())},  # torch's layernorm sums by thread
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    stopped, whole, output = tmp_path / "stopped", tmp_path / "whole", tmp_path / "output"
+    flags = ("--training.eval-interval", 0, "--training.sample-tokens", 0, "--max-steps", 100_000)
+    run = server.start(["train", *small_flags, *flags, "--run-dir", stopped], stopped, out=output)
     try:
-        _wait_for_lines(stopped / "metrics.jsonl", 3, child)
-        os.kill(child.pid, number)
-        output, errors = child.communicate(timeout=600)
+        _wait_for_lines(stopped / "metrics.jsonl", 3, server)
+        os.kill(run, number)
+        assert server.has_ended(600)
     finally:
-        child.kill()
-        child.wait()
-    assert (child.returncode, errors) == (code, "")
-    assert "interrupted" in output
+        if not server.has_ended():
+            os.kill(run, signal.SIGKILL)
+        ended = server.wait()
+    assert (ended, server.log(stopped).read_text()) == (code, "")
+    assert "interrupted" in output.read_text()
     done = read_metrics(stopped)[-1]["step"]
     assert (stopped / "checkpoints" / f"step-{done:08d}" / "state.json").is_file()
     total = ("--max-steps", done + 3, "--training.eval-interval", 0, "--training.sample-tokens", 0)
@@ -310,10 +302,10 @@ def test_an_interrupted_run_saves_its_step_and_continues_to_the_same_bits(
     assert_same_run(stopped, whole, done + 3)
 
 
-def _wait_for_lines(path, count, child, seconds=600):
-    """Until the file has so many lines; the child must go on running."""
+def _wait_for_lines(path, count, server, seconds=600):
+    """Until the file has so many lines; the run must go on."""
     deadline = time.monotonic() + seconds
     while not path.exists() or path.read_text().count("\n") < count:
-        assert child.poll() is None, child.stderr.read()
+        assert not server.has_ended()
         assert time.monotonic() < deadline, "no step was done in time"
         time.sleep(POLL_SECONDS)

@@ -6,7 +6,6 @@ import pty
 import re
 import select
 import signal
-import subprocess
 import time
 
 import pytest
@@ -23,9 +22,10 @@ def large(write_dataset, tmp_path_factory):
 
 
 class Terminal:
-    """What a child writes to a terminal, as far as it has been read."""
+    """What a run writes to a terminal, as far as it has been read."""
 
-    def __init__(self):
+    def __init__(self, server):
+        self.server = server
         self.master, self.slave = pty.openpty()
         self.shown = ""
         self.decode = codecs.getincrementaldecoder("utf-8")().decode  # a read may end within a character
@@ -34,41 +34,40 @@ class Terminal:
         return self
 
     def __exit__(self, *_):
+        os.close(self.slave)
         os.close(self.master)
 
     def read_until(self, wanted):
-        """Up to where the text comes, or to the end of the child where None is wanted."""
+        """Up to where the text comes, or to the end of the run where None is wanted."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while wanted is None or wanted not in self.shown:
-            ready, _, _ = select.select([self.master], [], [], deadline - time.monotonic())
+            ready, _, _ = select.select([self.master, self.server], [], [], deadline - time.monotonic())
             assert ready, f"it has not come: {self.shown}"
-            try:
-                self.shown += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.decode(os.read(self.master, 2**16)))
-            except OSError:  # the child has ended
+            if self.master not in ready:  # the run has ended, and all that it wrote is read
                 assert wanted is None, self.shown
                 return
+            self.shown += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.decode(os.read(self.master, 2**16)))
 
 
 @pytest.fixture
-def stop_in_evaluation(child_command, child_environment, small_flags):
+def stop_in_evaluation(server, small_flags, tmp_path):
     """`stop_in_evaluation(split, number, *flags)`: exit code and output of a run that gets the signal in there."""
 
-    def run(split, number, *flags):
-        command, environment = child_command(*small_flags, *flags), child_environment | {"TERM": "xterm"}
-        with Terminal() as terminal:
-            options = {"stdin": subprocess.DEVNULL, "stdout": terminal.slave, "stderr": subprocess.PIPE}
-            with subprocess.Popen(command, env=environment, **options) as child:
-                os.close(terminal.slave)
-                try:
-                    terminal.read_until(f"evaluating on the {split} split: ")
-                    child.send_signal(number)
-                    terminal.read_until(None)
-                    errors = child.stderr.read().decode()
-                    return child.wait(PATIENCE_SECONDS), " ".join(terminal.shown.split()), errors
-                finally:
-                    child.kill()
+    def stop(split, number, *flags):
+        with Terminal(server) as terminal:
+            place = {"out": os.ttyname(terminal.slave), "environment": {"TERM": "xterm"}}
+            run = server.start(["train", *small_flags, *flags], tmp_path / "stopped", **place)
+            try:
+                terminal.read_until(f"evaluating on the {split} split: ")
+                os.kill(run, number)
+                terminal.read_until(None)
+            finally:
+                if not server.has_ended():
+                    os.kill(run, signal.SIGKILL)
+                ended = server.wait()
+            return ended, " ".join(terminal.shown.split()), server.log(tmp_path / "stopped").read_text()
 
-    return run
+    return stop
 
 
 def results(metrics):

@@ -1,4 +1,4 @@
-"""Runs that are killed by SIGKILL, as children of a server (see run_server.py)."""
+"""Runs that are killed or told to stop, as children of a server (see run_server.py)."""
 
 import json
 import select
@@ -44,21 +44,37 @@ class RunServer:
         self._process.wait()
         self._process.stdout.close()
 
+    def fileno(self):
+        """Can be read when the run has ended."""
+        return self._process.stdout.fileno()
+
+    def start(self, arguments, run_dir, kill_at=None, out=None, environment=None):
+        """The process id of a run. out: the file or terminal that it prints to, where that is not the log."""
+        log = str(self.log(run_dir))
+        job = {"arguments": list(map(str, arguments)), "log": log, "out": str(out or log), "directory": str(run_dir)}
+        self._process.stdin.write(json.dumps({**job, "kill_at": kill_at, "environment": environment or {}}) + "\n")
+        return int(self._process.stdout.readline())
+
+    def has_ended(self, seconds=0):
+        """Whether the run has, or does so within that time."""
+        return bool(select.select([self], [], [], seconds)[0])
+
+    def wait(self):
+        """The exit code of the run that was started last."""
+        return int(self._process.stdout.readline())
+
     def run(self, arguments, run_dir, seconds=None, kill_at=None):
         """A run to its end, or to SIGKILL after so many seconds or before its change number kill_at: its exit code."""
-        log = self.log(run_dir)
-        job = {"arguments": arguments, "log": str(log), "directory": str(run_dir), "kill_at": kill_at}
-        self._process.stdin.write(json.dumps(job) + "\n")
-        pid = int(self._process.stdout.readline())
-        if seconds is not None and not select.select([self._process.stdout], [], [], seconds)[0]:
+        pid = self.start(arguments, run_dir, kill_at)
+        if seconds is not None and not self.has_ended(seconds):
             kill(pid, signal.SIGKILL)
-        code = int(self._process.stdout.readline())
-        assert code in (0, -signal.SIGKILL), log.read_text()
+        code = self.wait()
+        assert code in (0, -signal.SIGKILL), self.log(run_dir).read_text()
         return code
 
     @staticmethod
     def log(run_dir):
-        """What the last run in this directory printed, and how many changes it made."""
+        """What the last run in this directory printed, unless to another file, and how many changes it made."""
         return run_dir.with_name(run_dir.name + ".log")
 
 
