@@ -102,7 +102,7 @@ def _chain_runs(scores: Tensor, grad: Tensor, dropout_p: float) -> list[Contende
 def _kernels(tensor: Tensor) -> Any:
     """The Triton kernels on a GPU, their torch fallback elsewhere: the same two functions."""
     if resolve_backend("auto", tensor.device) == "torch":
-        return softmax_dropout.TorchTwin
+        return softmax_dropout.TorchFallback
     from megaselect.kernels import softmax_dropout_triton
 
     return softmax_dropout_triton

@@ -35,7 +35,7 @@ FUSED, SDPA = {"attention": "fused"}, {"attention": "sdpa", "attention_dropout_p
 EVERY = ["none", "softmax dropout", "core_attn dropout", "layernorm", "gelu", "all", "uniform 1", "uniform 3", "sqrt"]
 SOME, FEW = ["none", "all", "uniform 1", "uniform 2"], ["none", "uniform 1"]
 # What a model is like; the settings; micro-batches in a step. What 16 bit halves is the same in every case: of those in
-# 16 bit, which have twins in fp32, the other settings are soak tests.
+# 16 bit, which run in fp32 too, the other settings are soak tests.
 FOUR = {"num_layers": 4}
 CASES = {
     "fp32": (FOUR, [*EVERY, "dropout", "softmax"], 1),

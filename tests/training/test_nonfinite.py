@@ -104,7 +104,7 @@ def test_steps_that_are_left_out_are_told_now_and_then(run_here, capsys, monkeyp
     lines = capsys.readouterr().out
     told = re.findall(r"step (\d+): the loss is .*? stay as they were(?: \((.*?)\))?", " ".join(lines.split()))
     assert told == [("3", ""), ("12", "10 such steps so far"), ("24", "12 such steps so far")]
-    steps = re.findall(r"^step +(\d+)/25  loss +(-|\d).*?(?:skipped (\d+).*)?$", lines, re.MULTILINE)
+    steps = re.findall(r"^step +(\d+)/25  loss +(-|\d).*?(?:skipped +(\d+).*)?$", lines, re.MULTILINE)
     assert steps[1:3] == [("10", "-", "8"), ("15", "5", "11")]
 
 

@@ -60,12 +60,12 @@ def test_the_table_of_a_sound_config(verify, capsys):
 
 
 def break_masks(monkeypatch):
-    backward = bias_dropout_residual.TorchTwin.backward
+    backward = bias_dropout_residual.TorchFallback.backward
 
     def shifted(grad_out, sample_index, plane, mask):
         return backward(grad_out, sample_index, plane._replace(site=plane.site + 1), mask)
 
-    monkeypatch.setattr(bias_dropout_residual.TorchTwin, "backward", staticmethod(shifted))
+    monkeypatch.setattr(bias_dropout_residual.TorchFallback, "backward", staticmethod(shifted))
 
 
 def test_a_failure_is_exit_code_1_with_its_text_below_the_table(verify, capsys, monkeypatch):
