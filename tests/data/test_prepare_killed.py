@@ -5,6 +5,7 @@ import random
 import pytest
 
 from megaselect.data.prepare import prepare
+from megaselect.data.tokenizer import train_tokenizer
 
 # What the scripts below share: each preparation runs in a process forked for it, which can be killed alone.
 CALL = """
@@ -134,9 +135,11 @@ def test_killed_at_many_random_moments(mixed_corpus, tmp_path, start_python, def
     assert kill_at_random_moments(start_python, arguments, num_calls=100, workers=workers) > 25
 
 
-def test_killed_before_every_change_of_a_file(tmp_path, start_python, default_dataset):
+def test_killed_before_every_change_of_a_file(tmp_path, start_python):
     """An older dataset is in the place of the new one; no reader ever finds a mixture of the two."""
-    model, prefix = default_dataset.tokenizer_path, tmp_path / "out" / "text"
+    model, prefix = tmp_path / "small.model", tmp_path / "out" / "text"
+    # Each of the processes, two a change, reads it anew.
+    model.write_bytes(train_tokenizer([f"old and new and {number}" for number in range(99)], 280))
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
         for number in range(30):
