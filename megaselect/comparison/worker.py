@@ -6,6 +6,7 @@ Every failure is an answer, not an exit code: the other settings go on.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,9 @@ from megaselect.training.torch_state import set_determinism
 
 def main(task_path: str, answer_path: str) -> None:
     """Read the task, do it, write the answer."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdigit():  # torch has read it as it loaded, which may have been in the server of an earlier comparison
+        torch.set_num_threads(int(threads))
     task: Task = TypeAdapter(Task).validate_json(Path(task_path).read_bytes())
     answer = _attempt(lambda: _prepare_and_run(task))
     Path(answer_path).write_text(json.dumps(asdict(answer)))
