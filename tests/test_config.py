@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import megaselect
 from megaselect.config import Config, iter_settings
-from megaselect.errors import ConfigError
+from megaselect.errors import CallbackError, ConfigError, MegaselectError
 from megaselect.kernels.dropout_mask import drop_threshold
 
 ROOT = Path(__file__).parents[1]
@@ -205,6 +206,11 @@ def test_a_shipped_config_is_read_by_its_name_from_any_directory(tmp_path, monke
     assert named == Config.from_yaml(ROOT / "configs/tiny.yaml", {"training.max_steps": 3})
     Path("tiny").write_text(MODEL)
     assert Config.from_yaml("tiny") == Config.from_yaml(Path("tiny")) == config_of()
+
+
+def test_the_names_are_the_packages():
+    assert {"train", "Callback"} <= set(megaselect.__all__) <= set(dir(megaselect))
+    assert issubclass(CallbackError, MegaselectError)
 
 
 def test_importing_the_package_and_its_config_needs_no_torch():

@@ -63,7 +63,7 @@ def context_for(task: Task) -> ForkServerContext | SpawnContext:
 
 def _run(context: ForkServerContext | SpawnContext, paths: tuple[str, str, str]) -> int:
     """The exit code, minus the signal's number where one ended the process."""
-    process = context.Process(target=begin, args=(*paths, dict(os.environ)), daemon=True)
+    process = context.Process(target=begin, args=(*paths, dict(os.environ)))
     process.start()
     try:
         process.join()

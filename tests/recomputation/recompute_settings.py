@@ -1,5 +1,7 @@
 """Every kind of recompute setting, for models of four layers."""
 
+from megaselect.recompute_modules import MODULES
+
 
 def selective(*modules, **more):
     return {"mode": "selective", "modules": list(modules), **more}
@@ -11,16 +13,12 @@ def full(method="uniform", **more):
 
 SETTINGS = {
     "none": {},
-    "softmax": selective("softmax"),
-    "dropout": selective("dropout"),
+    **{name: selective(name) for name in MODULES},
     "softmax dropout": selective("softmax", "dropout"),
-    "core_attn": selective("core_attn"),
     "core_attn dropout": selective("core_attn", "dropout"),
     "softmax core_attn": selective("softmax", "core_attn"),
-    "layernorm": selective("layernorm"),
-    "gelu": selective("gelu"),
     "softmax dropout layernorm": selective("softmax", "dropout", "layernorm"),
-    "all": selective("softmax", "dropout", "core_attn", "layernorm", "gelu"),
+    "all": selective(*MODULES),
     "layernorm gelu odd": selective("layernorm", "gelu", layers="odd"),
     "uniform 1": full(),
     "uniform 2": full(num_layers=2),

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from megaselect.report.console import ConsoleSink
+from megaselect.report.sinks import Sinks
 from megaselect.training.events import RunHeader, RunSummary, SavedReport
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it: wandb_records
@@ -152,3 +154,20 @@ def recorded(tmp_path_factory):
     named = {of_kind(records, "run")[0]["display_name"]: records for records in runs}
     training = named.pop("selective")
     return SimpleNamespace(stdout=output.stdout, runs=named, training=training, folder=folder, html=HTML)
+
+
+@pytest.fixture(name="play")
+def play_into_console(header, report, metrics, summary):
+    """Plays a whole run into a console."""
+
+    def run(console, saved=None, **summary_changes):
+        sink = Sinks([ConsoleSink(log_interval=10, console=console)])
+        sink.start(header())
+        sink.saved(saved or report())
+        for step in range(1, 21):
+            sink.step(metrics(step, step_ms=9000.0 if step == 1 else 500.0))
+            if step == 10:
+                sink.evaluation(step, 7.75)
+        sink.finish(summary(**summary_changes))
+
+    return run

@@ -5,10 +5,10 @@ import re
 import threading
 
 import pytest
+from consoles import pipe, written
 from rich.console import Console
 
 from megaselect.report.console import ConsoleSink
-from megaselect.report.sinks import Sinks
 
 PLAIN = """\
 megaselect configs/tiny.yaml
@@ -83,34 +83,6 @@ def terminal(width, **environment):
         force_terminal=True, width=width, height=50, file=file, color_system="standard", _environ=environment
     )
     return console, file
-
-
-def pipe(encoding="utf-8"):
-    """A console whose file is no terminal."""
-    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    return Console(width=80, file=file, _environ={}), file
-
-
-def written(file):
-    file.flush()
-    return file.buffer.getvalue().decode(file.encoding)
-
-
-@pytest.fixture
-def play(header, report, metrics, summary):
-    """Plays a whole run into a console."""
-
-    def run(console, saved=None, **summary_changes):
-        sink = Sinks([ConsoleSink(log_interval=10, console=console)])
-        sink.start(header())
-        sink.saved(saved or report())
-        for step in range(1, 21):
-            sink.step(metrics(step, step_ms=9000.0 if step == 1 else 500.0))
-            if step == 10:
-                sink.evaluation(step, 7.75)
-        sink.finish(summary(**summary_changes))
-
-    return run
 
 
 def visible(output):
@@ -260,41 +232,6 @@ def test_no_color_is_heeded(play, report):
 
     assert "41" in colours()
     assert colours(NO_COLOR="1") == set()
-
-
-def test_a_sample_cannot_drive_the_terminal(play):
-    console, file = pipe()
-    play(console, sample="a\x1b[2Jb\x07\u202ec\td")
-    assert written(file).splitlines()[-1] == "  a\ufffd[2Jb\ufffd\ufffdc       d"
-
-
-def test_a_sample_reads_as_code(play):
-    """Indentation stays; blanks at lines' ends, empty lines in a row, and blanks beyond all indentation go."""
-    sample = "\n\n" + 60 * " " + "def f(self):  \n    if  self:\n\n  \n \n\treturn" + " " * 20 + "1" + "\n" * 9
-    console, file = pipe()
-    play(console, sample=sample)
-    written_lines = written(file).splitlines()
-    assert written_lines[written_lines.index("sample of text that the model writes") + 1 :] == [
-        " " * 18 + "def f(self):",
-        "      if  self:",
-        "",
-        "          return" + " " * 16 + "1",
-    ]
-
-
-def test_a_sample_of_blanks_and_one_of_long_lines(play):
-    console, file = pipe()
-    play(console, sample=" \n \n")
-    assert written(file).endswith("\nsample of text that the model writes\n")
-    console, file = pipe()
-    play(console, sample="word " * 16 + "y" * 100)
-    assert written(file).splitlines()[-5:] == [
-        "sample of text that the model writes",
-        "  " + "word " * 14 + "word",
-        "  word",
-        "  " + "y" * 78,
-        "  " + "y" * 22,
-    ]
 
 
 def test_an_output_without_unicode_gets_question_marks(play):

@@ -9,62 +9,16 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from recorder import At, Recorder, exact
 
 import megaselect
 from megaselect import Callback, Config
-from megaselect.errors import CallbackError, ConfigError, MegaselectError, NonFiniteError, RunDirectoryError
+from megaselect.errors import CallbackError, ConfigError, NonFiniteError, RunDirectoryError
 from megaselect.training.run_record import read_segments
 
 pytestmark = pytest.mark.usefixtures("without_wandb")
 
 STEPS = 6
-EXACT = ("step", "samples", "tokens", "loss", "grad_norm", "lr", "saved_bytes", "skipped_steps", "valid_loss")
-
-
-class Recorder(Callback):
-    """Keeps every event, in order, as (name, what was told)."""
-
-    def __init__(self):
-        self.events = []
-
-    def on_start(self, header):
-        self.events.append(("start", header))
-
-    def on_saved(self, report):
-        self.events.append(("saved", report))
-
-    def on_step(self, metrics):
-        self.events.append(("step", metrics))
-
-    def on_evaluation(self, step, loss):
-        self.events.append(("evaluation", (step, loss)))
-
-    def on_note(self, text):
-        self.events.append(("note", text))
-
-    def on_finish(self, summary):
-        self.events.append(("finish", summary))
-
-    def on_fail(self, reason):
-        self.events.append(("fail", reason))
-
-    def told(self, name):
-        return [told for kind, told in self.events if kind == name]
-
-    @property
-    def names(self):
-        return [name for name, _ in self.events]
-
-
-class At(Callback):
-    """Calls act(self) after one step."""
-
-    def __init__(self, step, act):
-        self.step, self.act = step, act
-
-    def on_step(self, metrics):
-        if metrics["step"] == self.step:
-            self.act(self)
 
 
 @pytest.fixture
@@ -77,11 +31,6 @@ def config(make_config, dataset, tmp_path):
         return make_config(**(own | overrides))
 
     return make
-
-
-def exact(lines):
-    """What of metrics.jsonl is the same in every run of the same config."""
-    return [{name: line[name] for name in EXACT if name in line} for line in lines]
 
 
 def test_it_trains_as_the_command_does_to_the_bit(run_child, read_metrics, read_tensors, capfd, tmp_path):
@@ -367,8 +316,3 @@ def test_a_run_without_a_directory_gets_a_new_one_in_runs(config, monkeypatch, t
     summary = megaselect.train(config(training__run_dir=None, training__max_steps=1))
     assert summary.run_dir.startswith("runs/python-none-")
     assert json.loads((tmp_path / summary.run_dir / "run.json").read_text())["segments"][0]["state"] == "finished"
-
-
-def test_the_names_are_the_packages():
-    assert {"train", "Callback"} <= set(megaselect.__all__) <= set(dir(megaselect))
-    assert issubclass(CallbackError, MegaselectError)
