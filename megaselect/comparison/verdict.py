@@ -66,7 +66,7 @@ def _trade(trained: Sequence[TrainedSetting]) -> list[str]:
 
 def _saving(setting: TrainedSetting, base: TrainedSetting, more: str = "") -> str:
     return (
-        f"With {setting.name}, a micro-batch keeps {size(_kept(setting))} for backward, {_saved(setting, base):.0%} "
+        f"With {setting.name}, a micro-batch saves {size(_kept(setting))} for backward, {_saved(setting, base):.0%} "
         f"less than with {base.name}, and a step takes {_times(setting, base)} times as long{more}."
     )
 

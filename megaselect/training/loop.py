@@ -261,7 +261,7 @@ class Trainer:
                 self.sink.evaluating(split, done, samples)
             return not stop.reason
 
-        remedy = "it keeps nothing for backward; lower --training.micro-batch-size, or set --training.loss-chunk-tokens"
+        remedy = "it saves nothing for backward; lower --training.micro-batch-size, or set --training.loss-chunk-tokens"
         with memory_errors_explained("evaluating", remedy):
             loss = evaluate(self.model, source, samples, self.config.training.micro_batch_size, goes_on)
         if loss is None:

@@ -55,7 +55,7 @@ def step_up(
         raise OutOfMemoryError(f"{happened}. {_saved(failed)}. {_what_fits(failed, budget)}{_hint(stronger)}")
     apply_recompute(model, stronger.plan, compiled=config.training.compile)
     note(
-        f"note: {happened}. It is taken again with {stronger.name}, which keeps {size(stronger.saved)} for backward "
+        f"note: {happened}. It is taken again with {stronger.name}, which saves {size(stronger.saved)} for backward "
         f"in place of {size(failed.saved)}; the losses do not change. To start with it: {stronger.flags}"
     )
     return config.model_copy(update={"recompute": stronger.settings})

@@ -26,9 +26,9 @@ def test_equal_bits_the_leanest_the_free_and_the_baseline():
     found = verdict(none=steps(45, 100), all=steps(47, 50), full=steps(63, 20), fused_none=steps(30, 60))
     assert found == (
         "Every recompute setting trained bitwise equal to the setting `none` under the same attention: losses, "
-        "gradient norms and final weights over 3 steps. With full, a micro-batch keeps 20.00 MiB for backward, 80% "
-        "less than with none, and a step takes 1.30 times as long. With all, a micro-batch keeps 50.00 MiB for "
-        "backward, 50% less than with none, and a step takes 1.03 times as long. With fused none, a micro-batch keeps "
+        "gradient norms and final weights over 3 steps. With full, a micro-batch saves 20.00 MiB for backward, 80% "
+        "less than with none, and a step takes 1.30 times as long. With all, a micro-batch saves 50.00 MiB for "
+        "backward, 50% less than with none, and a step takes 1.03 times as long. With fused none, a micro-batch saves "
         "60.00 MiB for backward, 40% less than with none, and a step takes 0.75 times as long, without computing "
         "anything again."
     )

@@ -95,7 +95,7 @@ def test_each_attempt_is_told_in_a_note_and_the_new_bytes_are_measured(run_short
     assert run_short({4: "forward"}, *FOUR, *STEP_UP, "--run-dir", tmp_path) == 0
     output = capsys.readouterr().out
     before, after = output.split("note: step 2 ran out of memory")
-    assert "It is taken again with selective, which keeps" in " ".join(after.split())
+    assert "It is taken again with selective, which saves" in " ".join(after.split())
     assert before.count("(equal to the byte)") == after.count("(equal to the byte)") == 1
     assert "other settings:  selective" in before
     assert "other settings:  none" in after
@@ -171,7 +171,7 @@ def test_nothing_of_the_failed_step_is_alive_when_the_next_one_is_prepared(run_s
 def test_an_evaluation_and_a_model_that_do_not_fit_say_so(run_short, capsys, tmp_path):
     assert run_short({}, *FOUR, "--run-dir", tmp_path, evaluating=True) == 2
     assert capsys.readouterr().err == (
-        "error: ran out of memory while evaluating (1073741824.00 GiB more was asked for): it keeps nothing for "
+        "error: ran out of memory while evaluating (1073741824.00 GiB more was asked for): it saves nothing for "
         "backward; lower --training.micro-batch-size, or set --training.loss-chunk-tokens\n"
     )
     assert run_short({}, *FOUR, "--model.hidden-size", 2**30, "--run-dir", tmp_path / "large") == 2
