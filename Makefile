@@ -54,8 +54,10 @@ help:
 train: $(TRAIN_STAMP)
 	$(PYTHON) train.py --recompute selective $(ARGS)
 
+# An environment that keeps Python from writing bytecode has every worker compile every module anew, and every process that
+# a test starts.
 test: lint
-	$(PYTHON) -m pytest -m "not soak" $(WORKERS) $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -m "not soak" $(WORKERS) $(ARGS)
 
 lint: $(TEST_STAMP)
 	$(PYTHON) -m ruff check .

@@ -1,5 +1,6 @@
 """What all tests share: one thread, one seed, Triton's interpreter and no GPU tests without a GPU, saved tensors."""
 
+import gc
 import os
 import signal
 import sys
@@ -30,6 +31,17 @@ def pytest_configure():
         # A machine with other work is no mistake of the code: no example is refused for how long it took.
         settings.register_profile("megaselect", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
         settings.load_profile("megaselect")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Modules and tests are some million objects that stay: looking through them for garbage only takes seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

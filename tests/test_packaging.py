@@ -185,7 +185,7 @@ def test_make_runs_without_installing_where_nothing_changed(tree):
         ".venv/bin/python -m ruff format --check .",
         ".venv/bin/python -c 'from importlinter.cli import lint_imports_command as lint; lint()'",
         ".venv/bin/python -m mypy",
-        '.venv/bin/python -m pytest -m "not soak"  ',
+        'PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -m "not soak"  ',
     ]
 
 
@@ -199,7 +199,7 @@ def test_make_tests_in_parallel_where_it_can(tree, status, workers):
     python.write_text(f"#!/bin/sh\n[ \"$*\" = '-c import xdist' ] && exit {status}\n")
     python.chmod(0o755)
     last = make(tree, "-n", "test", f"PY={python}", "ARGS=-x")[1].splitlines()[-1]
-    assert last == f'{python} -m pytest -m "not soak" {workers} -x'
+    assert last == f'PYTHONDONTWRITEBYTECODE= {python} -m pytest -m "not soak" {workers} -x'
 
 
 @needs_make
