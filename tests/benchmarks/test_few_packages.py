@@ -101,8 +101,10 @@ def test_a_gpu_run_without_wheels_names_them_in_one_line(bare, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_every_script_runs_with_the_carried_wheels(runner, bare, wheels, tmp_path):
-    carried = tmp_path / "packages"
+@pytest.fixture(scope="module")
+def run(bare, wheels, tmp_path_factory):
+    """run(*script): what a script prints that has the carried wheels too."""
+    carried = tmp_path_factory.mktemp("carried") / "packages"
     done = python([bare], "-c", INSTALL, carried, wheels)
     assert done.stdout == f"{len(list(wheels.iterdir()))} carried wheels\n", done.stderr  # and nothing is missing
 
@@ -111,6 +113,10 @@ def test_every_script_runs_with_the_carried_wheels(runner, bare, wheels, tmp_pat
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    return run
+
+
+def test_models_train_with_the_carried_wheels_and_what_lacks_a_package_is_skipped(run, runner):
     few = ("--config", runner.config, "--attention", "unfused", "fused", "--recompute", "none", "all")
     rows = json.loads(run(RUN, "baselines", *few, *QUICK, "--baseline", "plain", "huggingface", "megatron"))["rows"]
     skipped = {row["contender"]: row["reason"] for row in rows if row["status"] == "skipped"}
@@ -119,11 +125,28 @@ def test_every_script_runs_with_the_carried_wheels(runner, bare, wheels, tmp_pat
         "megatron": "ModuleNotFoundError: No module named 'megatron'",
     }
     assert {row["status"] for row in rows} == {"ok", "skipped"}
-    headline = json.loads(run(RUN, "headline", *QUICK, "--case", "bits fp32 d=64 s=128 b=1"))
-    assert {row["status"] for row in headline["rows"]} == {"ok"}
-    kernels = json.loads(run(RUN, "kernels", "--seq", "16", "--head-size", "16", "--dropout", "0.1", *QUICK))
-    assert {row["status"] for row in kernels["rows"]} == {"ok"}
+
+
+# The others take seconds each; `make gpu DRY=1` runs them in such an environment as well.
+@pytest.mark.soak
+def test_memory_growth_is_measured_with_the_carried_wheels(run, runner):
     growth = run(GROWTH, "--config", runner.config, "--steps", "4", "--device", "cpu")
     assert "unfused selective: " in growth
     assert "not judged below 40 steps" in growth
+
+
+@pytest.mark.soak
+def test_the_page_is_made_with_the_carried_wheels(run):
     assert run(PAGE).startswith("# Not measured on a GPU")
+
+
+@pytest.mark.soak
+def test_kernels_are_measured_with_the_carried_wheels(run):
+    kernels = json.loads(run(RUN, "kernels", "--seq", "16", "--head-size", "16", "--dropout", "0.1", *QUICK))
+    assert {row["status"] for row in kernels["rows"]} == {"ok"}
+
+
+@pytest.mark.soak
+def test_the_headline_is_judged_with_the_carried_wheels(run):
+    headline = json.loads(run(RUN, "headline", *QUICK, "--case", "bits fp32 d=64 s=128 b=1"))
+    assert {row["status"] for row in headline["rows"]} == {"ok"}
