@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from mask_reference import dropped
+from turns import in_turns
 
 from megaselect.kernels import bias_dropout_residual_layer_norm_triton as fused
 from megaselect.kernels import bias_dropout_residual_triton, layer_norm_triton
@@ -15,14 +16,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEED, SITE, EPSILON = 0x8000000180000001, 2**31 - 1, 1e-5
 HALF_THE_WORDS = 48  # a multiple of 16: half the random words, which are half of the interpreter's time
 PAIR = Pair(bias_dropout_residual_triton, layer_norm_triton)
-SHAPES = [  # [s, b, h], row and column offset
-    pytest.param((1, 1, 1), (0, 0), id="one-element"),
-    pytest.param((9, 2, 17), (0, 0), id="narrow"),
-    pytest.param((5, 2, 100), (9, 128), id="offsets"),
-    pytest.param((18, 1, 192), (3, 64), id="several-tiles"),
-    pytest.param((2, 1, 1000), (0, 0), id="wide"),
-]
-either_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+SHAPES = {  # [s, b, h], row and column offset
+    "one-element": ((1, 1, 1), (0, 0)),
+    "narrow": ((9, 2, 17), (0, 0)),
+    "offsets": ((5, 2, 100), (9, 128)),
+    "several-tiles": ((18, 1, 192), (3, 64)),
+    "wide": ((2, 1, 1000), (0, 0)),
+}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 @pytest.fixture
@@ -72,9 +73,7 @@ def assert_same_bits(got, wanted):
         assert torch.equal(one, other), k
 
 
-@either_dtype
-@pytest.mark.parametrize("threshold", [0, HALF_THE_WORDS])
-@pytest.mark.parametrize(("shape", "offsets"), SHAPES)
+@in_turns(2, {("shape", "offsets"): SHAPES, "threshold": [0, HALF_THE_WORDS], "dtype": DTYPES})
 def test_the_bits_of_the_two_ops(shape, offsets, threshold, dtype, poisoned):
     case = Case(shape, offsets, dtype, threshold)
     assert fused.kernels_for(case.plane) is fused.Fused
@@ -96,8 +95,8 @@ def test_rows_in_chunks(save_mask, chunked, poisoned):
     assert_same_bits(case.run(fused.Fused, save_mask), case.run(PAIR, save_mask))
 
 
-@either_dtype
-@pytest.mark.parametrize("threshold", [0, 26, 128])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("threshold", [0, HALF_THE_WORDS, 128])
 def test_without_a_gradient_of_out(threshold, dtype, poisoned):
     case = Case((5, 2, 100), (0, 0), dtype, threshold)
     assert_same_bits(case.run(fused.Fused, False, direct=False), case.run(PAIR, False, direct=False))

@@ -113,8 +113,19 @@ def frontier(of_problem, costs):
     return best
 
 
-@pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "gpu"])
-@pytest.mark.parametrize("case", CASES)
+WHERE = {"cpu": False, "gpu": True}
+# Three layers have two thousand plans and more: once in `make test`.
+LONG = ("three layers", "gpu")
+
+
+@pytest.mark.parametrize(
+    ("case", "on_gpu"),
+    [
+        pytest.param(case, on_gpu, id=f"{case}-{where}", marks=pytest.mark.soak if (case, where) == LONG else ())
+        for case in CASES
+        for where, on_gpu in WHERE.items()
+    ],
+)
 def test_no_plan_that_fits_is_faster(case, on_gpu):
     """For every budget there is: at each peak of the frontier, and a byte below."""
     of_problem, costs = problem(case, on_gpu), drawn_costs(case)

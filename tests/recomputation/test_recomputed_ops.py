@@ -65,8 +65,17 @@ def test_no_setting_is_left_out():
     assert RUN_AGAIN.keys() == SETTINGS.keys()
 
 
-@pytest.mark.parametrize("dropout_p", [0.1, 0.0])
-@pytest.mark.parametrize("name", RUN_AGAIN)
+# One of each kind; without attention's dropout the others are soak tests, for it holds no product.
+WITHOUT_DROPOUT = ("none", "softmax dropout", "core_attn", "all", "uniform 2", "block 3", "sqrt")
+
+
+@pytest.mark.parametrize(
+    ("name", "dropout_p"),
+    [
+        *((name, 0.1) for name in RUN_AGAIN),
+        *(pytest.param(name, 0.0, marks=() if name in WITHOUT_DROPOUT else pytest.mark.soak) for name in RUN_AGAIN),
+    ],
+)
 def test_flops(name, dropout_p):
     layers, core_attentions = RUN_AGAIN[name]
     config = make_config(SETTINGS[name], batch=B, **MODEL, attention_dropout_p=dropout_p, hidden_dropout_p=0.1)

@@ -101,8 +101,8 @@ by name. Written by
 
 on {datetime.now(UTC):%Y-%m-%d}, on a CPU, Python {platform.python_version()},
 {versions}.
-The cases are in `tests/verify/corpus/`; `make test` runs every fault and wrapper and three cells of each architecture,
-`make soak` all.
+The cases are in `tests/verify/corpus/`; `make test` runs every fault and wrapper, each architecture with torch's
+default checkpoint and some in other ways and precisions, `make soak` all.
 
 - {len(cells)} cells of {len(all_architectures())} architectures: {len(false_alarms)} false alarms
 - {len(wrong)} faults that torch does not raise for: {sum(row.good for row in wrong)} found, by the check and in the
