@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mask_reference import dropped_planes
+from turns import in_turns
 
 from megaselect.kernels.bias_dropout_residual import bias_dropout_residual
 from megaselect.kernels.dropout_mask import Plane, keep_scale, signed_seed
@@ -155,9 +156,15 @@ def test_one_of_the_gradients_alone(save_mask, wanted):
     assert torch.equal(leaves[wanted].grad, case.run(save_mask)[1 + wanted])
 
 
-@either_form
-@optional
-@pytest.mark.parametrize("threshold", [0, 26])
+@in_turns(
+    2,
+    {
+        "save_mask": {"saved": True, "recomputed": False},
+        "with_bias": [True, False],
+        "with_residual": [True, False],
+        "threshold": [0, 26],
+    },
+)
 def test_opcheck(save_mask, with_bias, with_residual, threshold):
     case = Case((5, 2, 7, 1, 3), torch.float32, threshold, with_bias, with_residual)
     torch.library.opcheck(op.default, case.arguments(save_mask, *case.leaves()))
