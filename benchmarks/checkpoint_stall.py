@@ -51,7 +51,7 @@ class Bench:
         started = time.perf_counter()
         if mode != MODES[0]:
             self.saves += 1
-            self.saver.save(self.model, self.optimizer, RunState(self.saves, 0), self.config)
+            self.saver.save(self.optimizer, RunState(self.saves, 0), self.config)
             if mode == MODES[1]:
                 self.saver.wait()
         stood = time.perf_counter() - started

@@ -28,12 +28,29 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(requested: str) -> torch.device:
-    """The device; `auto` takes the GPU where there is one. Raises DeviceError for a GPU that is not there."""
+    """The device; `auto` takes the GPU where there is one, of several ranks on a machine each its own.
+
+    Raises DeviceError for a GPU that is not there.
+    """
     if requested == "auto":
         requested = "cuda" if torch.cuda.is_available() else "cpu"
     if requested.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceError(f"device {requested} was asked for and torch sees no GPU: use --device cpu, or --device auto")
-    return torch.device(requested)
+    return _own_gpu() if requested == "cuda" else torch.device(requested)
+
+
+def _own_gpu() -> torch.device:
+    """By the rank's number on its machine, which torchrun tells."""
+    number = os.environ.get("LOCAL_RANK", "")
+    if not number.isdecimal() or int(os.environ.get("WORLD_SIZE") or 1) == 1:
+        return torch.device("cuda")
+    if int(number) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"rank {os.environ.get('RANK')} is number {number} on its machine (from 0), and torch sees "
+            f"{torch.cuda.device_count()} GPUs there: start as many ranks a machine as it has GPUs"
+        )
+    torch.cuda.set_device(int(number))
+    return torch.device("cuda", int(number))
 
 
 def resolve_dtype(requested: str, device: torch.device) -> torch.dtype:

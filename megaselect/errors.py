@@ -60,5 +60,13 @@ class SamplingError(MegaselectError):
     """A model gives nothing that a token can be drawn from."""
 
 
+class RankError(MegaselectError):
+    """A rank of a run has ended, does not answer, or differs from the others."""
+
+
+class ToldByAnotherRank(MegaselectError):
+    """What ended the run on this rank is in the line of another one."""
+
+
 class CallbackError(MegaselectError):
     """A callback raised an exception, which is the cause, or is none."""

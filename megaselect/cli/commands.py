@@ -17,7 +17,7 @@ def _select(*names: str, without: tuple[str, ...] = ()) -> frozenset[str]:
 # how weights that are never made would begin, whether layers are compiled, which are verified uncompiled. A setting
 # that must fit one of these, as the global batch must fit the micro-batch, is among them.
 SETTINGS_OF_COMMAND = {
-    "train": _select("model", "data", "training", "recompute", "logging"),
+    "train": _select("model", "data", "training", "recompute", "parallel", "logging"),
     "estimate": _select(
         *("model", "recompute", "data.prefix", "data.blend", "data.tokenizer", "data.vocab_size"),
         *("training.micro_batch_size", "training.global_batch_size", "training.dtype"),

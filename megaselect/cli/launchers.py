@@ -1,4 +1,5 @@
-"""One process among several that a launcher has started: torchrun, mpirun or srun. There is no data parallelism yet.
+"""One process among several that a launcher has started: torchrun, mpirun or srun. Only training has work for several,
+and only torchrun's processes can meet (megaselect/distributed/launch.py).
 
 What each launcher tells its processes, by variables:
 
@@ -14,15 +15,18 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
+
+from megaselect.errors import MegaselectError, ToldByAnotherRank
 
 # A launcher that sees one process end may end the others at once. Rank 0 waits for the others to be up, and they for
 # its line to be written.
 FIRST_RANK_SECONDS, OTHER_RANKS_SECONDS = 1.0, 5.0
 # Commands that show something and leave nothing behind: a process for each rank does no harm.
 _ONLY_READ = {("estimate",), ("runs",), ("data", "inspect")}
+_TORCHRUN = "WORLD_SIZE"
 
 
 class _Launcher(NamedTuple):
@@ -35,7 +39,7 @@ class _Launcher(NamedTuple):
 
 # One may have started another: what is innermost, and so started this process, comes first.
 _LAUNCHERS = (
-    _Launcher("WORLD_SIZE", "RANK", "torchrun --nproc-per-node 1, or without torchrun"),
+    _Launcher(_TORCHRUN, "RANK", "torchrun --nproc-per-node 1, or without torchrun"),
     _Launcher("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "mpirun -n 1"),
     _Launcher("PMI_SIZE", "PMI_RANK", "mpirun -n 1"),
     _Launcher("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "srun --ntasks 1"),
@@ -54,7 +58,7 @@ class Launch(NamedTuple):
         """What is wrong, and how one process is started."""
         return (
             f"{self.processes} processes were started ({self.told_by}), and each would do the whole work by itself: "
-            f"there is no data parallelism yet; start one, as with {self.remedy}"
+            f"start one, as with {self.remedy}; to train on several, torchrun --nproc-per-node N train.py"
         )
 
 
@@ -77,7 +81,26 @@ def refused_launch(arguments: Sequence[str]) -> Launch | None:
     helps = {"-h", "--help", "--version"}.intersection(arguments)
     if helps or tuple(arguments[:1]) in _ONLY_READ or tuple(arguments[:2]) in _ONLY_READ:
         return None
+    launch = this_launch()
+    trains_on_ranks = launch is not None and launch.told_by == _TORCHRUN and arguments[0] == "train"
+    return None if trains_on_ranks else launch
+
+
+def this_launch() -> Launch | None:
+    """What started several of this process; None where it is alone."""
     return find_launch(os.environ, sys.stdin is not None and sys.stdin.isatty())
+
+
+@contextmanager
+def first_rank_tells() -> Iterator[None]:
+    """What every rank finds out by itself, such as a mistyped flag, is told by the first of them."""
+    try:
+        yield
+    except MegaselectError as error:
+        launch = this_launch()
+        if launch and launch.rank:
+            raise ToldByAnotherRank(str(error)) from error
+        raise
 
 
 def let_others_end(launch: Launch) -> None:

@@ -14,9 +14,9 @@ from contextlib import suppress
 from importlib import import_module
 
 from megaselect import __version__
-from megaselect.cli.launchers import Launch, let_others_end, refused_launch
+from megaselect.cli.launchers import Launch, let_others_end, refused_launch, this_launch
 from megaselect.cli.words import unknown_command
-from megaselect.errors import MegaselectError
+from megaselect.errors import MegaselectError, ToldByAnotherRank
 from megaselect.report.output import drop_unwritten, replace_what_cannot_be_encoded
 
 READER_LEFT = 141
@@ -96,7 +96,11 @@ def _run(arguments: list[str], debug: bool, train_prog: str) -> int:
         _tell("interrupted")
         return 130
     except MegaselectError as error:
-        return _fail(str(error), debug)
+        if not isinstance(error, ToldByAnotherRank):
+            _fail(str(error), debug)
+        if launch := this_launch():
+            let_others_end(launch)
+        return 2
     except ModuleNotFoundError as error:
         package = (error.name or "megaselect").partition(".")[0]
         if package == "megaselect":

@@ -22,6 +22,7 @@ METAVARS = {
     "recompute.modules": "MODULE",
     "recompute.layers": "LAYERS",
     "recompute.memory": "SIZE",
+    "parallel.timeout": "DURATION",
     "logging.wandb_project": "NAME",
     "logging.wandb_group": "NAME",
     "logging.profile": "STEPS",

@@ -18,6 +18,7 @@ from megaselect.config.logging import LoggingConfig
 from megaselect.config.messages import explain
 from megaselect.config.model import FOLLOWING, ModelConfig
 from megaselect.config.origins import Origins, merge
+from megaselect.config.parallel import ParallelConfig
 from megaselect.config.recompute import SETTINGS_OF_MODE, RecomputeConfig
 from megaselect.config.setting_error import SettingError, located
 from megaselect.config.shipped import find_config
@@ -35,6 +36,7 @@ class Config(BaseModel):
     data: DataConfig = Field(default_factory=DataConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     recompute: RecomputeConfig = Field(default_factory=RecomputeConfig)
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
 
     @model_validator(mode="after")

@@ -21,15 +21,16 @@ class _Ahead:
 class Prefetcher:
     """Has the batches of `source`, bitwise, while a thread reads the `depth` that should be asked for next.
 
-    The next batch is taken to be the one that follows in the order of sample indices, of the same size. Another one, a
-    repeated step say, is read when it is asked for, and the thread goes on from there. An error in the thread is raised
-    where its batch is asked for, and nowhere if it never is. depth 0: no thread. Not for calls from several threads.
+    The next batch is taken to be the one `ranks` batches on in the order of sample indices, of the same size: so many
+    ranks take turns. Another one, a repeated step say, is read when it is asked for, and the thread goes on from there.
+    An error in the thread is raised where its batch is asked for, and nowhere if it never is. depth 0: no thread. Not
+    for calls from several threads.
 
     pin_memory: hands out tensors in page-locked memory, from which a copy to the GPU does not wait.
     """
 
-    def __init__(self, source: BatchSource, depth: int, *, pin_memory: bool = False) -> None:
-        self._source, self._depth, self._pin_memory = source, depth, pin_memory
+    def __init__(self, source: BatchSource, depth: int, *, pin_memory: bool = False, ranks: int = 1) -> None:
+        self._source, self._depth, self._pin_memory, self._ranks = source, depth, pin_memory, ranks
         self._ahead: deque[_Ahead] = deque()
         self._executor = ThreadPoolExecutor(1, "megaselect-prefetch") if depth else None
 
@@ -50,7 +51,8 @@ class Prefetcher:
         head = self._ahead.popleft()
         following = self._ahead[-1] if self._ahead else head
         while len(self._ahead) < self._depth:
-            following = self._submit(self._executor, following.first_sample_index + following.size, following.size)
+            next_index = following.first_sample_index + self._ranks * following.size
+            following = self._submit(self._executor, next_index, following.size)
         return head.batch.result()
 
     def close(self) -> None:

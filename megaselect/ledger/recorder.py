@@ -81,8 +81,10 @@ class Recorder:
         self.inputs_of_region: list[int] | None = None  # while they are being kept
         self.unclaimed: list[int] = []  # inputs of a region in which no module has run yet
 
-    def enter(self, path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The forward pre-hook."""
+        # While a module runs, FSDP has gathered parameters in the place of those that are cut.
+        self.owned |= {self.key_of(part) for part in _parts(list(module.parameters()))}
         inputs: dict[int, str] = {}
         for keyword, values in (("", args), *kwargs.items()):
             for part in _parts(values):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from megaselect.errors import RecomputeError
 from megaselect.planning.planner import LayerChoice, Limits, cheapest, plan_from
@@ -46,6 +46,16 @@ class Costs(NamedTuple):
         """A layer that recomputes `modules`."""
         others = modules & self.others.keys()
         return self.attention[modules - others] + sum(self.others[name] for name in others)
+
+    def to_list(self) -> list[Any]:
+        """As JSON can hold it."""
+        return [[[sorted(modules), cost] for modules, cost in self.attention.items()], self.others, self.layer]
+
+    @classmethod
+    def from_list(cls, told: list[Any]) -> Self:
+        """The inverse of to_list."""
+        attention, others, layer = told
+        return cls({frozenset(modules): cost for modules, cost in attention}, others, layer)
 
 
 class AutoPlan(NamedTuple):

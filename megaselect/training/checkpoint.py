@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from megaselect.devices import is_out_of_memory
+from megaselect.distributed.pieces import Piece
+from megaselect.distributed.ranks import Ranks
 from megaselect.errors import CheckpointError
 from megaselect.training.checkpoint_files import (
     MANIFEST,
-    MODEL,
-    OPTIMIZER,
     Checkpoint,
+    Kind,
     inspect,
     list_checkpoints,
     open_checkpoint,
@@ -37,14 +38,14 @@ class Found:
     notes: list[str]
 
 
-def find_checkpoint(resume: str, run_dir: Path) -> Found:
+def find_checkpoint(resume: str, run_dir: Path, ranks: Ranks | None = None) -> Found:
     """The checkpoint that --resume auto | none | PATH means; PATH is a run directory or one checkpoint in it.
 
     Of a run directory it is the newest whole one. Raises CheckpointError where PATH holds none or a damaged one, where
     all are damaged, and where `none` or another run's PATH would train into a directory that holds some.
     """
     if resume == "auto":
-        return newest_checkpoint(run_dir, "choose another --run-dir, or move them away to start anew")
+        return newest_checkpoint(run_dir, "choose another --run-dir, or move them away to start anew", ranks)
     own = list_checkpoints(run_dir)
     path = Path(resume)
     if own and (resume == "none" or not is_same_run(path, run_dir)):
@@ -55,8 +56,8 @@ def find_checkpoint(resume: str, run_dir: Path) -> Found:
     if resume == "none":
         return Found(None, [])
     if _is_checkpoint(path.resolve()):
-        return Found(open_checkpoint(path.resolve()), [])
-    found = newest_checkpoint(path)
+        return Found(open_checkpoint(path.resolve(), ranks), [])
+    found = newest_checkpoint(path, ranks=ranks)
     if found.checkpoint is None:
         raise CheckpointError(
             f"--resume {resume}: no checkpoint there; give a run directory or a checkpoints/step-N in it"
@@ -64,18 +65,19 @@ def find_checkpoint(resume: str, run_dir: Path) -> Found:
     return found
 
 
-def newest_checkpoint(run_dir: Path, remedy: str = "name another run") -> Found:
+def newest_checkpoint(run_dir: Path, remedy: str = "name another run", ranks: Ranks | None = None) -> Found:
     """The newest whole checkpoint of a run. Raises CheckpointError, with the remedy, where all of them are damaged."""
     damaged: list[tuple[Path, Damage]] = []
-    for path in reversed(list_checkpoints(run_dir)):
+    listed = [str(path) for path in reversed(list_checkpoints(run_dir))]
+    for path in map(Path, ranks.from_first(listed) if ranks else listed):
         try:
-            return Found(inspect(path), _notes_on(damaged, path))
+            return Found(inspect(path, ranks), _notes_on(damaged, path))
         except Damage as damage:
             if path.is_dir():  # else the run that goes on there has removed it by now
                 damaged.append((path, damage))
     if damaged:
-        listed = "; ".join(f"{path.name}: {damage}" for path, damage in damaged)
-        raise CheckpointError(f"every checkpoint in {run_dir / 'checkpoints'} is damaged ({listed}): {remedy}")
+        problems = "; ".join(f"{path.name}: {damage}" for path, damage in damaged)
+        raise CheckpointError(f"every checkpoint in {run_dir / 'checkpoints'} is damaged ({problems}): {remedy}")
     return Found(None, [])
 
 
@@ -99,41 +101,43 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: MixedPrecisionAdamW) -> RunState:
-    """Load weights, optimizer and position. Raises CheckpointError where they are another model's."""
-    load_weights(checkpoint, model)
-    _compare(checkpoint, OPTIMIZER, optimizer.tensors())
+    """Load weights, optimizer and position; of a model that is cut, this rank's rows.
+
+    Raises CheckpointError where they are another model's.
+    """
+    weights, state = optimizer.weight_pieces(), optimizer.pieces()
+    _compare(checkpoint, "model", weights, optimizer.dtype)
+    _compare(checkpoint, "optimizer", state)
+    _fill(checkpoint, "model", weights)
+    _fill(checkpoint, "optimizer", state)
     try:
-        optimizer.load_tensors(_read_tensors(checkpoint, OPTIMIZER))
         optimizer.load_scalars(checkpoint.saved.loss_scale)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        if is_out_of_memory(error):
-            raise
         raise CheckpointError(
             f"checkpoint {checkpoint.path} lacks what the optimizer needs: {one_line(str(error))}"
         ) from error
     return checkpoint.saved.state
 
 
-@torch.no_grad()
 def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
     """Load the weights alone, into a model of the saved shapes and dtype. Raises CheckpointError."""
-    weights = dict(model.named_parameters())
-    _compare(checkpoint, MODEL, weights)
-    for name, tensor in _read_tensors(checkpoint, MODEL).items():
-        weights[name].copy_(tensor)
+    weights = {name: Piece(weight.detach()) for name, weight in model.named_parameters()}
+    _compare(checkpoint, "model", weights)
+    _fill(checkpoint, "model", weights)
 
 
-def _compare(checkpoint: Checkpoint, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    """By the manifest, before anything is read."""
+def _compare(checkpoint: Checkpoint, kind: Kind, pieces: Mapping[str, Piece], dtype: torch.dtype | None = None) -> None:
+    """By the manifest, before anything is read. dtype: of the tensors that were saved, where it is not the pieces'."""
     expected = {
-        tensor: TensorRecord(dtype=DTYPE_NAMES[each.dtype], shape=tuple(each.shape)) for tensor, each in tensors.items()
+        name: TensorRecord(dtype=DTYPE_NAMES[dtype or piece.tensor.dtype], shape=piece.shape)
+        for name, piece in pieces.items()
     }
-    saved = checkpoint.manifest.files[name].tensors
+    saved = {name: parts[0][1].whole for name, parts in checkpoint.parts(kind).items()}
     for tensor in sorted(saved.keys() | expected.keys()):
         there, wanted = saved.get(tensor), expected.get(tensor)
         if there != wanted:
             raise CheckpointError(
-                f"checkpoint {checkpoint.path} is another model's: {name} has {one_line(tensor)} as "
+                f"checkpoint {checkpoint.path} is another model's: its {kind} has {one_line(tensor)} as "
                 f"{_describe(there)}, needed is {_describe(wanted)}: use the model settings and the --dtype that it "
                 "was saved with"
             )
@@ -143,10 +147,32 @@ def _describe(tensor: TensorRecord | None) -> str:
     return "nothing" if tensor is None else one_line(f"{tensor.dtype} {list(tensor.shape)}")
 
 
-def _read_tensors(checkpoint: Checkpoint, name: str) -> dict[str, torch.Tensor]:
-    """Read, not mapped: a file that is cut off later must not kill the run that loaded it."""
-    try:
-        with safe_open(checkpoint.path / name, framework="pt", backend="pread") as file:
-            return {tensor: file.get_tensor(tensor) for tensor in file.offset_keys()}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {checkpoint.path / name}: {one_line(str(error))}") from error
+@torch.no_grad()
+def _fill(checkpoint: Checkpoint, kind: Kind, pieces: Mapping[str, Piece]) -> None:
+    """Copy the saved rows into the pieces, file by file.
+
+    Read, not mapped: a file that is cut off later must not kill the run that loaded it.
+    """
+    wanted: dict[str, list[tuple[str, TensorRecord]]] = {}
+    for name, parts in checkpoint.parts(kind).items():
+        for file, part in parts:
+            wanted.setdefault(file, []).append((name, part))
+    for file, parts in wanted.items():
+        try:
+            with safe_open(checkpoint.path / file, framework="pt", backend="pread") as opened:
+                for name, part in parts:
+                    _fill_from(opened, name, part, pieces[name])
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read {checkpoint.path / file}: {one_line(str(error))}") from error
+
+
+def _fill_from(opened: Any, name: str, part: TensorRecord, piece: Piece) -> None:
+    """The rows that the file's part and the piece have in common. opened: a safetensors file."""
+    if part.rows is None and piece.rows is None:
+        piece.tensor.copy_(opened.get_tensor(name))
+        return
+    first = max(part.span.start, piece.start)
+    last = min(part.span.stop, piece.start + len(piece.tensor))
+    if first < last:
+        rows = opened.get_slice(name)[first - part.span.start : last - part.span.start]
+        piece.tensor[first - piece.start : last - piece.start].copy_(rows)

@@ -6,11 +6,12 @@
                                  /manifest.json           size and SHA-256 of each file, dtype and shape of each tensor
     RUN/checkpoints/best -> step-00000080                 the one with the lowest validation loss, where it is kept
 
+Each of several ranks writes files of its own, model-00000-of-00004.safetensors and so on, with the rows that it holds.
+
 A checkpoint is written under a name that starts with a dot, every file is flushed to disk, the manifest comes last, and
 then the directory gets its name: one that has its name was whole at that moment. What happened to it since then is told
 by the manifest, which holds its own digest too. The dropout masks and the data order are functions of the seed and the
-sample index, so there is no RNG state to keep. A writer with many ranks can cut tensors into more files: what a file
-holds is read from the manifest, by name and shape.
+sample index, so there is no RNG state to keep. What a file holds is read from the manifest, by name, shape and rows.
 """
 
 from __future__ import annotations
@@ -23,15 +24,18 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from megaselect.distributed.ranks import Ranks
 from megaselect.errors import CheckpointError
 from megaselect.files import sync
 from megaselect.training.checkpoint_records import (
     FORMAT_VERSION,
+    READ_VERSIONS,
     Damage,
     FileRecord,
     Manifest,
@@ -47,6 +51,13 @@ _LARGEST_JSON_BYTES = 64 * 2**20
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
+Kind = Literal["model", "optimizer"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Rows = Mapping[str, tuple[int, int]]
+Part = tuple[str, TensorRecord]
+"""A file's name, and what it holds of a tensor."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint whose files are those that were written, to the bit."""
@@ -54,6 +65,30 @@ class Checkpoint:
     path: Path
     manifest: Manifest
     saved: SavedState
+
+    def parts(self, kind: Kind) -> dict[str, list[Part]]:
+        """Tensor -> where its rows lie, from the first to the last."""
+        return _parts(self.manifest, kind)
+
+
+def rank_file(kind: Kind, rank: int, ranks: int) -> str:
+    """The name of what a rank writes."""
+    return f"{kind}-{rank:05d}-of-{ranks:05d}.safetensors" if ranks > 1 else f"{kind}.safetensors"
+
+
+def _parts(manifest: Manifest, kind: Kind) -> dict[str, list[Part]]:
+    found: dict[str, list[Part]] = {}
+    for file, record in manifest.files.items():
+        if _kind_of(file) == kind:
+            for name, tensor in record.tensors.items():
+                found.setdefault(name, []).append((file, tensor))
+    for parts in found.values():
+        parts.sort(key=lambda part: part[1].span.start)
+    return found
+
+
+def _kind_of(file: str) -> str:
+    return file.partition(".")[0].partition("-")[0]
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -73,26 +108,37 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return sorted((path for path, step in steps.items() if step is not None), key=lambda path: steps[path] or 0)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, ranks: Ranks | None = None) -> Checkpoint:
     """The checkpoint, after every byte of it was compared with its manifest. Raises CheckpointError."""
     try:
-        return inspect(path)
+        return inspect(path, ranks)
     except Damage as damage:
         raise CheckpointError(f"checkpoint {path} is damaged ({damage}): name another one") from damage
 
 
-def inspect(path: Path) -> Checkpoint:
-    """The same, raising Damage."""
+def inspect(path: Path, ranks: Ranks | None = None) -> Checkpoint:
+    """The same, raising Damage. Of several ranks each reads a share of the files, and all find the same."""
+    ranks, found, problem = ranks or Ranks(), None, None
+    try:
+        found = _inspect(path, ranks)
+    except Damage as damage:
+        problem = str(damage)
+    problems = [each for each in ranks.gather_values(problem) if each]
+    if problems:
+        raise Damage(problems[0])
+    assert found is not None
+    return found
+
+
+def _inspect(path: Path, ranks: Ranks) -> Checkpoint:
+    """The checkpoint, by this rank's share of its files."""
     try:
         manifest = _read_manifest(path)
         for name, record in manifest.files.items():
             _check_size(path / name, record)
-        for name, record in manifest.files.items():
-            if sha256_of(path / name) != record.sha256:
-                raise Damage(f"{name}: its bytes have changed, by their SHA-256")
-        for name in (MODEL, OPTIMIZER):
-            if tensors_in(path / name) != manifest.files[name].tensors:
-                raise Damage(f"{name} holds other tensors than {MANIFEST} says")
+        for number, (name, record) in enumerate(sorted(manifest.files.items())):
+            if number % ranks.size == ranks.rank:
+                _check_bytes(path / name, record)
         return Checkpoint(path, manifest, read_record(SavedState, _read_json(path / STATE), STATE))
     except SafetensorError as error:
         raise Damage(f"safetensors: {error}") from error
@@ -107,24 +153,51 @@ def write_checkpoint(
 
     tensors: file name -> tensors by name. ready: called when all but the manifest is on disk. Raises OSError.
     """
-    aside = home.with_name(f".{home.name}.partial")
     try:
-        if not home.parent.is_dir():
-            home.parent.mkdir()
-            sync(home.parent.parent)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        files = {name: _write_tensors(aside / name, group) for name, group in tensors.items()}
-        files[STATE] = _write_json(aside / STATE, saved.model_dump_json(indent=1))
-        ready()
-        _write_json(aside / MANIFEST, Manifest.of(files).model_dump_json(indent=1))
-        sync(aside)
-        if home.exists():
-            discard(home)
-        os.rename(aside, home)
-        sync(home.parent)
+        begin_checkpoint(home)
+        finish_checkpoint(home, write_files(home, tensors), saved, ready)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        abandon_checkpoint(home)
+
+
+def begin_checkpoint(home: Path) -> None:
+    """Make room for its files, beside its place. Raises OSError."""
+    if not home.parent.is_dir():
+        home.parent.mkdir()
+        sync(home.parent.parent)
+    abandon_checkpoint(home)
+    _aside(home).mkdir()
+
+
+def write_files(
+    home: Path, tensors: Mapping[str, dict[str, Tensor]], rows: Mapping[str, Rows] | None = None
+) -> dict[str, FileRecord]:
+    """Bring files to disk: file name -> tensors by name. rows: of those that are parts. Raises OSError."""
+    return {
+        name: _write_tensors(_aside(home) / name, group, (rows or {}).get(name, {})) for name, group in tensors.items()
+    }
+
+
+def finish_checkpoint(home: Path, files: dict[str, FileRecord], saved: SavedState, ready: Callable[[], None]) -> None:
+    """Give it its name, when all its files are on disk. ready: called before the manifest is. Raises OSError."""
+    aside = _aside(home)
+    files = {**files, STATE: _write_json(aside / STATE, saved.model_dump_json(indent=1))}
+    ready()
+    _write_json(aside / MANIFEST, Manifest.of(files).model_dump_json(indent=1, exclude_none=True))
+    sync(aside)
+    if home.exists():
+        discard(home)
+    os.rename(aside, home)
+    sync(home.parent)
+
+
+def abandon_checkpoint(home: Path) -> None:
+    """Remove what has been written of it, if it has not got its name."""
+    shutil.rmtree(_aside(home), ignore_errors=True)
+
+
+def _aside(home: Path) -> Path:
+    return home.with_name(f".{home.name}.partial")
 
 
 def discard(path: Path) -> None:
@@ -157,12 +230,16 @@ def link_best(run_dir: Path, best: Path | None) -> None:
         os.rename(aside, link)
 
 
-def tensors_in(path: Path) -> dict[str, TensorRecord]:
-    """What a safetensors file says that it holds; its data is not read. Raises SafetensorError."""
+def tensors_in(path: Path, rows: Rows | None = None) -> dict[str, TensorRecord]:
+    """What a safetensors file says that it holds; its data is not read. rows: of what is a part.
+
+    Raises SafetensorError.
+    """
     with safe_open(path, framework="pt", backend="pread") as file:
         slices = {name: file.get_slice(name) for name in file.offset_keys()}
         return {
-            name: TensorRecord(dtype=each.get_dtype(), shape=tuple(each.get_shape())) for name, each in slices.items()
+            name: TensorRecord(dtype=each.get_dtype(), shape=tuple(each.get_shape()), rows=(rows or {}).get(name))
+            for name, each in slices.items()
         }
 
 
@@ -178,13 +255,38 @@ def _read_manifest(path: Path) -> Manifest:
             raise Damage(f"it is in format 1, this version reads format {FORMAT_VERSION}")
         raise Damage(f"{MANIFEST} is missing")
     manifest = read_record(Manifest, _read_json(path / MANIFEST), MANIFEST)
-    if manifest.format_version != FORMAT_VERSION:
+    if manifest.format_version not in READ_VERSIONS:
         raise Damage(f"it is in format {manifest.format_version}, this version reads format {FORMAT_VERSION}")
     if manifest != manifest.sealed():
         raise Damage(f"{MANIFEST}: its entries have changed, by their SHA-256")
-    if manifest.files.keys() != {MODEL, OPTIMIZER, STATE}:
-        raise Damage(f"{MANIFEST} names other files than {MODEL}, {OPTIMIZER} and {STATE}")
+    if {_kind_of(file) for file in manifest.files} != {"model", "optimizer", "state"}:
+        raise Damage(f"{MANIFEST} names other files than {MODEL}, {OPTIMIZER} and {STATE}, or parts of them")
+    for kind in KINDS:
+        _check_rows(_parts(manifest, kind))
     return manifest
+
+
+def _check_rows(tensors: dict[str, list[Part]]) -> None:
+    """Every row of each tensor is there once."""
+    for name, parts in tensors.items():
+        wholes = {(part.whole.dtype, part.whole.shape) for _, part in parts}
+        done = 0
+        for file, part in parts:
+            if part.span.start != done or len(wholes) > 1:
+                raise Damage(f"{MANIFEST}: {file} does not go on with {name} where the part before it ends, at {done}")
+            done = part.span.stop
+        if done != len(parts[0][1].whole.span):
+            raise Damage(f"{MANIFEST}: {name} has {len(parts[0][1].whole.span)} rows, and the files end at {done}")
+
+
+def _check_bytes(path: Path, record: FileRecord) -> None:
+    if sha256_of(path) != record.sha256:
+        raise Damage(f"{path.name}: its bytes have changed, by their SHA-256")
+    if path.name == STATE:
+        return
+    rows = {name: tensor.rows for name, tensor in record.tensors.items() if tensor.rows}
+    if tensors_in(path, rows) != record.tensors:
+        raise Damage(f"{path.name} holds other tensors than {MANIFEST} says")
 
 
 def _check_size(path: Path, record: FileRecord) -> None:
@@ -208,10 +310,10 @@ def _read_json(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileRecord:
+def _write_tensors(path: Path, tensors: dict[str, Tensor], rows: Rows) -> FileRecord:
     try:
         save_file(tensors, path)
-        names = tensors_in(path)
+        names = tensors_in(path, rows)
     except SafetensorError as error:
         raise _as_os_error(error) from error
     return _written(path, names)

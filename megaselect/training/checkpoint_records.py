@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from megaselect.config.replaced import upgraded
 from megaselect.training.state import RunState
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READ_VERSIONS = (2, 3)  # 2 is 3 in one process: without tensors that are cut
 _LONGEST_TEXT = 400
 _LARGEST_COUNT = 2**62  # of steps or samples; what is larger does not fit the tensors that hold sample indices
 
@@ -34,10 +35,24 @@ class _Record(BaseModel):
 
 
 class TensorRecord(_Record):
-    """dtype: as safetensors calls it, such as F32."""
+    """dtype: as safetensors calls it, such as F32. rows: where the file holds a part of the tensor, the first of its
+    rows and how many the tensor has; shape is then the part's.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    rows: tuple[int, int] | None = None
+
+    @property
+    def whole(self) -> TensorRecord:
+        """Of the tensor that this is a part of."""
+        return TensorRecord(dtype=self.dtype, shape=(self.rows[1], *self.shape[1:]) if self.rows else self.shape)
+
+    @property
+    def span(self) -> range:
+        """Its rows; a scalar has one."""
+        count = self.shape[0] if self.shape else 1
+        return range(self.rows[0], self.rows[0] + count) if self.rows else range(count)
 
 
 class FileRecord(_Record):
@@ -62,7 +77,8 @@ class Manifest(_Record):
 
     def sealed(self) -> Self:
         """The same with the digest that belongs to it."""
-        entries = json.dumps(self.model_dump(mode="json", exclude={"digest"}), sort_keys=True)
+        dumped = self.model_dump(mode="json", exclude={"digest"}, exclude_none=True)
+        entries = json.dumps(dumped, sort_keys=True)
         return self.model_copy(update={"digest": hashlib.sha256(entries.encode()).hexdigest()})
 
 

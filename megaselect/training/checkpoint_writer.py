@@ -4,33 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
-from torch import nn
 
 from megaselect.config import Config, TrainingConfig
 from megaselect.devices import is_out_of_memory
+from megaselect.distributed.pieces import Piece, pieces_to_write
+from megaselect.distributed.ranks import Ranks
 from megaselect.errors import CheckpointError
 from megaselect.training.checkpoint_files import (
-    MODEL,
-    OPTIMIZER,
+    KINDS,
+    Kind,
+    Rows,
     checkpoint_path,
     discard,
     inspect,
     link_best,
     list_checkpoints,
+    rank_file,
     remove_leftovers,
-    write_checkpoint,
 )
 from megaselect.training.checkpoint_records import Damage, SavedState
+from megaselect.training.checkpoint_shared import SharedWriter
 from megaselect.training.disk_errors import reason_of, remedy_for
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.state import RunState
+
+
+class _Copied(NamedTuple):
+    """A file that this rank writes, and how to have the copies of its tensors; rows of those that are parts."""
+
+    file: str
+    finish: Callable[[], dict[str, torch.Tensor]]
+    rows: Rows
 
 
 class CheckpointSaver:
@@ -48,18 +59,21 @@ class CheckpointSaver:
         data_fingerprint: str,
         sync_metrics: Callable[[], None],
         note: Callable[[str], None],
+        ranks: Ranks | None = None,
     ) -> None:
         """sync_metrics: brings the metrics so far to disk, or raises OSError. note: hears of a save that failed."""
         self._run_dir, self._training, self._data_fingerprint = run_dir, training, data_fingerprint
         self._sync_metrics, self._note = sync_metrics, note
-        self._host = {MODEL: HostCopy(), OPTIMIZER: HostCopy()}
+        self._ranks = ranks or Ranks()
+        self._shared = SharedWriter(self._ranks, sync_metrics)
+        self._host: dict[Kind, HostCopy] = {kind: HostCopy() for kind in KINDS}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._in_flight: Future[OSError | None] | None = None
         self._step = 0
         self._failure: str | None = None
         self._whole: dict[Path, bool] = {}
 
-    def save(self, model: nn.Module, optimizer: MixedPrecisionAdamW, state: RunState, config: Config) -> None:
+    def save(self, optimizer: MixedPrecisionAdamW, state: RunState, config: Config) -> None:
         """Begin to write RUN/checkpoints/step-N. On return the model may change: what is written is a copy.
 
         Waits for the save before. A save that fails is told in a note, and the run goes on.
@@ -68,8 +82,8 @@ class CheckpointSaver:
         self._step = state.step
         try:
             copied = [
-                self._host[MODEL].take(dict(model.named_parameters())),
-                self._host[OPTIMIZER].take(optimizer.tensors()),
+                self._copy("model", optimizer.weight_pieces(), optimizer),
+                self._copy("optimizer", optimizer.pieces(), optimizer),
             ]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -84,18 +98,29 @@ class CheckpointSaver:
         )
         self._in_flight = self._thread.submit(self._write, copied, saved)
 
+    def _copy(self, kind: Kind, pieces: Mapping[str, Piece], optimizer: MixedPrecisionAdamW) -> _Copied:
+        """Begin to copy what this rank writes of them."""
+        own = pieces_to_write(pieces, optimizer.layout)
+        tensors = {name: piece.tensor for name, piece in own.items()}
+        dtype = optimizer.dtype if kind == "model" else None  # a cut model's weights are fp32 whatever it computes in
+        rows = {name: piece.rows for name, piece in own.items() if piece.rows}
+        return _Copied(rank_file(kind, self._ranks.rank, self._ranks.size), self._host[kind].take(tensors, dtype), rows)
+
     def report(self) -> None:
         """Tell of the save in flight, if it has ended and failed."""
         if self._in_flight is not None and self._in_flight.done():
             self.wait()
 
     def __enter__(self) -> Self:
-        remove_leftovers(self._run_dir)
+        if self._ranks.is_first:
+            remove_leftovers(self._run_dir)
         self._thread.submit(int).result()  # the thread is there before memory is short
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         """Wait for the save in flight. Raises CheckpointError where the run's last save failed."""
+        if kind is not None:
+            self._shared.give_up_soon()
         try:
             self.wait()
         finally:
@@ -128,11 +153,14 @@ class CheckpointSaver:
         known = [path for path in list_checkpoints(self._run_dir) if self._is_whole(path)]
         return f"{known[-1].name} is whole" if known else "there is none before it"
 
-    def _write(self, copied: list[Callable[[], dict[str, torch.Tensor]]], saved: SavedState) -> OSError | None:
+    def _write(self, copied: list[_Copied], saved: SavedState) -> OSError | None:
         """In the thread: the checkpoint; then what it makes superfluous goes, or it is returned why it cannot."""
         home = checkpoint_path(self._run_dir, saved.state.step)
-        tensors = dict(zip((MODEL, OPTIMIZER), (finish() for finish in copied), strict=True))
-        write_checkpoint(home, tensors, saved, self._sync_metrics)
+        tensors = {each.file: each.finish() for each in copied}
+        rows = {each.file: each.rows for each in copied}
+        self._shared.write(home, tensors, rows, saved)
+        if not self._ranks.is_first:
+            return None
         self._whole[home] = True
         try:
             self._tidy(home, saved.state)
@@ -173,13 +201,16 @@ class HostCopy:
         self._buffers: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
-    def take(self, tensors: dict[str, torch.Tensor]) -> Callable[[], dict[str, torch.Tensor]]:
+    def take(
+        self, tensors: dict[str, torch.Tensor], dtype: torch.dtype | None = None
+    ) -> Callable[[], dict[str, torch.Tensor]]:
         """Begin the copy; call what is returned to have it. On a GPU it runs in the stream of the caller.
 
-        So what the caller queues after it, such as the next step, changes the tensors after they were copied.
+        dtype: of the copies; None: each in its own. What the caller queues after it, such as the next step, changes the
+        tensors after they were copied.
         """
         on_gpu = [tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"]
-        buffers = {name: self._buffer(name, tensor) for name, tensor in tensors.items()}
+        buffers = {name: self._buffer(name, tensor, dtype or tensor.dtype) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             buffers[name].copy_(tensor, non_blocking=True)
         self._buffers = buffers
@@ -192,9 +223,9 @@ class HostCopy:
 
         return finish
 
-    def _buffer(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def _buffer(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         buffer = self._buffers.get(name)
-        if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
+        if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, dtype):
             pinned = tensor.device.type == "cuda"
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+            buffer = torch.empty(tensor.shape, dtype=dtype, pin_memory=pinned)
         return buffer

@@ -14,7 +14,7 @@ import torch
 from megaselect.config import Config, iter_settings
 from megaselect.errors import CheckpointError, ConfigError
 from megaselect.training.checkpoint import DTYPE_NAMES, is_same_run
-from megaselect.training.checkpoint_files import MODEL, Checkpoint
+from megaselect.training.checkpoint_files import Checkpoint
 from megaselect.training.checkpoint_records import one_line
 
 FIXED_SETTINGS = (
@@ -104,7 +104,7 @@ def _changes(then: Config, now: Config) -> Changes:
 def _dtype(checkpoint: Checkpoint, dtype: torch.dtype) -> Changes:
     """By the saved weights, since auto means another dtype on another device."""
     wanted = DTYPE_NAMES[dtype]
-    saved = {tensor.dtype for tensor in checkpoint.manifest.files[MODEL].tensors.values()}
+    saved = {part.dtype for parts in checkpoint.parts("model").values() for _, part in parts}
     if saved == {wanted}:
         return {}
     return {"training.dtype": ("/".join(sorted(map(_setting_of, saved))), _setting_of(wanted))}

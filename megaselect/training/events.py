@@ -133,6 +133,38 @@ class Sink(Protocol):
         """Instead of finish, where an error ended the run; reason: one line."""
 
 
+class SilentSink:
+    """Hears everything and records nothing: of a rank for which another one speaks."""
+
+    def start(self, header: RunHeader) -> None:
+        """See Sink.start."""
+
+    def identity(self) -> Mapping[str, str]:
+        """See Sink.identity."""
+        return {}
+
+    def saved(self, report: SavedReport) -> None:
+        """See Sink.saved."""
+
+    def step(self, metrics: Metrics) -> None:
+        """See Sink.step."""
+
+    def evaluating(self, split: str, done: int, samples: int) -> None:
+        """See Sink.evaluating."""
+
+    def evaluation(self, step: int, loss: float) -> None:
+        """See Sink.evaluation."""
+
+    def note(self, text: str) -> None:
+        """See Sink.note."""
+
+    def finish(self, summary: RunSummary) -> None:
+        """See Sink.finish."""
+
+    def fail(self, reason: str) -> None:
+        """See Sink.fail."""
+
+
 @contextmanager
 def failures_told(sink: Sink) -> Iterator[None]:
     """What is raised inside, Ctrl-C included, is told to the sink before it goes on its way."""

@@ -16,6 +16,7 @@ from megaselect.config import Config
 from megaselect.data.blend import DataSource
 from megaselect.data.prefetch import Prefetcher
 from megaselect.devices import is_out_of_memory, peak_flops
+from megaselect.distributed.ranks import Ranks
 from megaselect.errors import OutOfMemoryError, UnsupportedTorchError
 from megaselect.ledger.self_check import check_observation
 from megaselect.models.gpt.apply_plan import applied_plan
@@ -28,7 +29,7 @@ from megaselect.training.datasets import Datasets
 from megaselect.training.evaluate import evaluate
 from megaselect.training.events import Metrics, RunSummary, Sink, finite
 from megaselect.training.memory import memory_metrics, reset_peak_bytes
-from megaselect.training.metrics_file import METRICS_NAME, MetricsFile
+from megaselect.training.metrics_file import METRICS_NAME, MetricsFile, NoMetrics
 from megaselect.training.nonfinite import NonFiniteSteps
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.out_of_memory import memory_errors_explained, step_up
@@ -70,28 +71,36 @@ class Trainer:
         state: RunState,
         run_dir: Path,
         sink: Sink,
+        ranks: Ranks,
     ) -> None:
+        self.ranks = ranks
         self.model, self.optimizer, self.datasets = model, optimizer, datasets
         self.state, self.run_dir, self.sink = state, run_dir, sink
         weight = next(model.parameters())
-        self.device, self.element_bytes = weight.device, weight.element_size()
-        self.peak_flops = peak_flops(self.device, weight.dtype)
+        self.device, self.element_bytes = weight.device, optimizer.dtype.itemsize
+        self.peak_flops = peak_flops(self.device, optimizer.dtype)
         self._progress = _Progress(saved_step=state.step)
         self._phases = PhaseTimes(self.device)
-        self._batches = Prefetcher(datasets.train, config.data.prefetch, pin_memory=self.device.type == "cuda")
-        self._metrics_file = MetricsFile(run_dir / METRICS_NAME, state.step, sink.note)
+        self._batches = Prefetcher(
+            datasets.train, config.data.prefetch, pin_memory=self.device.type == "cuda", ranks=ranks.size
+        )
+        self._metrics_file = (
+            MetricsFile(run_dir / METRICS_NAME, state.step, sink.note) if ranks.is_first else NoMetrics()
+        )
         self._saver = CheckpointSaver(
-            run_dir, config.training, datasets.fingerprint, self._metrics_file.sync, sink.note
+            run_dir, config.training, datasets.fingerprint, self._metrics_file.sync, sink.note, ranks
         )
         self._nonfinite = NonFiniteSteps(config.training, model, optimizer, run_dir, sink.note)
-        self._spikes = SpikeDetector(recent_losses(run_dir))
+        self._spikes = SpikeDetector(recent_losses(run_dir) if ranks.is_first else [])
         self._use(config)
 
     def _use(self, config: Config) -> None:
         """Go on with this config; the model runs its recompute settings already."""
         self.config, self.plan = config, applied_plan(self.model)
         self.flops = step_flops(config, self.element_bytes, self.plan)
-        self._stepper = Stepper(config.training, self.model, self.optimizer, self._batches, self._phases.done)
+        self._stepper = Stepper(
+            config.training, self.model, self.optimizer, self._batches, self._phases.done, self.ranks
+        )
         self._progress.measures = True
 
     def run(self, stop: StopRequest) -> RunSummary:
@@ -111,6 +120,7 @@ class Trainer:
                     metrics = {**metrics, **self._evaluate(stop)}
                 # Before a checkpoint of the step: a resumed run does not take the step again.
                 self._metrics_file.write(metrics)
+                stop.agree()
                 asked = stop.take_save()
                 if self._save_is_due(asked):
                     self._save()
@@ -207,8 +217,7 @@ class Trainer:
     def _metrics(self, outcome: StepOutcome, seconds: float) -> Metrics:
         training, samples = self.config.training, self.state.next_sample
         phases, scale = self._phases.milliseconds(), self.optimizer.scalars().get("scale")
-        memory = memory_metrics(self.device)
-        self._progress.peak_bytes = memory["peak_bytes"]
+        memory = self._memory()
         self._progress.data_shares.append(phases["data"] / (1e3 * seconds))
         for phase, span in phases.items():
             self._progress.phase_ms[phase].append(span)
@@ -231,8 +240,25 @@ class Trainer:
             **{f"{phase}_ms": span for phase, span in phases.items()},
         }
 
+    def _memory(self) -> Metrics:
+        """What is held and was at most; of several ranks also how many, the highest peak and the mean."""
+        memory, layout = memory_metrics(self.device), self.optimizer.layout
+        peaks = self.ranks.gather_values(memory["peak_bytes"] or 0)
+        self._progress.peak_bytes = max(peaks)
+        if self.ranks.size == 1:
+            return {**memory}
+        return {
+            **memory,
+            "peak_bytes": max(peaks),
+            "peak_bytes_mean": sum(peaks) // len(peaks),
+            "ranks": layout.ranks,
+            "replicas": layout.replicas,
+            "shards": layout.shards,
+        }
+
     def _utilisation(self, flops: int, seconds: float) -> float | None:
-        return flops / seconds / self.peak_flops if self.peak_flops else None
+        """Of all ranks' devices together."""
+        return flops / seconds / (self.peak_flops * self.ranks.size) if self.peak_flops else None
 
     def _evaluate(self, stop: StopRequest) -> Metrics:
         """What the metrics of the step say of the validation loss; the state remembers the best."""
@@ -257,13 +283,14 @@ class Trainer:
         samples = min(samples, source.num_windows)
 
         def goes_on(done: int) -> bool:
+            stop.agree()
             if not stop.reason:
                 self.sink.evaluating(split, done, samples)
             return not stop.reason
 
         remedy = "it saves nothing for backward; lower --training.micro-batch-size, or set --training.loss-chunk-tokens"
         with memory_errors_explained("evaluating", remedy):
-            loss = evaluate(self.model, source, samples, self.config.training.micro_batch_size, goes_on)
+            loss = evaluate(self.model, source, samples, self.config.training.micro_batch_size, goes_on, self.ranks)
         if loss is None:
             self.sink.note(f"step {self.state.step}: the evaluation on the {split} split was stopped and not recorded")
         return loss
@@ -282,7 +309,7 @@ class Trainer:
     def _save(self) -> None:
         """Hand the state to the saver, once a step."""
         if self._progress.saved_step != self.state.step:
-            self._saver.save(self.model, self.optimizer, self.state, self.config)
+            self._saver.save(self.optimizer, self.state, self.config)
             self._progress.saved_step = self.state.step
 
     def _summary(self, seconds: float, stopped_by: str | None) -> RunSummary:

@@ -97,6 +97,22 @@ class MetricsFile:
             written += os.write(self._file, line[written:])
 
 
+class NoMetrics:
+    """In place of a MetricsFile, of a rank for which another one writes."""
+
+    def write(self, metrics: Metrics) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        pass
+
+
 def _cut(path: Path, last_step: int) -> None:
     """Lines to that step, in a file that is the old one or the new one at any moment."""
     aside = path.with_suffix(".partial")

@@ -7,7 +7,6 @@ hook adds each 16-bit gradient into the fp32 one as soon as it is there and free
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from megaselect.compatibility import copy_all
+from megaselect.distributed.distribution import Distribution, local_rows
+from megaselect.distributed.layout import Layout
+from megaselect.distributed.pieces import Piece
+from megaselect.training.adamw import ShardIndependentAdamW
+from megaselect.training.gradient_norm import gradient_norm, rows_of
 
 if TYPE_CHECKING:
     from megaselect.config import TrainingConfig
@@ -38,30 +42,35 @@ class StepResult:
 
 
 class MixedPrecisionAdamW:
-    """Owns the fp32 weights, the moments and, for fp16, the loss scale. Names are those of the model's parameters."""
+    """Owns the fp32 weights, the moments and, for fp16, the loss scale. Names are those of the model's parameters.
 
-    def __init__(self, model: nn.Module, settings: TrainingConfig) -> None:
-        self._clip = settings.clip_grad
+    Of a model that is cut over ranks it has this rank's rows. No bit depends on how it is cut.
+    """
+
+    def __init__(self, model: nn.Module, settings: TrainingConfig, spread: Distribution | None = None) -> None:
+        self._clip, self._spread = settings.clip_grad, spread or Distribution()
         self._weights = dict(model.named_parameters())
         first = next(iter(self._weights.values()))
-        self._has_masters = first.dtype != torch.float32
+        self.dtype = self._spread.dtype or first.dtype
+        self._are_copies = first.dtype != torch.float32
         self.masters = {name: _master_of(weight) for name, weight in self._weights.items()}
+        self._total_rows = sum(rows_of(weight.shape) for weight in self._weights.values())
+        self._gradients = self._spread.make_gradients(self._weights, self.masters)
         decayed = [master for master in self.masters.values() if master.dim() >= 2]
         plain = [master for master in self.masters.values() if master.dim() < 2]
-        self._adam = torch.optim.AdamW(
+        self._adam = ShardIndependentAdamW(
             [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
             eps=settings.epsilon,
-            fused=True,
         )
-        for master in self.masters.values():
-            self._adam.state[master] = _no_moments(master)
-        self._scaler = _scaler_for(first)
+        self._scaler = _scaler_for(first.device, self.dtype)
         self._is_updating = False
-        if self._has_masters:
-            for name, weight in self._weights.items():
-                weight.register_post_accumulate_grad_hook(_accumulate_into(self.masters[name]))
+
+    @property
+    def layout(self) -> Layout:
+        """Of the ranks that train the model."""
+        return self._spread.layout
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of a micro-batch's share of the loss."""
@@ -74,21 +83,21 @@ class MixedPrecisionAdamW:
         """
         for group in self._adam.param_groups:
             group["lr"] = learning_rate
+        self._gradients.finish()
         self._scaler.unscale_(self._adam)
         masters = list(self.masters.values())
-        norm = torch.nn.utils.get_total_norm([master.grad for master in masters if master.grad is not None])
+        gradients = [master.grad for master in masters if master.grad is not None]
+        norm = gradient_norm(gradients, self._total_rows, self._spread.gather)
         if self._clip:
             torch.nn.utils.clip_grads_with_norm_(masters, self._clip, norm)
         watched = torch.stack([norm] if loss is None else [norm, loss.detach()])
-        # The fused update reads it on the device, and where it is 1 leaves everything as it was.
-        found_inf = watched.isfinite().all().logical_not().float()
-        self._adam.found_inf = found_inf  # type: ignore[attr-defined]  # torch's GradScaler adds it in the same way
+        self._adam.found_inf = watched.isfinite().all().logical_not().float()  # read on the device
         self._is_updating = True
         self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
+        self._gradients.drop()
         grad_norm, *losses = watched.tolist()
         applied = math.isfinite(grad_norm) and all(map(math.isfinite, losses))
-        if applied and self._has_masters:
+        if applied and self._are_copies:
             with torch.no_grad():
                 copy_all(list(self._weights.values()), masters)
         overflowed = not applied and all(map(math.isfinite, losses)) and self._can_halve_loss_scale()
@@ -107,27 +116,39 @@ class MixedPrecisionAdamW:
 
     def abandon_step(self) -> None:
         """Let go of what a step that raised has gathered, so that it can be taken again, if the weights are whole."""
-        for holder in (*self._weights.values(), *self.masters.values()):
-            holder.grad = None
+        self._gradients.drop()
         scale = self._scaler.state_dict()
-        self._scaler = _scaler_for(next(iter(self._weights.values())))  # a new one: gradients count as scaled again
+        device = next(iter(self._weights.values())).device
+        self._scaler = _scaler_for(device, self.dtype)  # a new one: gradients count as scaled again
         self._scaler.load_state_dict(scale)
 
+    def weight_pieces(self) -> dict[str, Piece]:
+        """The model's weights; of a model that is cut, this rank's rows, in fp32 whatever it computes in."""
+        return {name: self._piece(name, local_rows(weight).detach()) for name, weight in self._weights.items()}
+
+    def pieces(self) -> dict[str, Piece]:
+        """`tensors`, with where they lie in the whole ones."""
+        return {
+            name: self._piece(name.partition(".")[2], tensor) if tensor.dim() else Piece(tensor)
+            for name, tensor in self.tensors().items()
+        }
+
+    def _piece(self, name: str, tensor: Tensor) -> Piece:
+        """The rows of a tensor that is cut as the weight of that name is."""
+        total = rows_of(self._weights[name].shape)
+        if self.layout.shards == 1:
+            return Piece(tensor)
+        rows = self.layout.rows(total)
+        assert len(rows) == len(tensor), "FSDP2 cuts otherwise than Layout says"
+        return Piece(tensor, (rows.start, total))
+
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold besides the model: moments, step counts and, in 16 bit, master weights."""
-        state = {f"master.{name}": master.detach() for name, master in self.masters.items() if self._has_masters}
+        """What a checkpoint must hold besides: moments, step counts and, in 16 bit, master weights."""
+        has_masters = self.dtype != torch.float32
+        state = {f"master.{name}": master.detach() for name, master in self.masters.items() if has_masters}
         for name, master in self.masters.items():
             state |= {f"{key}.{name}": value for key, value in self._adam.state[master].items()}
         return state
-
-    def load_tensors(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `tensors`; the model's weights must have been loaded before."""
-        for name, master in self.masters.items():
-            with torch.no_grad():
-                master.copy_(state[f"master.{name}"] if self._has_masters else self._weights[name])
-            self._adam.state[master] = {
-                key: state[f"{key}.{name}"].to(master.device) for key in ("step", "exp_avg", "exp_avg_sq")
-            }
 
     def scalars(self) -> dict[str, float]:
         """The loss scale's state; empty but for fp16."""
@@ -140,29 +161,10 @@ class MixedPrecisionAdamW:
 
 def _master_of(weight: Tensor) -> Tensor:
     if weight.dtype == torch.float32:
-        return weight
+        return local_rows(weight)
     return weight.detach().float().requires_grad_()
 
 
-def _no_moments(master: Tensor) -> dict[str, Tensor]:
-    """AdamW's state before the first step. It would make it in that step, where a part of the weights may have changed
-    by the time that memory runs out.
-    """
-    step = torch.zeros((), dtype=torch.float32, device=master.device)
-    return {"step": step, "exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
-
-
-def _scaler_for(weight: Tensor) -> torch.amp.GradScaler:
+def _scaler_for(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
     """It does nothing but for fp16."""
-    is_fp16 = weight.dtype == torch.float16
-    return torch.amp.GradScaler(weight.device.type, init_scale=INITIAL_LOSS_SCALE, enabled=is_fp16)
-
-
-def _accumulate_into(master: Tensor) -> Callable[[Tensor], None]:
-    def accumulate(weight: Tensor) -> None:
-        gradient = weight.grad
-        assert gradient is not None  # the hook runs because it is there
-        weight.grad = None
-        master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
-
-    return accumulate
+    return torch.amp.GradScaler(device.type, init_scale=INITIAL_LOSS_SCALE, enabled=dtype == torch.float16)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 
-from megaselect.build import build_planned
+from megaselect.build import build_distributed
 from megaselect.config import Config
 from megaselect.devices import Placement, resolve_placement
+from megaselect.distributed.launch import joined_ranks
+from megaselect.distributed.ranks import Ranks
 from megaselect.kernels.dropout_mask import drop_threshold
 from megaselect.models.gpt.apply_plan import applied_plan
 from megaselect.models.gpt.model import GPT
@@ -21,13 +23,15 @@ from megaselect.training.checkpoint import find_checkpoint, load_checkpoint
 from megaselect.training.compatibility import changed_data, changed_settings
 from megaselect.training.data_choice import follow_vocabulary
 from megaselect.training.datasets import Datasets, open_datasets
-from megaselect.training.events import RunHeader, RunSummary, Sink, failures_told
+from megaselect.training.events import RunHeader, RunSummary, SilentSink, Sink, failures_told
 from megaselect.training.loop import Trainer
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.out_of_memory import memory_errors_explained, static_remedy
 from megaselect.training.profilers import check_profilers
+from megaselect.training.ranks_alike import check_alike
 from megaselect.training.run_dir import RunDir, claim_run_dir
 from megaselect.training.run_record import Segment
+from megaselect.training.shared_run_dir import shared_run_dir
 from megaselect.training.signals import StopRequest
 from megaselect.training.state import RunState
 from megaselect.training.torch_state import own_torch_state
@@ -42,13 +46,15 @@ def train(config: Config, config_name: str, notes: Sequence[str], make_sink: Mak
     make_sink: is given the config, the run's directory, and what a sink may ask to stop the run. Torch's random states
     and settings, and the handlers of signals and warnings, are afterwards as they were.
     """
-    placement = resolve_placement(config.training)
-    check_profilers(config.logging, placement.device)
-    limit = config.training.exit_after
-    stop = StopRequest(parse_duration(limit, "--exit-after") if limit else None)
-    elsewhere = memory_errors_explained("setting up, reporting or saving", "free memory that other processes hold")
-    with own_torch_state(config.training, placement.on_gpu), claim_run_dir(config, config_name) as home, elsewhere:
-        return _train(config, placement, config_name, notes, make_sink, stop, home)
+    with joined_ranks(parse_duration(config.parallel.timeout, "--parallel.timeout")) as ranks:
+        placement = resolve_placement(config.training)
+        check_profilers(config.logging, placement.device)
+        limit = config.training.exit_after
+        stop = StopRequest(parse_duration(limit, "--exit-after") if limit else None, ranks)
+        elsewhere = memory_errors_explained("setting up, reporting or saving", "free memory that other processes hold")
+        place = claim_run_dir(config, config_name) if ranks.is_first else None
+        with own_torch_state(config.training, placement.on_gpu), shared_run_dir(place, ranks) as home, elsewhere:
+            return _train(config, placement, config_name, notes, make_sink, stop, home, ranks)
 
 
 def _train(
@@ -59,17 +65,21 @@ def _train(
     make_sink: MakeSink,
     stop: StopRequest,
     home: RunDir,
+    ranks: Ranks,
 ) -> RunSummary:
     run_dir = home.path
-    sink = make_sink(config, run_dir, stop)  # first: what it refuses should not wait for data and model
-    config, vocabulary_notes = follow_vocabulary(config)
-    found = find_checkpoint(config.training.resume, run_dir)
+    # First: what it refuses should not wait for data and model.
+    sink = make_sink(config, run_dir, stop) if ranks.is_first else SilentSink()
+    with ranks.first_alone():  # it may have the default corpus to make
+        config, vocabulary_notes = follow_vocabulary(config)
+        datasets = open_datasets(config)
+    check_alike(ranks, config, datasets.fingerprint)
+    found = find_checkpoint(config.training.resume, run_dir, ranks)
     resume_notes = [*found.notes, *changed_settings(found.checkpoint, config, placement.dtype)]
-    datasets = open_datasets(config)
     resume_notes += changed_data(found.checkpoint, config, datasets.fingerprint, run_dir)
     with memory_errors_explained("building the model", static_remedy(config, placement)):
-        model, automatic = build_planned(config, placement)
-        optimizer = MixedPrecisionAdamW(model, config.training)
+        model, automatic, spread = build_distributed(config, placement, ranks)
+        optimizer = MixedPrecisionAdamW(model, config.training, spread)
         state = load_checkpoint(found.checkpoint, model, optimizer) if found.checkpoint else RunState(0, 0)
     segment = Segment.begin(state.step, placement.device_name, torch.__version__)
     with home.recorded(config, segment, sink.note) as record:
@@ -87,10 +97,10 @@ def _train(
         header = _header(config, placement, config_name, model, datasets, run_dir, state, [*notes, *own_notes])
         with failures_told(sink):
             sink.start(header)
-            state = replace(state, identity={**state.identity, **sink.identity()})
+            state = replace(state, identity=ranks.from_first({**state.identity, **sink.identity()}))
             with warnings.catch_warnings(), stop:
                 _show_warnings_as_notes(sink)
-                summary = Trainer(config, model, optimizer, datasets, state, run_dir, sink).run(stop)
+                summary = Trainer(config, model, optimizer, datasets, state, run_dir, sink, ranks).run(stop)
         record.stopped_by = summary.stopped_by
     sink.finish(summary)
     return summary

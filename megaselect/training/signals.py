@@ -9,7 +9,12 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Literal, Self
 
+import torch
+
+from megaselect.distributed.ranks import Ranks
+
 StopReason = Literal["SIGINT", "SIGTERM", "SIGHUP", "exit-after", "callback"]
+_REASONS: tuple[StopReason | None, ...] = (None, "SIGINT", "SIGTERM", "SIGHUP", "exit-after", "callback")
 Handler = Callable[[int, FrameType | None], object] | int | None  # as signal.signal takes and returns one
 
 
@@ -17,18 +22,34 @@ class StopRequest:
     """While entered, the first SIGINT, SIGTERM or SIGHUP asks the run to stop; SIGUSR1 asks it to save and go on.
 
     A second SIGINT interrupts at once. SIGHUP (the terminal is gone) stays ignored where it was, as by nohup. seconds:
-    after which the run is asked to stop too, from now on.
+    after which the run is asked to stop too, from now on. ranks: what one of several is asked, all do, from the moment
+    that they agree on it.
     """
 
-    def __init__(self, seconds: float | None = None) -> None:
+    def __init__(self, seconds: float | None = None, ranks: Ranks | None = None) -> None:
         self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._ranks = ranks or Ranks()
         self._asked: StopReason | None = None
+        self._agreed: StopReason | None = None
         self._save = False
         self._before: dict[signal.Signals, Handler] = {}
 
     @property
     def reason(self) -> StopReason | None:
         """Why the run should stop; None: it should go on."""
+        return self._own_reason if self._ranks.size == 1 else self._agreed
+
+    def agree(self) -> None:
+        """Have all ranks know what any of them was asked; each must call it at the same place."""
+        if self._ranks.size > 1:
+            own = torch.tensor([_REASONS.index(self._own_reason), self._save])
+            asked = self._ranks.gather(own)
+            reasons = [reason for code in asked[:, 0].tolist() if (reason := _REASONS[code])]
+            self._agreed = self._agreed or (reasons[0] if reasons else None)
+            self._save = bool(asked[:, 1].any())
+
+    @property
+    def _own_reason(self) -> StopReason | None:
         if self._asked is None and self._deadline is not None and time.monotonic() >= self._deadline:
             return "exit-after"
         return self._asked

@@ -9,6 +9,7 @@ import torch
 
 from megaselect.config import TrainingConfig
 from megaselect.data.sampler import Batch, BatchSource
+from megaselect.distributed.ranks import Ranks
 from megaselect.models.gpt.model import GPT
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.schedule import learning_rate
@@ -33,7 +34,10 @@ def _ignore(_: str) -> None:
 
 
 class Stepper:
-    """Takes the steps of one run. phase_done hears "data", "forward", "backward" (once a micro-batch), "optimizer"."""
+    """Takes the steps of one run. phase_done hears "data", "forward", "backward" (once a micro-batch), "optimizer".
+
+    Of n ranks each takes every n-th micro-batch of a step, of which there must be a multiple of n.
+    """
 
     def __init__(
         self,
@@ -42,8 +46,10 @@ class Stepper:
         optimizer: MixedPrecisionAdamW,
         source: BatchSource,
         phase_done: Callable[[str], None] = _ignore,
+        ranks: Ranks | None = None,
     ) -> None:
         self._training, self._model, self._optimizer, self._source = training, model, optimizer, source
+        self.ranks = ranks or Ranks()
         self._phase_done = phase_done
         self._device = next(model.parameters()).device
         self.micro_batches = self._training.global_batch_size // self._training.micro_batch_size
@@ -54,8 +60,9 @@ class Stepper:
         forward: from [tokens, targets, sample_index] on the device to the loss; None calls the model.
         """
         training = self._training
-        losses = [self.micro_batch(state, number, forward) for number in range(self.micro_batches)]
-        total = torch.stack(losses).sum()  # here: what runs out of memory once the weights change cannot be repeated
+        losses = torch.stack([self.micro_batch(state, number, forward) for number in self.own_micro_batches])
+        # In their order; and here: what runs out of memory once the weights change cannot be repeated.
+        total = self.ranks.gather(losses).t().flatten().sum()
         rate = learning_rate(training, state.step)
         result = self._optimizer.step(rate, total)  # waits for the device
         self._phase_done("optimizer")
@@ -67,6 +74,11 @@ class Stepper:
             skipped_steps=state.skipped_steps + outcome.skipped,
         )
         return outcome, after
+
+    @property
+    def own_micro_batches(self) -> range:
+        """Numbers of those of a step that this rank takes."""
+        return range(self.ranks.rank, self.micro_batches, self.ranks.size)
 
     def micro_batch(self, state: RunState, number: int, forward: Forward | None = None) -> torch.Tensor:
         """Forward and backward of a micro-batch of the step after `state`; its share of the loss, on the device."""

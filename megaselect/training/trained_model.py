@@ -13,7 +13,7 @@ from megaselect.devices import DTYPES, resolve_device
 from megaselect.errors import CheckpointError, DataError
 from megaselect.models.gpt.model import GPT
 from megaselect.training.checkpoint import DTYPE_NAMES, load_weights, newest_checkpoint
-from megaselect.training.checkpoint_files import BEST, MODEL, Checkpoint, list_checkpoints, open_checkpoint, step_of
+from megaselect.training.checkpoint_files import BEST, Checkpoint, list_checkpoints, open_checkpoint, step_of
 from megaselect.training.datasets import open_tokenizer
 from megaselect.training.run_dir import TOKENIZER_NAME
 
@@ -123,7 +123,7 @@ def _named(run_dir: Path, which: str) -> Path:
 
 
 def _saved_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    saved = next(iter(checkpoint.manifest.files[MODEL].tensors.values())).dtype
+    saved = next(iter(checkpoint.parts("model").values()))[0][1].dtype
     return {name: dtype for dtype, name in DTYPE_NAMES.items()}.get(saved, torch.float32)
 
 

@@ -39,7 +39,9 @@ def settings_of(config: Config, model: GPT, own: RecomputeConfig) -> list[Verifi
     chosen: list[VerifiedSetting] = []
     for name, settings in {**SETTINGS, OWN: own}.items():
         asked = config.model_copy(update={"recompute": settings})
-        plan = plan_automatically(asked, model).plan if settings.mode == "auto" else make_plan(settings, layers)
+        plan = (
+            plan_automatically(asked, model.blocks[0]).plan if settings.mode == "auto" else make_plan(settings, layers)
+        )
         if all(_parts(plan) != _parts(other.plan) for other in chosen):
             chosen.append(VerifiedSetting(name, plan, _saves_nothing(asked, element_bytes)))
     return chosen

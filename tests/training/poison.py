@@ -18,14 +18,14 @@ def at_sample(model, path, sample, act):
 
 def in_runs(monkeypatch, path, sample, act):
     """The same for every model that a run builds from now on."""
-    build = run.build_planned
+    build = run.build_distributed
 
-    def build_poisoned(config, placement):
-        model, planned = build(config, placement)
+    def build_poisoned(*settings):
+        model, *others = build(*settings)
         at_sample(model, path, sample, act)
-        return model, planned
+        return model, *others
 
-    monkeypatch.setattr(run, "build_planned", build_poisoned)
+    monkeypatch.setattr(run, "build_distributed", build_poisoned)
 
 
 def nan_in_output(output):

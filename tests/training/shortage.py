@@ -43,16 +43,16 @@ class Shortage:
     def _patch_build(self, monkeypatch):
         from megaselect.training import run
 
-        build = run.build_planned
+        build = run.build_distributed
 
-        def build_with_hooks(config, placement):
-            model, automatic = build(config, placement)
+        def build_with_hooks(*settings):
+            model, *others = build(*settings)
             model.register_forward_pre_hook(self._count)
             model.layers[-1].register_forward_pre_hook(lambda *_: self.hit("forward"))
             model.layers[0].register_forward_hook(self._watch_gradient)
-            return model, automatic
+            return model, *others
 
-        monkeypatch.setattr(run, "build_planned", build_with_hooks)
+        monkeypatch.setattr(run, "build_distributed", build_with_hooks)
 
     def _count(self, model, _):
         self.passes += model.training

@@ -113,7 +113,7 @@ DAMAGES = {
     ),
     "format 1": (
         lambda home: ((home / MANIFEST).unlink(), (home / STATE).write_text('{\n "format_version": 1,\n "step": 4}')),
-        "it is in format 1, this version reads format 2",
+        "it is in format 1, this version reads format 3",
     ),
 }
 

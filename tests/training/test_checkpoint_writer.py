@@ -23,7 +23,8 @@ def notes():
 def save_all(tiny, saver, *states, between=None):
     """Save after a step each, one after the other."""
     for number, state in enumerate(states):
-        saver.save(tiny.train().model, tiny.optimizer, state, tiny.config)
+        tiny.train()
+        saver.save(tiny.optimizer, state, tiny.config)
         saver.wait()
         if between:
             between(number)
@@ -34,7 +35,7 @@ def test_what_is_written_is_the_state_that_was_handed_over(tmp_path, notes):
     trained, stepped = Tiny().train(3), threading.Event()
     expected = trained.tensors()
     with trained.saver(tmp_path, notes, sync=lambda: stepped.wait(600)) as saver:
-        saver.save(trained.model, trained.optimizer, RunState(3, 12), trained.config)
+        saver.save(trained.optimizer, RunState(3, 12), trained.config)
         assert "step-00000003" not in names(tmp_path)
         trained.train()
         stepped.set()
@@ -48,11 +49,9 @@ def test_a_save_waits_for_the_one_before(tmp_path, notes):
     """Else the second one would be copied into what the thread still reads."""
     trained, release = Tiny(), threading.Event()
     with trained.saver(tmp_path, notes, sync=lambda: release.wait(600)) as saver:
-        saver.save(trained.train().model, trained.optimizer, RunState(1, 4), trained.config)
+        saver.save(trained.train().optimizer, RunState(1, 4), trained.config)
         first = trained.tensors()
-        second = threading.Thread(
-            target=saver.save, args=(trained.train().model, trained.optimizer, RunState(2, 8), trained.config)
-        )
+        second = threading.Thread(target=saver.save, args=(trained.train().optimizer, RunState(2, 8), trained.config))
         second.start()
         second.join(0.2)
         assert second.is_alive()

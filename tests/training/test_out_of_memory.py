@@ -196,7 +196,7 @@ LIMIT_MIB = 30
 
 def test_a_checkpoint_that_does_not_fit_is_not_called_damaged(run_here, reference, monkeypatch, capsys):
     run_dir = reference(*FOUR)
-    monkeypatch.setattr(MixedPrecisionAdamW, "load_tensors", lambda *_: torch.empty(2**60))
+    monkeypatch.setattr(MixedPrecisionAdamW, "pieces", lambda *_: torch.empty(2**60))
     capsys.readouterr()
     assert run_here(*FOUR, "--run-dir", run_dir) == 2
     assert capsys.readouterr().err.startswith("error: ran out of memory while building the model (")

@@ -199,7 +199,7 @@ def test_a_larger_model_is_refused_before_any_weight_is_made(four_steps, assert_
         raise AssertionError("weights are being made")
 
     parts = four_steps()
-    monkeypatch.setattr("megaselect.training.run.build_planned", never)
+    monkeypatch.setattr("megaselect.training.run.build_distributed", never)
     large = ("--model.hidden-size", 100_000, "--model.num-layers", 8)
     differing = "model.num_layers 2 -> 8, model.hidden_size 32 -> 100000, model.ffn_hidden_size 128 -> 400000"
     assert_refused(differing, *EIGHT, *large, "--run-dir", parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,12 +12,14 @@ from torch import Tensor
 from megaselect.devices import synchronise
 from megaselect.models.gpt.apply_plan import INSIDE_FULL, layer_policy
 from megaselect.models.gpt.block import Block
-from megaselect.models.gpt.model import GPT
 from megaselect.planning.auto import ATTENTION_SETS, Costs
 from megaselect.prediction.assumed_time import PICOSECONDS
 from megaselect.recomputation.checkpoint import checkpointed
 from megaselect.recomputation.policy import LayerPolicy
 from megaselect.recompute_modules import OTHER_MODULES, declared
+
+if TYPE_CHECKING:
+    from megaselect.config import ModelConfig
 
 ROUNDS = 5
 SECONDS_AT_MOST = 10.0  # but one round is always made
@@ -26,14 +29,13 @@ LayerModules = frozenset[str] | None  # what selective recomputes; None: the who
 NOTHING: frozenset[str] = frozenset()
 
 
-def measured_costs(model: GPT, batch: int) -> Costs:
-    """Forward and backward of the first layer with each policy, in rounds; the least times, less that of keeping all.
+def measured_costs(block: Block, settings: ModelConfig, batch: int) -> Costs:
+    """Forward and backward of a layer with each policy, in rounds; the least times, less that of keeping all.
 
     Uses no random state, and leaves no gradients. The layer's policy is not restored: apply a plan afterwards.
     """
-    block = model.blocks[0]
     weight = block.attention.qkv.weight
-    shape = (model.config.seq_length, batch, model.config.hidden_size)
+    shape = (settings.seq_length, batch, settings.hidden_size)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).to(weight.device, weight.dtype).requires_grad_()
     samples = torch.arange(batch, device=weight.device)
@@ -41,13 +43,13 @@ def measured_costs(model: GPT, batch: int) -> Costs:
     for parameter in block.parameters():
         parameter.grad = None
     costs = {run: _cost(values, seconds[NOTHING]) for run, values in seconds.items()}
-    attention = {modules: costs[_in_use(model, modules)] for modules in ATTENTION_SETS}
+    attention = {modules: costs[_in_use(settings, modules)] for modules in ATTENTION_SETS}
     return Costs(attention, {name: costs[frozenset({name})] for name in OTHER_MODULES}, costs[None])
 
 
-def _in_use(model: GPT, modules: frozenset[str]) -> frozenset[str]:
+def _in_use(settings: ModelConfig, modules: frozenset[str]) -> frozenset[str]:
     """The set that is measured for `modules`: where attention writes no scores, some have nothing to do."""
-    return frozenset(module.name for module in declared(modules, model.config.attention))
+    return frozenset(module.name for module in declared(modules, settings.attention))
 
 
 def _runs(block: Block) -> dict[LayerModules, tuple[LayerPolicy, Run]]:

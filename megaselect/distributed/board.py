@@ -1,0 +1,38 @@
+"""Where ranks leave notes for each other without meeting in a collective, as threads beside the training can."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from megaselect.errors import RankError
+
+_PAUSE_SECONDS = 0.02
+
+
+class Board:
+    """Notes in the ranks' store, by key: what JSON can hold. seconds: after which whoever waits for one gives up."""
+
+    def __init__(self, store: dist.Store, seconds: float) -> None:
+        self._store, self._seconds = store, seconds
+
+    def post(self, key: str, note: Any) -> None:
+        """Leave a note."""
+        self._store.set(key, json.dumps(note))
+
+    def read(self, key: str, goes_on: Callable[[], bool]) -> Any:
+        """The note, when it is there. Raises RankError where it does not come in time, or goes_on() says no."""
+        deadline = time.monotonic() + self._seconds
+        while not self._store.check([key]):
+            if time.monotonic() >= deadline or not goes_on():
+                raise RankError(f"no rank has left {key} in time")
+            time.sleep(_PAUSE_SECONDS)
+        return json.loads(self._store.get(key))
+
+    def remove(self, key: str) -> None:
+        """Make room: nobody reads it any more."""
+        self._store.delete_key(key)

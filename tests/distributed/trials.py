@@ -1,0 +1,112 @@
+"""What ranks do for the tests of this folder: short trainings, whose every number comes back to be compared."""
+
+from dataclasses import dataclass
+
+import torch
+
+from megaselect.build import build_distributed
+from megaselect.config import Config
+from megaselect.data.sampler import split_windows
+from megaselect.devices import resolve_placement
+from megaselect.distributed.launch import joined_ranks
+from megaselect.distributed.ranks import Ranks
+from megaselect.ledger import record
+from megaselect.training.evaluate import evaluate
+from megaselect.training.optimizer import MixedPrecisionAdamW
+from megaselect.training.state import RunState
+from megaselect.training.step import Stepper
+
+# Rows that no number of ranks divides: 97 + padding, 3 x 24, 24, 40.
+MODEL = {
+    "num_layers": 2,
+    "hidden_size": 24,
+    "num_attention_heads": 3,
+    "ffn_hidden_size": 40,
+    "seq_length": 12,
+    "vocab_size": 97,
+    "attention_dropout_p": 0.1,
+    "hidden_dropout_p": 0.1,
+}
+TRAINING = {"micro_batch_size": 2, "global_batch_size": 24, "device": "cpu", "lr": 1e-2, "clip_grad": 0.5}
+STEPS = 8
+
+
+@dataclass
+class Source:
+    """Windows of random tokens, a function of the sample index; those in `poisoned` hold a token that spoils a step."""
+
+    num_windows: int = 29
+
+    def batch(self, first, size):
+        """See BatchSource.batch."""
+        generator = torch.Generator()
+        rows = [
+            torch.randint(0, MODEL["vocab_size"], (MODEL["seq_length"] + 1,), generator=generator.manual_seed(sample))
+            for sample in range(first, first + size)
+        ]
+        return split_windows(torch.stack(rows), first)
+
+
+def make_config(parallel=None, **sections):
+    """The model above, with other settings by section."""
+    return Config.from_dict(
+        {
+            "model": {**MODEL, **sections.pop("model", {})},
+            "training": {**TRAINING, **sections.pop("training", {})},
+            "parallel": {"timeout": "60s", **(parallel or {})},
+            **sections,
+        }
+    )
+
+
+class Trial:
+    """A model, its optimizer and its steps, on one rank or alone."""
+
+    def __init__(self, config, ranks):
+        self.config, self.ranks, self.state = config, ranks, RunState(0, 0)
+        placement = resolve_placement(config.training)
+        self.model, _, self.spread = build_distributed(config, placement, ranks)
+        self.optimizer = MixedPrecisionAdamW(self.model, config.training, self.spread)
+        self.stepper = Stepper(config.training, self.model, self.optimizer, Source(), ranks=ranks)
+
+    def train(self, steps=STEPS):
+        """[(loss, gradient norm, learning rate, skipped)] of as many steps."""
+        log = []
+        for _ in range(steps):
+            outcome, self.state = self.stepper.step(self.state)
+            log.append((outcome.loss, outcome.grad_norm, outcome.learning_rate, outcome.skipped))
+        return log
+
+    def pieces(self):
+        """Name -> (rows, tensor): weights, moments, master weights, of this rank."""
+        pieces = {**self.optimizer.weight_pieces(), **self.optimizer.pieces()}
+        return {name: (piece.rows, piece.tensor.detach().clone()) for name, piece in pieces.items()}
+
+
+def training(config_of, steps=STEPS):
+    """Log, pieces, bytes saved for backward in a first micro-batch, and the loss of an evaluation."""
+    config = make_config(**config_of)
+    with joined_ranks(60) as ranks:
+        trial = Trial(config, ranks)
+        saved = saved_bytes(trial)
+        log = trial.train(steps)
+        loss = evaluate(trial.model, Source(), 29, 2, ranks=ranks)
+        return log, trial.pieces(), saved, loss
+
+
+def saved_bytes(trial):
+    """By the ledger, of this rank's first micro-batch, which leaves no trace."""
+    batch = trial.stepper.batch(trial.state, trial.ranks.rank)
+    with record(trial.model) as ledger:
+        loss = trial.model(batch.tokens, batch.targets, batch.sample_index)
+    loss.backward()
+    trial.optimizer.abandon_step()
+    return ledger.total, ledger.by_layer()
+
+
+def alone(config_of, steps=STEPS):
+    """The same in this process, as one rank."""
+    trial = Trial(make_config(**config_of), Ranks())
+    saved = saved_bytes(trial)
+    log = trial.train(steps)
+    return log, trial.pieces(), saved, evaluate(trial.model, Source(), 29, 2)
