@@ -7,14 +7,15 @@ the run and so in its memory, but not compiled: a graph has no modules to watch,
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from megaselect.distributed.ranks import Ranks
 from megaselect.models.gpt.apply_plan import applied_plan, apply_recompute
 from megaselect.models.gpt.compiled import is_compiled
 from megaselect.models.gpt.model import GPT
@@ -56,33 +57,41 @@ class Finding:
         return f"{words}{count}" + ("" if self.micro_batch is None else f", in micro-batch {self.micro_batch}")
 
 
-def nonfinite_weight(model: nn.Module) -> Finding | None:
-    """The first weight that holds such values already."""
-    for name, weight in model.named_parameters():
-        if found := _look_at("weight", name, None, weight):
-            return found
-    return None
+def nonfinite_weight(optimizer: MixedPrecisionAdamW, ranks: Ranks) -> Finding | None:
+    """The first weight that holds such values already; of a model that is cut, what one rank has of it."""
+    found = (_look_at("weight", name, None, piece.tensor) for name, piece in optimizer.weight_pieces().items())
+    return _first_of(ranks, next(filter(None, found), None))
+
+
+def _first_of(ranks: Ranks, own: Finding | None) -> Finding | None:
+    """What all ranks report: of several findings that in the first micro-batch, or on the first rank."""
+    told = [finding for each in ranks.gather_values(own and asdict(own)) if (finding := _from_told(each))]
+    return min(told, key=lambda finding: finding.micro_batch or 0, default=None)
+
+
+def _from_told(told: dict[str, Any] | None) -> Finding | None:
+    return Finding(**{**told, "shape": tuple(told["shape"])}) if told else None
 
 
 def diagnose(model: GPT, optimizer: MixedPrecisionAdamW, stepper: Stepper, before: RunState) -> Finding | None:
     """What is first not finite in the step after `before`, a weight before all else; None where nothing is.
 
     Needs the weights and the loss scale that the step had, leaves everything as it was, and raises what the step
-    itself may raise.
+    itself may raise. Ranks look together, each at its own micro-batches.
     """
-    return nonfinite_weight(model) or _watched_step(model, optimizer, stepper, before)
+    return nonfinite_weight(optimizer, stepper.ranks) or _watched_step(model, optimizer, stepper, before)
 
 
 def _watched_step(model: GPT, optimizer: MixedPrecisionAdamW, stepper: Stepper, before: RunState) -> Finding | None:
     watch = _Watch()
     try:
         with _uncompiled(model), watch.on(model):
-            for number in range(stepper.micro_batches):
+            for number in stepper.own_micro_batches:
                 watch.micro_batch = number
                 stepper.micro_batch(before, number)
-                if watch.found:
-                    return watch.found
-        return _look_at_sums(optimizer.masters)
+                if found := _first_of(stepper.ranks, watch.found):
+                    return found
+        return _look_at_sums(optimizer, stepper.ranks)
     finally:
         optimizer.abandon_step()
 
@@ -128,13 +137,13 @@ def _look_at(kind: Kind, where: str, micro_batch: int | None, tensor: Tensor) ->
     return Finding(kind, where, micro_batch, count, tensor.numel(), tuple(tensor.shape), dtype)
 
 
-def _look_at_sums(masters: Mapping[str, Tensor]) -> Finding | None:
+def _look_at_sums(optimizer: MixedPrecisionAdamW, ranks: Ranks) -> Finding | None:
     """Of gradients that are finite in each micro-batch."""
-    gradients = {name: master.grad for name, master in masters.items() if master.grad is not None}
-    for name, gradient in gradients.items():
-        if found := _look_at("sum of gradients", name, None, gradient):
-            return found
-    norm = torch.nn.utils.get_total_norm(gradients.values())
+    norm = optimizer.finish_gradients()
+    sums = {name: master.grad for name, master in optimizer.masters.items() if master.grad is not None}
+    found = (_look_at("sum of gradients", name, None, gradient) for name, gradient in sums.items())
+    if first := _first_of(ranks, next(filter(None, found), None)):
+        return first
     return None if norm.isfinite() else Finding("norm of gradients", "", None, 0, 0, (), "float32")
 
 

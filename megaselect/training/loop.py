@@ -190,7 +190,7 @@ class Trainer:
     def _go_back(self, state: RunState) -> None:
         """Be where the last step began, which changed nothing, in a checkpoint too."""
         self.state = state
-        if not checkpoint_path(self.run_dir, state.step).exists():  # as in a run that has just begun
+        if not self.ranks.from_first(checkpoint_path(self.run_dir, state.step).exists()):  # a run that has just begun
             self._progress.saved_step = -1
         self._save()
 

@@ -93,7 +93,7 @@ class NonFiniteSteps:
             return
         if self._in_a_row == 1:
             self._good_step = before.step
-        weight = nonfinite_weight(self._model)
+        weight = nonfinite_weight(self._optimizer, stepper.ranks)
         stops = self._training.on_nonfinite == "stop" or weight is not None or self._in_a_row == MAX_IN_A_ROW
         if weight:
             case = _Case(outcome, before, weight)
@@ -104,10 +104,12 @@ class NonFiniteSteps:
         if not stops:
             self._leave_out(case)
             return
-        remedy = self._remedy(case)
+        ranks = stepper.ranks
+        remedy = ranks.from_first(self._remedy(case))  # the others may look into the directory a moment later
         if not self._weights_are_useless(case):  # else nobody should continue from them
             save(before)
-        raise NonFiniteError(f"{case}. {self._write_files(case, stepper)}; {remedy}")
+        written = ranks.from_first(self._write_files(case, stepper) if ranks.is_first else "")
+        raise NonFiniteError(f"{case}. {written}; {remedy}")
 
     def _leave_out(self, case: _Case) -> None:
         """Tell of it, unless it only repeats what was told."""

@@ -76,6 +76,13 @@ class MixedPrecisionAdamW:
         """Accumulate the gradients of a micro-batch's share of the loss."""
         self._scaler.scale(loss).backward()
 
+    def finish_gradients(self) -> Tensor:
+        """Have the masters' gradients be those of the step, over all ranks and not scaled; their norm, fp32 scalar."""
+        self._gradients.finish()
+        self._scaler.unscale_(self._adam)
+        gradients = [master.grad for master in self.masters.values() if master.grad is not None]
+        return gradient_norm(gradients, self._total_rows, self._spread.gather)
+
     def step(self, learning_rate: float, loss: Tensor | None = None) -> StepResult:
         """Clip, update the fp32 weights, round them into the model, and drop the gradients. Waits for the device.
 
@@ -83,11 +90,8 @@ class MixedPrecisionAdamW:
         """
         for group in self._adam.param_groups:
             group["lr"] = learning_rate
-        self._gradients.finish()
-        self._scaler.unscale_(self._adam)
+        norm = self.finish_gradients()
         masters = list(self.masters.values())
-        gradients = [master.grad for master in masters if master.grad is not None]
-        norm = gradient_norm(gradients, self._total_rows, self._spread.gather)
         if self._clip:
             torch.nn.utils.clip_grads_with_norm_(masters, self._clip, norm)
         watched = torch.stack([norm] if loss is None else [norm, loss.detach()])

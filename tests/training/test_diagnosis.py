@@ -114,7 +114,7 @@ def test_gradients_that_only_overflow_together(make_trial):
 
 def test_a_norm_that_overflows_without_an_infinite_gradient(make_trial):
     trial = make_trial()
-    trial.model.layers[1].mlp.fc1.bias.register_hook(lambda gradient: torch.full_like(gradient, 1e30))
+    trial.model.layers[1].mlp.fc1.bias.register_hook(lambda gradient: torch.full_like(gradient, 1e38))
     outcome, _ = trial.stepper.step(BEFORE)
     assert (outcome.nonfinite, outcome.grad_norm) == (True, math.inf)
     assert str(found_in(trial)) == "norm of the gradients, each of which is finite"
