@@ -1,10 +1,13 @@
-# make train ARGS="--max-steps 100"    make test    make test TORCH=2.11.0    make lint    make soak    make gpu    make clean
+# make train ARGS="--max-steps 100"    make train RANKS=2    make test    make test TORCH=2.11.0    make lint    make soak    make gpu    make clean
 # `make test PY=python3` uses that Python and what is installed for it; without PY a virtual environment is made, and
 # with TORCH another one, with that torch and what goes with it (a line of torch-versions.txt).
 
 PY :=
 TORCH :=
 ARGS :=
+# Processes that train together. The micro-batch is one that 1, 2 and 4 of them divide the default config's batch by.
+RANKS :=
+LAUNCHED = $(if $(RANKS),-m torch.distributed.run --nproc-per-node $(RANKS))
 
 VENV := .venv$(if $(TORCH),-torch-$(TORCH))
 ifeq ($(PY),)
@@ -43,7 +46,7 @@ PIP_INSTALL := PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS)
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make train   train a small GPT model; ARGS="--recompute full" passes flags'
+	@echo 'make train   train a small GPT model; ARGS="--recompute full" passes flags, RANKS=2 starts two ranks'
 	@echo 'make test    lint and test; PY=python3 uses the Python and packages that you have'
 	@echo 'make test TORCH=2.11.0   the same with another torch, in an environment of its own'
 	@echo 'make lint    ruff, import contracts and types'
@@ -52,7 +55,7 @@ help:
 	@echo 'make clean   delete .venv, caches and build products; runs/ stays'
 
 train: $(TRAIN_STAMP)
-	$(PYTHON) train.py --recompute selective $(ARGS)
+	$(PYTHON) $(LAUNCHED) train.py --recompute selective $(if $(RANKS),--training.micro-batch-size 2) $(ARGS)
 
 # An environment that keeps Python from writing bytecode has every worker compile every module anew, and every process that
 # a test starts.

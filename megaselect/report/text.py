@@ -65,6 +65,7 @@ def header_rows(header: RunHeader) -> list[tuple[str, str]]:
         recompute.append(("", MEGATRON_NOTE))
     return [
         ("device", header.device),
+        *([("ranks", header.ranks)] if header.ranks else []),
         ("dtype", header.dtype),
         ("model", header.model),
         ("parameters", f"{header.parameters:,}"),

@@ -21,6 +21,7 @@ class RunHeader:
     """What is known before the first step. device, dtype, model, attention, recompute and data are ready to print.
 
     identity: what the sinks of the run that is continued called it (see Sink.identity); empty for a new run.
+    ranks: how many and what they share, ready to print; empty for one.
     """
 
     config_name: str
@@ -37,6 +38,7 @@ class RunHeader:
     config: dict[str, Any]
     notes: list[str]
     identity: Mapping[str, str] = field(default_factory=dict)
+    ranks: str = ""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from megaselect.training.out_of_memory import memory_errors_explained, static_re
 from megaselect.training.profilers import check_profilers
 from megaselect.training.ranks_alike import check_alike
 from megaselect.training.run_dir import RunDir, claim_run_dir
-from megaselect.training.run_record import Segment
+from megaselect.training.run_record import Segment, changed_device
 from megaselect.training.shared_run_dir import shared_run_dir
 from megaselect.training.signals import StopRequest
 from megaselect.training.state import RunState
@@ -89,12 +89,15 @@ def _train(
             *vocabulary_notes,
             *resume_notes,
             *datasets.notes,
-            *_own_notes(config, placement, state),
+            *changed_device(record.segment_before, segment),
+            *_own_notes(config, placement, state, ranks),
         ]
         if automatic:
-            save_plan(run_dir, automatic)
+            if ranks.is_first:
+                save_plan(run_dir, automatic)
             own_notes.append(plan_note(automatic))
-        header = _header(config, placement, config_name, model, datasets, run_dir, state, [*notes, *own_notes])
+        all_notes = [*notes, *own_notes]
+        header = _header(config, placement, config_name, optimizer, model, datasets, run_dir, state, all_notes)
         with failures_told(sink):
             sink.start(header)
             state = replace(state, identity=ranks.from_first({**state.identity, **sink.identity()}))
@@ -106,7 +109,7 @@ def _train(
     return summary
 
 
-def _own_notes(config: Config, placement: Placement, state: RunState) -> list[str]:
+def _own_notes(config: Config, placement: Placement, state: RunState, ranks: Ranks) -> list[str]:
     notes = []
     for name in ("attention_dropout_p", "hidden_dropout_p"):
         asked = getattr(config.model, name)
@@ -117,6 +120,8 @@ def _own_notes(config: Config, placement: Placement, state: RunState) -> list[st
         notes = [notes[0].replace("attention_dropout_p", "dropout_p")]
     if config.model.attention == "sdpa" and placement.on_gpu and not config.training.deterministic:
         notes.append("note: torch's own attention repeats itself to the bit on a GPU only with --deterministic")
+    if ranks.size > 1 and config.parallel.reduction == "native":
+        notes.append("note: --parallel.reduction native: another number of ranks gives other bits")
     if state.step >= config.training.max_steps:
         notes.append(
             f"note: the run is already at step {state.step}: give a larger --max-steps to go on, or a new --run-dir"
@@ -130,6 +135,7 @@ def _header(
     config: Config,
     placement: Placement,
     config_name: str,
+    optimizer: MixedPrecisionAdamW,
     model: GPT,
     datasets: Datasets,
     run_dir: Path,
@@ -153,6 +159,7 @@ def _header(
         config=config.to_dict(),
         notes=notes,
         identity=state.identity,
+        ranks=str(optimizer.layout) if optimizer.layout.ranks > 1 else "",
     )
 
 

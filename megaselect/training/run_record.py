@@ -86,6 +86,16 @@ def set_damaged_aside(run_dir: Path) -> list[str]:
     return []
 
 
+def changed_device(before: Segment | None, now: Segment) -> list[str]:
+    """A note where a run goes on elsewhere: sums are made in another order there. So they are by other threads."""
+    if before is None or not now.first_step or before.device == now.device:
+        return []
+    return [
+        f"note: the run was on {before.device} and is on {now.device} now: the same bits need the same device and, on a "
+        "CPU, as many threads (OMP_NUM_THREADS)"
+    ]
+
+
 class RunRecord:
     """Keeps RUN/run.json from begin() to the end of its `with` block.
 
@@ -97,6 +107,11 @@ class RunRecord:
         self._before = read_segments(run_dir)
         self._segment = segment
         self.stopped_by: str | None = None
+
+    @property
+    def segment_before(self) -> Segment | None:
+        """The one that this run goes on from."""
+        return self._before[-1] if self._before else None
 
     def begin(self) -> None:
         """Write down that the run goes on. Raises OSError."""

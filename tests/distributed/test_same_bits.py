@@ -89,6 +89,43 @@ def test_replicas_of_groups_that_share(pool, sharding):
     assert_same(results, alone("all"))
 
 
+@pytest.mark.parametrize("attention", ["fused", "sdpa"])
+def test_with_other_attention(pool, attention):
+    settings = config_of("all", attention=attention)
+    if attention == "sdpa":
+        settings["model"]["attention_dropout_p"] = 0.0
+    results = pool.run(2, "trials", "training", config_of=settings)
+    assert_same(results, trials.alone(settings))
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("sharding", ["parameters", "none"])
+def test_compiled(pool, sharding):
+    settings = config_of("all", compile=True)
+    results = pool.run(2, "trials", "training", config_of={**settings, "parallel": SHARDINGS[sharding]})
+    assert_same(results, trials.alone(settings))
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_torchs_own_reduction_adds_in_another_order(pool, sharding):
+    """So the ordered one is not equal by chance."""
+    parallel = {"reduction": "native", **SHARDINGS[sharding]}
+    results = pool.run(4, "trials", "training", config_of={**config_of(), "parallel": parallel})
+    ours, one = joined(results), joined([alone()])
+    assert any(not torch.equal(ours[name], one[name]) for name in one)
+    assert results[0][0][0][0] == alone()[0][0][0]  # the loss of the first step
+    for (loss, norm, *_), (other_loss, other_norm, *_) in zip(results[0][0], alone()[0], strict=True):
+        assert loss == pytest.approx(other_loss, rel=1e-3)
+        assert norm == pytest.approx(other_norm, rel=1e-2)
+
+
+def test_replicas_by_torchs_own_reduction(pool):
+    parallel = {"reduction": "native", "replicas": 2}
+    results = pool.run(4, "trials", "training", config_of={**config_of(), "parallel": parallel})
+    assert joined(results).keys() == joined([alone()]).keys()
+    assert results[0][0][-1][0] == pytest.approx(alone()[0][-1][0], rel=1e-3)
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("sharding", SHARDINGS)
 def test_in_16_bits(pool, dtype, sharding):
