@@ -91,8 +91,8 @@ def changed_device(before: Segment | None, now: Segment) -> list[str]:
     if before is None or not now.first_step or before.device == now.device:
         return []
     return [
-        f"note: the run was on {before.device} and is on {now.device} now: the same bits need the same device and, on a "
-        "CPU, as many threads (OMP_NUM_THREADS)"
+        f"note: the run was on {before.device} and is on {now.device} now: the same bits need the same device and, on "
+        "a CPU, as many threads (OMP_NUM_THREADS)"
     ]
 
 
