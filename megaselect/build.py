@@ -56,7 +56,7 @@ def build_distributed(config: Config, placement: Placement, ranks: Ranks) -> tup
         model, automatic = build_planned(config, placement, ranks)
     else:
         model, automatic = _build_to_cut(config, placement, ranks)
-    spread = distribute(model, model.blocks, layout, config.parallel.reduction, placement)
+    spread = distribute(model, model.blocks, layout, config.parallel, placement)
     return model, automatic, spread
 
 

@@ -65,7 +65,7 @@ def nonfinite_weight(optimizer: MixedPrecisionAdamW, ranks: Ranks) -> Finding | 
 
 def _first_of(ranks: Ranks, own: Finding | None) -> Finding | None:
     """What all ranks report: of several findings that in the first micro-batch, or on the first rank."""
-    told = [finding for each in ranks.gather_values(own and asdict(own)) if (finding := _from_told(each))]
+    told = [finding for each in ranks.gather_values(asdict(own) if own else None) if (finding := _from_told(each))]
     return min(told, key=lambda finding: finding.micro_batch or 0, default=None)
 
 
