@@ -170,8 +170,11 @@ class Trainer:
             raise
 
     def _save_what_was_done(self) -> None:
-        """If that is the state after a whole step, and memory is not too short for a copy of it."""
-        if self.config.training.save_interval and self.optimizer.is_whole:
+        """If that is the state after a whole step, and memory is not too short for a copy of it.
+
+        Of several ranks one alone has run out: the others are in the step, and have no part in a save.
+        """
+        if self.config.training.save_interval and self.optimizer.is_whole and self.ranks.size == 1:
             try:
                 self._save()
             except (RuntimeError, MemoryError) as error:

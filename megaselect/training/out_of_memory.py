@@ -12,6 +12,7 @@ import torch
 
 from megaselect.config import Config
 from megaselect.devices import Placement, free_bytes, is_out_of_memory
+from megaselect.distributed.together import BeginAgain
 from megaselect.errors import OutOfMemoryError
 from megaselect.models.gpt.apply_plan import applied_plan, apply_recompute
 from megaselect.models.gpt.model import GPT
@@ -36,7 +37,8 @@ def step_up(
     """Ready the model for the step after `step` to be taken again with the next stronger mode; the config with it.
 
     problem: what the allocator said. To be called where nothing holds the step's tensors any more, so that what is free
-    can be told. Raises OutOfMemoryError, which says what would fit, where on_oom is stop or no mode is stronger.
+    can be told. Raises OutOfMemoryError, which says what would fit, where on_oom is stop or no mode is stronger, and
+    BeginAgain where there are other ranks.
     """
     optimizer.abandon_step()
     _let_go()
@@ -53,11 +55,14 @@ def step_up(
     if stronger is None or config.training.on_oom == "stop":
         budget = _budget_bytes(model, optimizer)
         raise OutOfMemoryError(f"{happened}. {_saved(failed)}. {_what_fits(failed, budget)}{_hint(stronger)}")
-    apply_recompute(model, stronger.plan, compiled=config.training.compile)
-    note(
-        f"note: {happened}. It is taken again with {stronger.name}, which saves {size(stronger.saved)} for backward "
+    said = (
+        f"{happened}. It is taken again with {stronger.name}, which saves {size(stronger.saved)} for backward "
         f"in place of {size(failed.saved)}; the losses do not change. To start with it: {stronger.flags}"
     )
+    if optimizer.layout.ranks > 1:  # the others wait for this one within the step
+        raise BeginAgain({"recompute": stronger.settings.model_dump(mode="json")}, said)
+    apply_recompute(model, stronger.plan, compiled=config.training.compile)
+    note(f"note: {said}")
     return config.model_copy(update={"recompute": stronger.settings})
 
 
