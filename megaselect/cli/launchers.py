@@ -104,11 +104,16 @@ def first_rank_tells() -> Iterator[None]:
 
 
 def let_others_end(launch: Launch) -> None:
-    """Wait until each process has got as far as its exit code, or the launcher ends this one, which keeps its own."""
+    """Wait until each process has got as far as its exit code, or the launcher ends this one, which keeps its own.
+
+    Not where SIGTERM is ignored already, as by ranks that have met: they hear of each other's end by themselves.
+    """
 
     def stop(*_: object) -> None:
         raise _AskedToEnd
 
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:
+        return
     with suppress(_AskedToEnd):
         signal.signal(signal.SIGTERM, stop)
         time.sleep(FIRST_RANK_SECONDS if launch.rank == 0 else OTHER_RANKS_SECONDS)

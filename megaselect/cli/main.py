@@ -7,6 +7,7 @@ goes on without a reader.
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -93,7 +94,10 @@ def _run(arguments: list[str], debug: bool, train_prog: str) -> int:
     try:
         return _dispatch(arguments, debug, train_prog)
     except KeyboardInterrupt:
-        _tell("interrupted")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches a rank twice: torchrun sends its own on
+        launch = this_launch()
+        if not (launch and launch.rank):
+            _tell("interrupted")
         return 130
     except MegaselectError as error:
         if not isinstance(error, ToldByAnotherRank):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from megaselect.cli.commands import SETTINGS_OF_COMMAND
 from megaselect.cli.flags import CommandFlags, RunCommand, parse_run_args
 from megaselect.cli.launchers import first_rank_tells
+from megaselect.distributed.launcher_death import end_with_launcher
 
 if TYPE_CHECKING:
     from megaselect.config import Config
@@ -37,6 +38,7 @@ def parse_train_args(argv: Sequence[str], prog: str = "megaselect train") -> Run
 
 def main(argv: Sequence[str], prog: str) -> int:
     """Train, and return the exit code: 0 when the run reached its last step, else that of what stopped it."""
+    end_with_launcher()
     with first_rank_tells():
         command = parse_train_args(argv, prog)
     # After the flags: this import brings torch, and --help and mistyped flags should not wait for it.

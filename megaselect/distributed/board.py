@@ -15,7 +15,7 @@ _PAUSE_SECONDS = 0.02
 
 
 class Board:
-    """Notes in the ranks' store, by key: what JSON can hold. seconds: after which whoever waits for one gives up."""
+    """Notes in a store that ranks share, by key: what JSON can hold. seconds: after which whoever waits gives up."""
 
     def __init__(self, store: dist.Store, seconds: float) -> None:
         self._store, self._seconds = store, seconds
@@ -24,11 +24,16 @@ class Board:
         """Leave a note."""
         self._store.set(key, json.dumps(note))
 
+    def find(self, key: str) -> Any:
+        """The note; None where there is none yet."""
+        return json.loads(self._store.get(key)) if self._store.check([key]) else None
+
     def read(self, key: str, goes_on: Callable[[], bool]) -> Any:
         """The note, when it is there. Raises RankError where it does not come in time, or goes_on() says no."""
         deadline = time.monotonic() + self._seconds
         while not self._store.check([key]):
-            if time.monotonic() >= deadline or not goes_on():
+            gives_up = time.monotonic() >= deadline or not goes_on()
+            if gives_up and not self._store.check([key]):  # it may have come before its rank ended
                 raise RankError(f"no rank has left {key} in time")
             time.sleep(_PAUSE_SECONDS)
         return json.loads(self._store.get(key))

@@ -8,14 +8,12 @@ does not answer: then one of those that are left names it.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 import torch.distributed as dist
 
+from megaselect.distributed.members import Member
 from megaselect.errors import RankError, ToldByAnotherRank
 
 RECORD_SECONDS = 3.0  # that a rank which has failed takes to leave its record
@@ -23,83 +21,108 @@ ANSWER_SECONDS = 10.0  # that a rank which is alive takes to notice that another
 _PAUSE_SECONDS = 0.05
 # Of the transports below torch.distributed, whose errors have no class of their own.
 _LOST = ("gloo", "NCCL", "closed by peer", "Connection reset", "Broken pipe", "Timed out waiting", "TCPStore")
+_START_AGAIN = "start the ranks again, and the run goes on from its last checkpoint"
 
 
-@dataclass(frozen=True)
-class _Member:
-    """Where a rank runs."""
-
-    rank: int
-    pid: int
-    host: str
-
-    def __str__(self) -> str:
-        return f"rank {self.rank} (process {self.pid} on {self.host})"
-
-    @property
-    def is_here_and_gone(self) -> bool:
-        """Whether it ran on this machine, and has ended."""
-        if self.host != socket.gethostname():
-            return False
-        try:
-            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return True
-        return state in "ZX"  # its launcher has not looked yet
+class NeverCame(Exception):
+    """A rank was not there in time."""
 
 
 class Failures:
-    """What the ranks of one start leave for each other in `store`."""
+    """What the ranks of one start leave for each other in `store`. keeper: the process that keeps the store."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
-        self._store, self._rank, self._size = store, rank, size
+    def __init__(self, store: dist.Store, rank: int, size: int, keeper: str = "rank 0") -> None:
+        self._store, self._rank, self._size, self._keeper = store, rank, size, keeper
 
-    def arrive(self) -> None:
-        """Say where this rank runs."""
-        self._store.set(self._member_key(self._rank), json.dumps(asdict(_here(self._rank))))
+    def arrive(self, seconds: float) -> list[Member]:
+        """Say where this rank runs, and wait for the others. Raises NeverCame.
+
+        Python waits, not the store: there a signal would have to wait too.
+        """
+        self._store.set(self._member_key(self._rank), json.dumps(asdict(Member.here(self._rank))))
+        deadline = time.monotonic() + seconds
+        for rank in range(self._size):
+            if not self._has(self._member_key(rank), deadline - time.monotonic()):
+                raise NeverCame
+        return [self._member(rank) for rank in range(self._size)]
+
+    def leave(self) -> None:
+        """Say that this rank ends as it should."""
+        self._store.set(self._left_key(self._rank), "")
+
+    def keep_silent(self) -> None:
+        """Say that this rank ends because the user asked for it, so that nobody tells it as a failure."""
+        self.leave()
+        self._is_first_to_tell()
 
     def raised_for(self, error: Exception) -> Exception:
         """What this rank raises in place of `error`, which has ended its part of the run."""
+        is_lost = isinstance(error, NeverCame) or lost_a_rank(error)
         try:
-            if not lost_a_rank(error):
-                return error if self._is_first_to_tell() else ToldByAnotherRank(str(error))
-            return self._raised_for_lost(error)
+            if is_lost:
+                return self._raised_for_lost(error)
+            return error if self._is_first_to_tell() else ToldByAnotherRank(str(error))
         except (dist.DistError, RuntimeError):  # the store is gone with the process that kept it
+            if not is_lost:
+                return error
             if self._rank <= 1:
                 return RankError(
-                    "the ranks have lost each other: the process that kept their meeting point has ended; start "
-                    "them again, and the run goes on from its last checkpoint"
+                    f"the ranks have lost each other: {self._keeper}, where they met, has ended; {_START_AGAIN}"
                 )
             return ToldByAnotherRank(str(error))
 
+    def raised_for_stop(self) -> Exception | None:
+        """What this rank raises when SIGTERM comes before its training: RankError where another rank is the reason, as
+        launchers end all when one has ended; None where all were told to end.
+        """
+        self.leave()
+        missing, how = self._gone()
+        if not missing or self._has("told", 0):
+            return None
+        return self._told_of(missing, how)
+
     def _raised_for_lost(self, error: Exception) -> Exception:
         self._store.set(f"waits/{self._rank}", "")
-        if self._has("told", RECORD_SECONDS):
-            return ToldByAnotherRank(str(error))
-        missing, how = self._missing()
-        if not self._is_first_to_tell():
-            return ToldByAnotherRank(str(error))
-        names = ", ".join(map(str, missing)) or "a rank"
-        return RankError(
-            f"{names} {how}: start the ranks again, and the run goes on from its last checkpoint (torchrun "
-            "--max-restarts does so by itself)"
-        )
+        deadline = time.monotonic() + RECORD_SECONDS
+        missing, how = self._gone()
+        while not missing and time.monotonic() < deadline:
+            if self._has("told", _PAUSE_SECONDS):
+                return ToldByAnotherRank(str(error))
+            missing, how = self._gone()
+        if not missing:
+            missing, how = self._silent()
+        return self._told_of(missing or "a rank", how)
 
-    def _missing(self) -> tuple[list[_Member], str]:
-        """Ranks that are gone, or do not answer, and what to say of them."""
-        others = [rank for rank in range(self._size) if rank != self._rank]
-        absent = [rank for rank in others if not self._has(self._member_key(rank), 0)]
+    def _told_of(self, missing: str, how: str) -> Exception:
+        if not self._is_first_to_tell():
+            return ToldByAnotherRank(missing)
+        return RankError(f"{missing} {how}: {_START_AGAIN} (torchrun --max-restarts does so by itself)")
+
+    def _gone(self) -> tuple[str, str]:
+        """Ranks that are gone for sure, and what to say of them."""
+        absent = [rank for rank in self._others if not self._has(self._member_key(rank), 0)]
         if absent:
-            return [], f"({', '.join(map(str, absent))} of {self._size}) never came"
-        members = [_Member(**json.loads(self._store.get(self._member_key(rank)))) for rank in others]
+            return f"rank {_listed(absent)} of {self._size}", "never came"
+        members = [self._member(rank) for rank in self._others if not self._has(self._left_key(rank), 0)]
         gone = [member for member in members if member.is_here_and_gone]
-        if gone:
-            return gone, "ended without a word, as a process does that is killed"
+        return _listed(gone), "ended without a word, as a process does that is killed"
+
+    def _silent(self) -> tuple[str, str]:
+        """Ranks that do not say within some seconds that they miss another one, as all do that are alive."""
         deadline = time.monotonic() + ANSWER_SECONDS
         silent = [
-            member for member in members if not self._has(f"waits/{member.rank}", max(deadline - time.monotonic(), 0))
+            self._member(rank)
+            for rank in self._others
+            if not self._has(f"waits/{rank}", max(deadline - time.monotonic(), 0))
         ]
-        return silent, "does not answer" if len(silent) == 1 else "do not answer"
+        return _listed(silent), "do not answer" if len(silent) > 1 else "does not answer"
+
+    @property
+    def _others(self) -> list[int]:
+        return [rank for rank in range(self._size) if rank != self._rank]
+
+    def _member(self, rank: int) -> Member:
+        return Member(**json.loads(self._store.get(self._member_key(rank))))
 
     def _is_first_to_tell(self) -> bool:
         return self._store.compare_set("told", "", str(self._rank)) == str(self._rank).encode()
@@ -117,6 +140,10 @@ class Failures:
     def _member_key(rank: int) -> str:
         return f"member/{rank}"
 
+    @staticmethod
+    def _left_key(rank: int) -> str:
+        return f"left/{rank}"
+
 
 def lost_a_rank(error: BaseException) -> bool:
     """Whether an error says that another rank did not come to a collective."""
@@ -125,5 +152,5 @@ def lost_a_rank(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
 
 
-def _here(rank: int) -> _Member:
-    return _Member(rank, os.getpid(), socket.gethostname())
+def _listed(items: list[Member] | list[int]) -> str:
+    return ", ".join(map(str, items))

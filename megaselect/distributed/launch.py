@@ -1,28 +1,31 @@
 """The processes that torchrun has started become ranks: one process group, and one line where any of them fails.
 
 torchrun tells each process RANK, WORLD_SIZE and where to meet, and starts all of them again, up to --max-restarts
-times, where one has ended. A restarted rank must not meet what its predecessors left in the store (pytorch issue
-135712), so each start has names of its own there.
+times, where one has ended. The store where they meet outlives them: a rank must not meet what its predecessors left
+there (pytorch issue 135712), so each start has names of its own, and so has each training of one start. What is to be
+remembered from one start to the next has names without the start's.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from megaselect.distributed.board import Board
 from megaselect.distributed.failures import Failures
+from megaselect.distributed.launcher_death import end_with_launcher
 from megaselect.distributed.ranks import ProcessGroupRanks, Ranks
+from megaselect.distributed.stop_at_start import Stopped, stop_at_start
 from megaselect.errors import ConfigError, RankError
 
-_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
+STOPPED = 128 + signal.SIGTERM  # the exit code of a process that was asked to end before it had begun
 
 
 def launched_ranks() -> int:
@@ -35,7 +38,8 @@ def joined_ranks(seconds: float) -> Iterator[Ranks]:
     """This process among those that torchrun started, or alone; inside there is a process group.
 
     seconds: after which ranks that wait for another one give up. What is raised inside ends the run on every rank: it
-    is raised here on one of them, and on the others as ToldByAnotherRank. Raises RankError where another rank is gone.
+    is raised here on one of them, and on the others as ToldByAnotherRank. Raises RankError where another rank is gone,
+    and SystemExit where SIGTERM comes while nothing else handles it.
     """
     if launched_ranks() == 1:
         yield Ranks()
@@ -44,36 +48,86 @@ def joined_ranks(seconds: float) -> Iterator[Ranks]:
         raise ConfigError(
             "torch.distributed has a process group already: destroy it before training, which makes one of its own"
         )
-    _end_with_launcher()
-    timeout = timedelta(seconds=seconds)
-    store, rank, size = _meet(timeout)
-    failures = Failures(store, rank, size)
+    end_with_launcher()
+    meeting = _meet(seconds)
+    failures = Failures(meeting.store, meeting.rank, meeting.size, "torchrun" if _store_outlives_ranks() else "rank 0")
+    with _ended_in_one_line(failures):
+        members = failures.arrive(seconds)
+        # Tensors on a GPU travel by NCCL, what ranks tell each other on CPUs by gloo.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        limit = timedelta(seconds=seconds)
+        dist.init_process_group(backend, store=meeting.store, rank=meeting.rank, world_size=meeting.size, timeout=limit)
+        yield ProcessGroupRanks(members, _open_board(seconds), meeting.lasting)
+        with suppress(dist.DistError, RuntimeError):  # torchrun may have been killed
+            failures.leave()
+
+
+@contextmanager
+def _ended_in_one_line(failures: Failures) -> Iterator[None]:
+    """See joined_ranks; the process group is gone afterwards."""
     try:
-        try:
-            failures.arrive()
-            # Tensors on a GPU travel by NCCL, what ranks tell each other on CPUs by gloo.
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-            yield ProcessGroupRanks(Board(store, seconds))
-        except Exception as error:
-            raise failures.raised_for(error) from error
+        with stop_at_start() as stop:
+            try:
+                yield
+            except Exception as error:
+                stop.ignore()  # torchrun asks all to end when one has ended, and this rank may be the one to tell it
+                _close()  # ranks that wait for this one need not wait for their time-out
+                replaced = failures.raised_for(error)
+                if replaced is error:
+                    raise
+                raise replaced from error
+            except KeyboardInterrupt:
+                with suppress(dist.DistError, RuntimeError):
+                    failures.keep_silent()
+                raise
+    except Stopped:
+        reason = None
+        with suppress(dist.DistError, RuntimeError):
+            reason = failures.raised_for_stop()
+        if reason:
+            raise reason from None
+        raise SystemExit(STOPPED) from None
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        _close()
 
 
-def _meet(timeout: timedelta) -> tuple[dist.Store, int, int]:
-    """The store that all ranks of this start share."""
+def _close() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class _Meeting(NamedTuple):
+    """store: of this training alone. lasting: what one start leaves for the next; None where that cannot be."""
+
+    store: dist.Store
+    rank: int
+    size: int
+    lasting: Board | None
+
+
+def _meet(seconds: float) -> _Meeting:
+    """The store that all ranks share."""
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        number = store.add(f"megaselect/start-{start}/trainings-of/{rank}", 1)
     except (RuntimeError, ValueError) as error:
         said = str(error).splitlines()[0]
         raise RankError(f"the ranks cannot meet ({said}): start them by torchrun") from error
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"megaselect-{start}", store), rank, size
+    lasting = Board(dist.PrefixStore(f"megaselect/training-{number}", store), seconds)
+    own = dist.PrefixStore(f"megaselect/start-{start}/training-{number}", store)
+    return _Meeting(own, rank, size, lasting if _store_outlives_ranks() else None)
 
 
-def _end_with_launcher() -> None:
-    """Have Linux end this process as SIGTERM does where torchrun is killed: it saves, and no rank is left behind."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and hasattr(ctypes.CDLL(None), "prctl"):
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+def _store_outlives_ranks() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _open_board(seconds: float) -> Board:
+    """In a store that the first rank keeps: a save must end also where torchrun was killed, and the other store with
+    it. Without the first rank none can end.
+    """
+    ranks, host, limit = ProcessGroupRanks(), os.environ["MASTER_ADDR"], timedelta(seconds=seconds)
+    kept = dist.TCPStore(host, 0, None, True, limit, wait_for_workers=False) if ranks.is_first else None
+    port = ranks.from_first(kept.port if kept else None)
+    return Board(kept or dist.TCPStore(host, port, None, False, limit, wait_for_workers=False), seconds)

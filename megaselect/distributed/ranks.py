@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megaselect.distributed.board import Board
 from megaselect.distributed.collectives import all_gather
+from megaselect.distributed.members import Member
 
 T = TypeVar("T")
 
@@ -22,6 +23,7 @@ class Ranks:
 
     size, rank = 1, 0
     board: Board | None = None
+    lasting: Board | None = None
 
     @property
     def is_first(self) -> bool:
@@ -44,6 +46,10 @@ class Ranks:
         """Whether it is so on any rank."""
         return flag
 
+    def has_ended(self, rank: int) -> bool:
+        """Whether another rank's process is known to have ended."""
+        return False
+
     @contextmanager
     def first_alone(self) -> Iterator[None]:
         """The first rank goes inside, and the others when it has left."""
@@ -55,11 +61,21 @@ class Ranks:
 
 
 class ProcessGroupRanks(Ranks):
-    """The ranks of torch.distributed's default process group, which must be there. board: they share it."""
+    """The ranks of torch.distributed's default process group, which must be there.
 
-    def __init__(self, board: Board) -> None:
+    members: where each of them lives. board: they share it. lasting: what their next start will find too; None where
+    nothing outlives them.
+    """
+
+    def __init__(
+        self, members: Sequence[Member] = (), board: Board | None = None, lasting: Board | None = None
+    ) -> None:
         self.size, self.rank = dist.get_world_size(), dist.get_rank()
-        self.board = board
+        self.board, self.lasting, self._members = board, lasting, members
+
+    def has_ended(self, rank: int) -> bool:
+        """See Ranks.has_ended."""
+        return self._members[rank].is_here_and_gone
 
     def gather(self, tensor: Tensor) -> Tensor:
         """See Ranks.gather."""

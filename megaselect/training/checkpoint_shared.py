@@ -80,14 +80,14 @@ class SharedWriter:
     def _files_of(self, board: Board, rank: int) -> dict[str, FileRecord]:
         """What another rank has written. Raises OSError where it could not."""
         key = self._key(f"files/{rank}")
-        told = board.read(key, self._goes_on)
+        told = board.read(key, lambda: self._goes_on(rank))
         board.remove(key)
         if "error" in told:
             raise OSError(*told["error"])
         return {name: FileRecord.model_validate_json(record) for name, record in told.items()}
 
     def _write_other(self, board: Board, home: Path, tensors: Any, rows: Any) -> None:
-        if not board.read(self._key("begun"), self._goes_on):
+        if not board.read(self._key("begun"), lambda: self._goes_on(0)):
             return  # the first rank tells why
         told: dict[str, Any]
         try:
@@ -96,8 +96,9 @@ class SharedWriter:
             told = {"error": [error.errno, f"{error.strerror} on rank {self._ranks.rank}", error.filename]}
         board.post(self._key(f"files/{self._ranks.rank}"), told)
 
-    def _goes_on(self) -> bool:
-        return self._deadline is None or time.monotonic() < self._deadline
+    def _goes_on(self, rank: int) -> bool:
+        """Whether it makes sense to wait for that rank."""
+        return (self._deadline is None or time.monotonic() < self._deadline) and not self._ranks.has_ended(rank)
 
     def _key(self, name: str) -> str:
         return f"save/{self._number}/{name}"

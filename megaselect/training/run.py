@@ -29,7 +29,7 @@ from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.out_of_memory import memory_errors_explained, static_remedy
 from megaselect.training.profilers import check_profilers
 from megaselect.training.ranks_alike import check_alike
-from megaselect.training.run_dir import RunDir, claim_run_dir
+from megaselect.training.run_dir import RunDir
 from megaselect.training.run_record import Segment, changed_device
 from megaselect.training.shared_run_dir import shared_run_dir
 from megaselect.training.signals import StopRequest
@@ -52,8 +52,8 @@ def train(config: Config, config_name: str, notes: Sequence[str], make_sink: Mak
         limit = config.training.exit_after
         stop = StopRequest(parse_duration(limit, "--exit-after") if limit else None, ranks)
         elsewhere = memory_errors_explained("setting up, reporting or saving", "free memory that other processes hold")
-        place = claim_run_dir(config, config_name) if ranks.is_first else None
-        with own_torch_state(config.training, placement.on_gpu), shared_run_dir(place, ranks) as home, elsewhere:
+        place = shared_run_dir(config, config_name, ranks)
+        with own_torch_state(config.training, placement.on_gpu), place as home, elsewhere:
             return _train(config, placement, config_name, notes, make_sink, stop, home, ranks)
 
 

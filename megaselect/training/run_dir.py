@@ -63,13 +63,13 @@ class RunDir:
 
 
 @contextmanager
-def claim_run_dir(config: Config, config_name: str) -> Iterator[RunDir]:
+def claim_run_dir(config: Config, config_name: str, known: str | None = None) -> Iterator[RunDir]:
     """The run's directory, locked while inside; where the run was refused before it began, as if it had not been.
 
-    A run that names no directory gets a new one in runs/. Raises RunDirectoryError where another run holds it, it
-    cannot be written, or its config.yaml is nobody's run.
+    A run that names no directory gets `known`, which it had before, or a new one in runs/. Raises RunDirectoryError
+    where another run holds it, it cannot be written, or its config.yaml is nobody's run.
     """
-    named = config.training.run_dir
+    named = config.training.run_dir or known
     path = Path(named) if named else _fresh_path(config.recompute, config_name)
     with _explained(path):
         made = _make(path) if named else _make_fresh(path)

@@ -5,30 +5,32 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megaselect.config import Config
 from megaselect.distributed.ranks import Ranks
 from megaselect.errors import RunDirectoryError
-from megaselect.training.run_dir import RunDir
+from megaselect.training.run_dir import RunDir, claim_run_dir
 from megaselect.training.run_lock import LOCK_NAME
 from megaselect.training.run_record import RunRecord, Segment
 
 if TYPE_CHECKING:
     from megaselect.data.tokenizer import Tokenizer
 
+_RUN_DIR = "run directory"  # its key in what lasts from one start to the next
 _SEEN_SECONDS = 10.0  # that a file takes at most to show up on other machines
 
 
 @contextmanager
-def shared_run_dir(claimed: AbstractContextManager[RunDir] | None, ranks: Ranks) -> Iterator[RunDir]:
-    """What the first rank has claimed, for all of them; None on the others, which write into it nothing of their own.
+def shared_run_dir(config: Config, config_name: str, ranks: Ranks) -> Iterator[RunDir]:
+    """What the first rank claims, for all of them; the others write into it nothing of their own.
 
-    Raises RunDirectoryError where a rank does not see the directory.
+    Where torchrun starts the ranks again, and the config names no directory, it is the one of their first start. Raises
+    RunDirectoryError where it cannot be had, or a rank does not see it.
     """
-    with claimed or contextlib.nullcontext() as home:
+    with _claimed(config, config_name, ranks) if ranks.is_first else contextlib.nullcontext() as home:
         path = Path(ranks.from_first(str(home.path) if home else ""))
         sees = ranks.gather_values(_sees_lock(path))
         if not all(sees):
@@ -37,6 +39,17 @@ def shared_run_dir(claimed: AbstractContextManager[RunDir] | None, ranks: Ranks)
                 "choose another --run-dir"
             )
         yield home or FollowedRunDir(path)
+
+
+@contextmanager
+def _claimed(config: Config, config_name: str, ranks: Ranks) -> Iterator[RunDir]:
+    if ranks.lasting and not config.training.run_dir:
+        with claim_run_dir(config, config_name, ranks.lasting.find(_RUN_DIR)) as home:
+            ranks.lasting.post(_RUN_DIR, str(home.path))
+            yield home
+    else:
+        with claim_run_dir(config, config_name) as home:
+            yield home
 
 
 class FollowedRunDir(RunDir):

@@ -15,6 +15,8 @@ from megaselect.distributed.ranks import Ranks
 
 StopReason = Literal["SIGINT", "SIGTERM", "SIGHUP", "exit-after", "callback"]
 _REASONS: tuple[StopReason | None, ...] = (None, "SIGINT", "SIGTERM", "SIGHUP", "exit-after", "callback")
+# torchrun sends on the SIGINT that Ctrl-C has sent to its whole process group: the same one comes to a rank twice.
+_ECHO_SECONDS = 2.0
 Handler = Callable[[int, FrameType | None], object] | int | None  # as signal.signal takes and returns one
 
 
@@ -30,6 +32,7 @@ class StopRequest:
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._ranks = ranks or Ranks()
         self._asked: StopReason | None = None
+        self._interrupted_at = 0.0
         self._agreed: StopReason | None = None
         self._save = False
         self._before: dict[signal.Signals, Handler] = {}
@@ -82,9 +85,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._asked == "SIGINT":
+        now = time.monotonic()
+        if self._asked != "SIGINT":
+            self._asked, self._interrupted_at = "SIGINT", now
+        elif self._ranks.size == 1 or now - self._interrupted_at > _ECHO_SECONDS:
             raise KeyboardInterrupt
-        self._asked = "SIGINT"
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.ask("SIGHUP" if number == signal.SIGHUP else "SIGTERM")
