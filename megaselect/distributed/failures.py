@@ -8,6 +8,7 @@ does not answer: then one of those that are left names it.
 from __future__ import annotations
 
 import json
+import signal
 import time
 from dataclasses import asdict
 
@@ -21,6 +22,8 @@ ANSWER_SECONDS = 10.0  # that a rank which is alive takes to notice that another
 _PAUSE_SECONDS = 0.05
 # Of the transports below torch.distributed, whose errors have no class of their own.
 _LOST = ("gloo", "NCCL", "closed by peer", "Connection reset", "Broken pipe", "Timed out waiting", "TCPStore")
+FAILED, STOPPED = 2, 128 + signal.SIGTERM  # exit codes of ranks: of those that failed, and those asked to end
+_DONE, _STOPPED = b"done", b"stopped"  # how a rank has left
 _START_AGAIN = "start the ranks again, and the run goes on from its last checkpoint"
 
 
@@ -46,13 +49,17 @@ class Failures:
                 raise NeverCame
         return [self._member(rank) for rank in range(self._size)]
 
-    def leave(self) -> None:
+    def leave(self, how: bytes = _DONE) -> None:
         """Say that this rank ends as it should."""
-        self._store.set(self._left_key(self._rank), "")
+        self._store.set(self._left_key(self._rank), how.decode())
+
+    def is_done(self, rank: int) -> bool:
+        """Whether that rank has ended with its work done."""
+        return self._has(self._left_key(rank), 0) and self._store.get(self._left_key(rank)) == _DONE
 
     def keep_silent(self) -> None:
         """Say that this rank ends because the user asked for it, so that nobody tells it as a failure."""
-        self.leave()
+        self.leave(_STOPPED)
         self._is_first_to_tell()
 
     def raised_for(self, error: Exception) -> Exception:
@@ -75,7 +82,7 @@ class Failures:
         """What this rank raises when SIGTERM comes before its training: RankError where another rank is the reason, as
         launchers end all when one has ended; None where all were told to end.
         """
-        self.leave()
+        self.leave(_STOPPED)
         missing, how = self._gone()
         if not missing or self._has("told", 0):
             return None

@@ -9,7 +9,6 @@ remembered from one start to the next has names without the start's.
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -19,13 +18,12 @@ import torch
 import torch.distributed as dist
 
 from megaselect.distributed.board import Board
-from megaselect.distributed.failures import Failures
+from megaselect.distributed.failures import STOPPED, Failures
 from megaselect.distributed.launcher_death import end_with_launcher
 from megaselect.distributed.ranks import ProcessGroupRanks, Ranks
 from megaselect.distributed.stop_at_start import Stopped, stop_at_start
+from megaselect.distributed.watchdog import Watchdog
 from megaselect.errors import ConfigError, RankError
-
-STOPPED = 128 + signal.SIGTERM  # the exit code of a process that was asked to end before it had begun
 
 
 def launched_ranks() -> int:
@@ -50,9 +48,11 @@ def joined_ranks(seconds: float) -> Iterator[Ranks]:
         )
     end_with_launcher()
     meeting = _meet(seconds)
-    failures = Failures(meeting.store, meeting.rank, meeting.size, "torchrun" if _store_outlives_ranks() else "rank 0")
-    with _ended_in_one_line(failures):
-        members = failures.arrive(seconds)
+    failures, watching = (
+        Failures(store, meeting.rank, meeting.size, "torchrun" if _store_outlives_ranks() else "rank 0")
+        for store in (meeting.store, meeting.store.clone())
+    )
+    with _ended_in_one_line(failures), Watchdog(watching, members := failures.arrive(seconds)):
         # Tensors on a GPU travel by NCCL, what ranks tell each other on CPUs by gloo.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         limit = timedelta(seconds=seconds)

@@ -52,5 +52,5 @@ def run_arguments(tmp_path_factory):
         *("--model.seq-length", "16", "--model.vocab-size", str(VOCABULARY), "--data.prefix", str(prefix)),
         *("--training.micro-batch-size", "1", "--training.global-batch-size", "12", "--training.warmup-steps", "2"),
         *("--training.eval-interval", "3", "--training.eval-samples", "7", "--training.sample-tokens", "0"),
-        *("--training.schedule", "constant", "--wandb", "disabled", "--parallel.timeout", "20s"),
+        *("--training.schedule", "constant", "--wandb", "disabled"),
     )
