@@ -15,8 +15,9 @@ from dataclasses import asdict
 import torch.distributed as dist
 
 from megaselect.distributed.members import Member
-from megaselect.errors import RankError, ToldByAnotherRank
+from megaselect.errors import MegaselectError, RankError, ToldByAnotherRank
 
+FIRST_TELLS_SECONDS = 1.0  # that the first rank takes to find out what another one has
 RECORD_SECONDS = 3.0  # that a rank which has failed takes to leave its record
 ANSWER_SECONDS = 10.0  # that a rank which is alive takes to notice that another is gone
 _PAUSE_SECONDS = 0.05
@@ -68,7 +69,7 @@ class Failures:
         try:
             if is_lost:
                 return self._raised_for_lost(error)
-            return error if self._is_first_to_tell() else ToldByAnotherRank(str(error))
+            return self._raised_for_own(error)
         except (dist.DistError, RuntimeError):  # the store is gone with the process that kept it
             if not is_lost:
                 return error
@@ -87,6 +88,14 @@ class Failures:
         if not missing or self._has("told", 0):
             return None
         return self._told_of(missing, how)
+
+    def _raised_for_own(self, error: Exception) -> Exception:
+        """What all ranks find out by themselves, the first one tells."""
+        if (self._rank and self._has("told", FIRST_TELLS_SECONDS)) or not self._is_first_to_tell():
+            return ToldByAnotherRank(str(error))
+        if self._rank and isinstance(error, MegaselectError):
+            error.args = (f"{self._member(self._rank)}: {error}",)
+        return error
 
     def _raised_for_lost(self, error: Exception) -> Exception:
         self._store.set(f"waits/{self._rank}", "")

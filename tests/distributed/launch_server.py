@@ -2,14 +2,17 @@
 
 Reads a JSON line for each run and writes one when all its ranks have ended: the exit codes of each start. As torchrun
 does, it keeps the ranks' store in a process of its own that outlives them, ends the other ranks by SIGTERM when one has
-ended, by SIGKILL 30 seconds later, and starts all of them again up to `restarts` times.
+ended, by SIGKILL `patience` seconds later, and starts all of them again up to `restarts` times.
 
 kills: for each start a rank and what it waits for before it gets SIGKILL, {"rank": r, "seconds": s} or {"rank": r,
-"collective": n}, in which it then is: the others wait for it.
+"collective": n}, in which it then is: the others wait for it; or {"signals": names, "seconds": s}, which all ranks get,
+one after the other, as torchrun passes on its own. troubles: rank -> what happens there instead of, say, its
+10th collective, {"collective": 10, "what": a name of TROUBLES}, or from the beginning, {"what": "full disk"}.
 """
 
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -26,7 +29,6 @@ from megaselect.cli.main import main
 from megaselect.training.run import train
 
 IMPORTED = train, torch.distributed.fsdp  # `main` would import it in every copy
-CLOSE_SECONDS = 30
 
 
 def serve():
@@ -66,7 +68,9 @@ class Agent:
         handles = {rank: os.pidfd_open(pid) for rank, pid in enumerate(ranks)}
         if kill and "seconds" in kill:
             select.select(list(handles.values()), [], [], kill["seconds"])
-            os.kill(ranks[kill["rank"]], signal.SIGKILL)  # a zombie keeps its number
+            for name in kill.get("signals", ["SIGKILL"]):
+                for pid in ranks if "signals" in kill else [ranks[kill["rank"]]]:
+                    os.kill(pid, signal.Signals[name])  # a zombie keeps its number
         select.select(list(handles.values()), [], [])
         ended = time.monotonic()
         codes = {}
@@ -86,7 +90,7 @@ class Agent:
             for rank, pid in enumerate(ranks):
                 if rank not in codes:
                     os.kill(pid, signum)
-            while len(codes) < len(ranks) and (signum == signal.SIGKILL or time.monotonic() < ended + CLOSE_SECONDS):
+            while len(codes) < len(ranks) and (signum == signal.SIGKILL or time.monotonic() < ended + self.job["patience"]):
                 self._reap(ranks, codes)
                 time.sleep(0.02)
 
@@ -109,8 +113,9 @@ class Agent:
             redirect(1, self.job["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             redirect(2, self.job["err"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.chdir(self.job["directory"])
-            if kill and kill["rank"] == rank and "collective" in kill:
-                die_in_collective(kill["collective"])
+            if kill and "collective" in kill and kill["rank"] == rank:
+                in_collective(kill["collective"], be_killed)
+            meet_trouble(self.job["troubles"].get(str(rank)))
             code = main([*self.job["arguments"], *self.job["own_arguments"].get(str(rank), [])])
         except SystemExit as stop:
             code = stop.code
@@ -161,16 +166,16 @@ def redirect(number, path, flags):
     os.close(opened)
 
 
-def die_in_collective(number):
-    """SIGKILL in place of a collective: the others are in it."""
+def in_collective(number, trouble):
+    """Call trouble() in place of a collective: the others are in it."""
     done = 0
 
     def counted(function):
         def call(*arguments, **keywords):
             nonlocal done
             done += 1
-            if done > number:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if done == number + 1:
+                trouble()
             return function(*arguments, **keywords)
 
         return call
@@ -178,6 +183,48 @@ def die_in_collective(number):
     for name in ("all_gather_into_tensor", "all_gather_single", "all_to_all_single"):
         if hasattr(dist, name):
             setattr(dist, name, counted(getattr(dist, name)))
+
+
+def be_killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def divide_by_zero():
+    return 1 / 0
+
+
+def run_out_of_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def press_ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+TROUBLES = {
+    "killed": be_killed,
+    "hangs": hang,
+    "bug": divide_by_zero,
+    "out of memory": run_out_of_memory,
+    "ctrl-c": press_ctrl_c,
+}
+
+
+def meet_trouble(trouble):
+    """See the head of this file."""
+    if trouble and "collective" in trouble:
+        in_collective(trouble["collective"], TROUBLES[trouble["what"]])
+    elif trouble:
+        fill_disk()
+
+
+def fill_disk():
+    """No file can grow beyond what metrics.jsonl and the like need."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 
 
 if __name__ == "__main__":

@@ -58,8 +58,11 @@ class LaunchServer:
         self._process.wait()
         self._process.stdout.close()
 
-    def run(self, arguments, directory, ranks=2, restarts=0, kills=(), own_arguments=None, environment=None):
-        """`megaselect` with these arguments on each rank, in that directory. own_arguments: rank -> what it has too."""
+    def run(self, arguments, directory, ranks=2, restarts=0, kills=(), own_arguments=None, **more):
+        """`megaselect` with these arguments on each rank, in that directory. own_arguments: rank -> what it has too.
+
+        more: troubles, patience, environment, see launch_server.py.
+        """
         out, err = Path(directory) / "out.txt", Path(directory) / "err.txt"
         for file in (out, err):
             file.unlink(missing_ok=True)
@@ -72,7 +75,9 @@ class LaunchServer:
             "ranks": ranks,
             "restarts": restarts,
             "kills": list(kills),
-            "environment": environment or {},
+            "environment": more.get("environment", {}),
+            "troubles": {str(rank): trouble for rank, trouble in more.get("troubles", {}).items()},
+            "patience": more.get("patience", 30),
         }
         self._process.stdin.write(json.dumps(job) + "\n")
         starts = json.loads(self._process.stdout.readline())
