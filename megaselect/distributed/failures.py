@@ -15,6 +15,7 @@ from dataclasses import asdict
 import torch.distributed as dist
 
 from megaselect.distributed.members import Member
+from megaselect.distributed.together import BeginAgain
 from megaselect.errors import MegaselectError, RankError, ToldByAnotherRank
 
 FIRST_TELLS_SECONDS = 1.0  # that the first rank takes to find out what another one has
@@ -25,6 +26,7 @@ _PAUSE_SECONDS = 0.05
 _LOST = ("gloo", "NCCL", "closed by peer", "Connection reset", "Broken pipe", "Timed out waiting", "TCPStore")
 FAILED, STOPPED = 2, 128 + signal.SIGTERM  # exit codes of ranks: of those that failed, and those asked to end
 _DONE, _STOPPED = b"done", b"stopped"  # how a rank has left
+_BEGIN_AGAIN = "begin-again"
 _START_AGAIN = "start the ranks again, and the run goes on from its last checkpoint"
 
 
@@ -91,6 +93,9 @@ class Failures:
 
     def _raised_for_own(self, error: Exception) -> Exception:
         """What all ranks find out by themselves, the first one tells."""
+        if isinstance(error, BeginAgain) and self._is_first_to_tell(_BEGIN_AGAIN):
+            self._store.set(_BEGIN_AGAIN, json.dumps([error.settings, error.reason]))
+            return error
         if (self._rank and self._has("told", FIRST_TELLS_SECONDS)) or not self._is_first_to_tell():
             return ToldByAnotherRank(str(error))
         if self._rank and isinstance(error, MegaselectError):
@@ -103,11 +108,17 @@ class Failures:
         missing, how = self._gone()
         while not missing and time.monotonic() < deadline:
             if self._has("told", _PAUSE_SECONDS):
-                return ToldByAnotherRank(str(error))
+                return self._told_by_another(error)
             missing, how = self._gone()
         if not missing:
             missing, how = self._silent()
         return self._told_of(missing or "a rank", how)
+
+    def _told_by_another(self, error: Exception) -> Exception:
+        """BeginAgain too, where a rank has said so."""
+        if self._store.get("told") == _BEGIN_AGAIN.encode() and self._has(_BEGIN_AGAIN, RECORD_SECONDS):
+            return BeginAgain(*json.loads(self._store.get(_BEGIN_AGAIN)))
+        return ToldByAnotherRank(str(error))
 
     def _told_of(self, missing: str, how: str) -> Exception:
         if not self._is_first_to_tell():
@@ -140,8 +151,10 @@ class Failures:
     def _member(self, rank: int) -> Member:
         return Member(**json.loads(self._store.get(self._member_key(rank))))
 
-    def _is_first_to_tell(self) -> bool:
-        return self._store.compare_set("told", "", str(self._rank)) == str(self._rank).encode()
+    def _is_first_to_tell(self, what: str = "") -> bool:
+        """what: in place of which rank tells."""
+        told = what or str(self._rank)
+        return self._store.compare_set("told", "", told) == told.encode()
 
     def _has(self, key: str, seconds: float) -> bool:
         """Whether the key is there, or comes within that time."""

@@ -106,8 +106,8 @@ class _Group:
     """Parameters whose gradients travel together, and this rank's part of their sum."""
 
     def __init__(self, weights: Mapping[str, Tensor], summation: OrderedSum) -> None:
-        self._weights, self._summation = weights, summation
-        self._size = sum(weight.numel() for weight in weights.values())
+        # No weights: they hold their hooks, which hold this.
+        self._shapes, self._summation = {name: weight.shape for name, weight in weights.items()}, summation
         self._arrived: dict[str, Tensor] = {}
         self._part: Tensor | None = None
         for name, weight in weights.items():
@@ -116,8 +116,8 @@ class _Group:
     def _arrive(self, name: str) -> Callable[[Tensor], None]:
         def arrive(weight: Tensor) -> None:
             self._arrived[name] = _taken(weight)
-            if len(self._arrived) == len(self._weights):
-                flat = torch.cat([self._arrived[each].flatten().float() for each in self._weights])
+            if len(self._arrived) == len(self._shapes):
+                flat = torch.cat([self._arrived[each].flatten().float() for each in self._shapes])
                 self._arrived.clear()
                 self._part = self._summation.add(flat, self._part)
 
@@ -126,11 +126,11 @@ class _Group:
     def gathered(self) -> list[tuple[str, Tensor]]:
         """(name, sum) of each parameter."""
         assert self._part is not None, "a parameter of the group has no gradient"
-        whole = self._summation.gathered(self._part, self._size)
+        sizes = [shape.numel() for shape in self._shapes.values()]
+        whole = self._summation.gathered(self._part, sum(sizes))
         self._part = None
-        parts = whole.split([weight.numel() for weight in self._weights.values()])
-        pairs = zip(self._weights.items(), parts, strict=True)
-        return [(name, part.view(weight.shape)) for (name, weight), part in pairs]
+        pairs = zip(self._shapes.items(), whole.split(sizes), strict=True)
+        return [(name, part.view(shape)) for (name, shape), part in pairs]
 
     def drop(self) -> None:
         """Let go of what a step has gathered."""

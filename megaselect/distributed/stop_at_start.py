@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from megaselect.distributed.together import BeginAgain
+
 
 class Stopped(BaseException):
     """SIGTERM has come."""
@@ -44,6 +46,9 @@ def stop_at_start() -> Iterator[StopHandler]:
         yield handler
         handler.ignore()
         signal.signal(signal.SIGTERM, before)
+    except BeginAgain:
+        signal.signal(signal.SIGTERM, before)
+        raise
     except BaseException:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise

@@ -27,7 +27,7 @@ from megaselect.training.checkpoint_files import (
 )
 from megaselect.training.checkpoint_records import FileRecord, SavedState
 
-LAST_SECONDS = 5.0  # for a save in flight when the run has failed: it may be complete but for its name
+LAST_SECONDS = 30.0  # for a save in flight when the run has failed: it may be complete but for its name
 
 
 class SharedWriter:

@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from textwrap import shorten
+from typing import Any
 
 import torch
 
-from megaselect.config import Config
+from megaselect.config import Config, RecomputeConfig
+from megaselect.config.recompute import SETTINGS_OF_MODE
 from megaselect.devices import Placement, free_bytes, is_out_of_memory
 from megaselect.distributed.together import BeginAgain
 from megaselect.errors import OutOfMemoryError
@@ -60,10 +62,16 @@ def step_up(
         f"in place of {size(failed.saved)}; the losses do not change. To start with it: {stronger.flags}"
     )
     if optimizer.layout.ranks > 1:  # the others wait for this one within the step
-        raise BeginAgain({"recompute": stronger.settings.model_dump(mode="json")}, said)
+        raise BeginAgain({"recompute": _as_config(stronger.settings)}, said)
     apply_recompute(model, stronger.plan, compiled=config.training.compile)
     note(f"note: {said}")
     return config.model_copy(update={"recompute": stronger.settings})
+
+
+def _as_config(recompute: RecomputeConfig) -> dict[str, Any]:
+    """The section as a config file has it."""
+    dumped = recompute.model_dump(mode="json")
+    return {name: dumped[name] for name in ("mode", *SETTINGS_OF_MODE[recompute.mode])}
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +16,14 @@ from megaselect.config import Config
 from megaselect.devices import Placement, resolve_placement
 from megaselect.distributed.launch import joined_ranks
 from megaselect.distributed.ranks import Ranks
+from megaselect.distributed.together import BeginAgain
 from megaselect.kernels.dropout_mask import drop_threshold
 from megaselect.models.gpt.apply_plan import applied_plan
 from megaselect.models.gpt.model import GPT
 from megaselect.recomputation.presets import describe_recompute
 from megaselect.training.automatic import plan_note, save_plan
 from megaselect.training.checkpoint import find_checkpoint, load_checkpoint
+from megaselect.training.checkpoint_files import list_checkpoints
 from megaselect.training.compatibility import changed_data, changed_settings
 from megaselect.training.data_choice import follow_vocabulary
 from megaselect.training.datasets import Datasets, open_datasets
@@ -46,6 +50,30 @@ def train(config: Config, config_name: str, notes: Sequence[str], make_sink: Mak
     make_sink: is given the config, the run's directory, and what a sink may ask to stop the run. Torch's random states
     and settings, and the handlers of signals and warnings, are afterwards as they were.
     """
+    while True:
+        try:
+            return _train_on_ranks(config, config_name, notes, make_sink)
+        except BeginAgain as again:
+            config = Config.from_dict({**config.to_dict(), **again.settings})
+            notes = [*notes, f"note: {again.reason}"]
+        # The step's tensors, and with them this rank's connections: the others hear of it when these are closed.
+        gc.collect()
+
+
+@contextmanager
+def _begins_again_in(run_dir: Path, config: Config) -> Iterator[None]:
+    """What begins again goes on in the same directory, from its last checkpoint if it has one."""
+    try:
+        yield
+    except BeginAgain as again:
+        resume = "auto" if list_checkpoints(run_dir) else config.training.resume
+        place = {"run_dir": str(run_dir), "resume": resume}
+        again.settings["training"] = {**config.to_dict()["training"], **place}
+        raise
+
+
+def _train_on_ranks(config: Config, config_name: str, notes: Sequence[str], make_sink: MakeSink) -> RunSummary:
+    """As many times as the ranks begin again. Raises BeginAgain."""
     with joined_ranks(parse_duration(config.parallel.timeout, "--parallel.timeout")) as ranks:
         placement = resolve_placement(config.training)
         check_profilers(config.logging, placement.device)
@@ -53,7 +81,8 @@ def train(config: Config, config_name: str, notes: Sequence[str], make_sink: Mak
         stop = StopRequest(parse_duration(limit, "--exit-after") if limit else None, ranks)
         elsewhere = memory_errors_explained("setting up, reporting or saving", "free memory that other processes hold")
         place = shared_run_dir(config, config_name, ranks)
-        with own_torch_state(config.training, placement.on_gpu), place as home, elsewhere:
+        own_state = own_torch_state(config.training, placement.on_gpu)
+        with own_state, place as home, elsewhere, _begins_again_in(home.path, config):
             return _train(config, placement, config_name, notes, make_sink, stop, home, ranks)
 
 

@@ -90,7 +90,9 @@ class Agent:
             for rank, pid in enumerate(ranks):
                 if rank not in codes:
                     os.kill(pid, signum)
-            while len(codes) < len(ranks) and (signum == signal.SIGKILL or time.monotonic() < ended + self.job["patience"]):
+            while len(codes) < len(ranks) and (
+                signum == signal.SIGKILL or time.monotonic() < ended + self.job["patience"]
+            ):
                 self._reap(ranks, codes)
                 time.sleep(0.02)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 import poison
+import shortage
 
 from megaselect.cli.main import main
 
@@ -29,3 +31,12 @@ def run(flags, nan_in=None):
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
             code = main(["train", *SMALL, *map(str, flags)])
     return code, out.getvalue(), err.getvalue()
+
+
+def run_short_of_memory(flags, short_rank, points):
+    """The same where memory runs out on one rank. points: see tests/training/shortage.py."""
+    if int(os.environ["RANK"]) != short_rank:
+        return run(flags)
+    with pytest.MonkeyPatch.context() as patch:
+        shortage.Shortage(patch, points)
+        return run(flags)

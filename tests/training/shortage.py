@@ -2,6 +2,8 @@
 
 import torch
 
+from megaselect.training import optimizer
+
 EXBIBYTE = 2**60
 
 
@@ -21,8 +23,8 @@ class Shortage:
         self.points, self.evaluating, self.passes = dict(points), evaluating, 0
         self._patch_build(monkeypatch)
         for owner, name, point in (
-            (torch.nn.utils, "get_total_norm", "norm"),
-            (torch.optim.AdamW, "step", "update"),
+            (optimizer, "gradient_norm", "norm"),
+            (optimizer.ShardIndependentAdamW, "step", "update"),
         ):
             monkeypatch.setattr(owner, name, self._then(getattr(owner, name), point))
 
