@@ -25,7 +25,7 @@ from megaselect.errors import MegaselectError, ToldByAnotherRank
 # its line to be written.
 FIRST_RANK_SECONDS, OTHER_RANKS_SECONDS = 1.0, 5.0
 # Commands that show something and leave nothing behind: a process for each rank does no harm.
-_ONLY_READ = {("estimate",), ("runs",), ("data", "inspect")}
+_ONLY_READ = {("estimate",), ("runs",), ("data", "inspect"), ("checkpoint", "verify")}
 _TORCHRUN = "WORLD_SIZE"
 
 

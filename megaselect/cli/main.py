@@ -1,6 +1,6 @@
 """Entry point of `megaselect` and train.py: dispatches, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a check failed (verify), 2 an error that the user can mend, 130 interrupted, 141 the reader of the
+Exit codes: 0 done, 1 a check failed (verify, checkpoint verify), 2 an error that the user can mend, 130 interrupted, 141 the reader of the
 output left (as shells report SIGPIPE). Those of megaselect train when it was stopped are in megaselect.cli.train; it
 goes on without a reader.
 """
@@ -31,6 +31,7 @@ _COMMANDS = {
     "runs": "list run directories with state, loss and speed",
     "evaluate": "loss and perplexity of a trained model on a dataset",
     "sample": "let a trained model write text",
+    "checkpoint": "verify checkpoints, and make one file of many ranks'",
     "dashboard": "save a dashboard of W&B runs",
     "data": "prepare datasets and look at them",
 }

@@ -43,9 +43,17 @@ class ShardIndependentAdamW(torch.optim.AdamW):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # a closure would be a step of its own
         """Update every weight that has a gradient."""
         for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None and weight.numel()]
-            if weights:
-                self._update(group, weights)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            filled = [weight for weight in weights if weight.numel()]
+            if filled:
+                self._update(group, filled)
+            for weight in weights:
+                if not weight.numel():
+                    self._count_step(weight)
+
+    def _count_step(self, weight: Tensor) -> None:
+        """Of a weight of which this rank holds no row: its count is that of the ranks which hold some."""
+        self.state[weight]["step"] += 1 if self.found_inf is None else 1 - self.found_inf
 
     def _update(self, group: dict[str, Any], weights: list[Tensor]) -> None:
         rows = [self._row(weight) for weight in weights]

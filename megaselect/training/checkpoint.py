@@ -55,7 +55,8 @@ def find_checkpoint(resume: str, run_dir: Path, ranks: Ranks | None = None) -> F
         )
     if resume == "none":
         return Found(None, [])
-    if _is_checkpoint(path.resolve()):
+    ranks = ranks or Ranks()
+    if ranks.from_first(_is_checkpoint(path.resolve())):
         return Found(open_checkpoint(path.resolve(), ranks), [])
     found = newest_checkpoint(path, ranks=ranks)
     if found.checkpoint is None:
@@ -68,12 +69,12 @@ def find_checkpoint(resume: str, run_dir: Path, ranks: Ranks | None = None) -> F
 def newest_checkpoint(run_dir: Path, remedy: str = "name another run", ranks: Ranks | None = None) -> Found:
     """The newest whole checkpoint of a run. Raises CheckpointError, with the remedy, where all of them are damaged."""
     damaged: list[tuple[Path, Damage]] = []
-    listed = [str(path) for path in reversed(list_checkpoints(run_dir))]
-    for path in map(Path, ranks.from_first(listed) if ranks else listed):
+    ranks = ranks or Ranks()
+    for path in map(Path, ranks.from_first([str(path) for path in reversed(list_checkpoints(run_dir))])):
         try:
             return Found(inspect(path, ranks), _notes_on(damaged, path))
         except Damage as damage:
-            if path.is_dir():  # else the run that goes on there has removed it by now
+            if ranks.from_first(path.is_dir()):  # else the run that goes on there has removed it by now
                 damaged.append((path, damage))
     if damaged:
         problems = "; ".join(f"{path.name}: {damage}" for path, damage in damaged)
@@ -108,8 +109,8 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: MixedPr
     weights, state = optimizer.weight_pieces(), optimizer.pieces()
     _compare(checkpoint, "model", weights, optimizer.dtype)
     _compare(checkpoint, "optimizer", state)
-    _fill(checkpoint, "model", weights)
-    _fill(checkpoint, "optimizer", state)
+    fill_pieces(checkpoint, "model", weights)
+    fill_pieces(checkpoint, "optimizer", state)
     try:
         optimizer.load_scalars(checkpoint.saved.loss_scale)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -123,7 +124,7 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
     """Load the weights alone, into a model of the saved shapes and dtype. Raises CheckpointError."""
     weights = {name: Piece(weight.detach()) for name, weight in model.named_parameters()}
     _compare(checkpoint, "model", weights)
-    _fill(checkpoint, "model", weights)
+    fill_pieces(checkpoint, "model", weights)
 
 
 def _compare(checkpoint: Checkpoint, kind: Kind, pieces: Mapping[str, Piece], dtype: torch.dtype | None = None) -> None:
@@ -148,7 +149,7 @@ def _describe(tensor: TensorRecord | None) -> str:
 
 
 @torch.no_grad()
-def _fill(checkpoint: Checkpoint, kind: Kind, pieces: Mapping[str, Piece]) -> None:
+def fill_pieces(checkpoint: Checkpoint, kind: Kind, pieces: Mapping[str, Piece]) -> None:
     """Copy the saved rows into the pieces, file by file.
 
     Read, not mapped: a file that is cut off later must not kill the run that loaded it.

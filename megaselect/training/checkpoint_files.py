@@ -47,6 +47,7 @@ from megaselect.training.checkpoint_records import (
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 BEST = "best"
 _NAME = re.compile(r"step-(\d{8,18})")
+_FILE = re.compile(r"(model|optimizer)(-\d{5,}-of-\d{5,})?\.safetensors|state\.json")
 _LARGEST_JSON_BYTES = 64 * 2**20
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -124,10 +125,16 @@ def inspect(path: Path, ranks: Ranks | None = None) -> Checkpoint:
     except Damage as damage:
         problem = str(damage)
     problems = [each for each in ranks.gather_values(problem) if each]
-    if problems:
+    digests = ranks.gather_values(found.manifest.digest if found else "")
+    if not problems and len(set(digests)) > 1:
+        problems = [f"{MANIFEST}: rank {_first_other(digests)} reads another one than rank 0"]
+    if problems or found is None:
         raise Damage(problems[0])
-    assert found is not None
     return found
+
+
+def _first_other(values: list[str]) -> int:
+    return next(number for number, value in enumerate(values) if value != values[0])
 
 
 def _inspect(path: Path, ranks: Ranks) -> Checkpoint:
@@ -259,7 +266,8 @@ def _read_manifest(path: Path) -> Manifest:
         raise Damage(f"it is in format {manifest.format_version}, this version reads format {FORMAT_VERSION}")
     if manifest != manifest.sealed():
         raise Damage(f"{MANIFEST}: its entries have changed, by their SHA-256")
-    if {_kind_of(file) for file in manifest.files} != {"model", "optimizer", "state"}:
+    wanted = {"model", "optimizer", "state"}
+    if not all(map(_FILE.fullmatch, manifest.files)) or set(map(_kind_of, manifest.files)) != wanted:
         raise Damage(f"{MANIFEST} names other files than {MODEL}, {OPTIMIZER} and {STATE}, or parts of them")
     for kind in KINDS:
         _check_rows(_parts(manifest, kind))

@@ -9,7 +9,7 @@ import errno
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
@@ -26,6 +26,17 @@ from megaselect.training.checkpoint_files import (
     write_files,
 )
 from megaselect.training.checkpoint_records import FileRecord, SavedState
+from megaselect.training.disk_errors import reason_of
+
+
+class WrittenPart(NamedTuple):
+    """Of a checkpoint, by file: tensors by name, and which rows those are that are parts."""
+
+    tensors: Mapping[str, dict[str, Tensor]]
+    rows: Mapping[str, Rows]
+
+
+TakePart = Callable[[], WrittenPart]
 
 LAST_SECONDS = 30.0  # for a save in flight when the run has failed: it may be complete but for its name
 
@@ -42,59 +53,59 @@ class SharedWriter:
         """Another rank may be gone: wait for none for long."""
         self._deadline = time.monotonic() + LAST_SECONDS
 
-    def write(
-        self,
-        home: Path,
-        tensors: Mapping[str, dict[str, Tensor]],
-        rows: Mapping[str, Rows],
-        saved: SavedState,
-    ) -> None:
-        """Bring `home` to disk: tensors and rows by file, of this rank. Raises OSError, on the first rank for all."""
+    def write(self, home: Path, take_part: TakePart, saved: SavedState) -> None:
+        """Bring `home` to disk. Raises OSError, on the first rank for all of them.
+
+        take_part: what this rank writes; it may raise OSError, of which the others hear too.
+        """
         board = self._ranks.board
         if board is None:
-            write_checkpoint(home, tensors, saved, self._ready)
+            write_checkpoint(home, take_part().tensors, saved, self._ready)
             return
         self._number += 1
         try:
             if self._ranks.is_first:
-                self._write_first(board, home, tensors, rows, saved)
+                self._write_first(board, home, take_part, saved)
             else:
-                self._write_other(board, home, tensors, rows)
+                self._write_other(board, home, take_part)
         except (RankError, dist.DistError) as error:
             raise OSError(errno.EIO, f"another rank did not write its part ({error})", str(home)) from error
 
-    def _write_first(self, board: Board, home: Path, tensors: Any, rows: Any, saved: SavedState) -> None:
+    def _write_first(self, board: Board, home: Path, take_part: TakePart, saved: SavedState) -> None:
         try:
             begin_checkpoint(home)
-            board.post(self._key("begun"), True)
-            files = write_files(home, tensors, rows)
-            for rank in range(1, self._ranks.size):
-                files |= self._files_of(board, rank)
-            finish_checkpoint(home, files, saved, self._ready)
-        except OSError as error:
+        except OSError:
             board.post(self._key("begun"), False)
-            raise error
+            raise
+        try:
+            board.post(self._key("begun"), True)
+            # Of all ranks, whatever the first of them says: as long as one writes, nothing can be removed for good.
+            told = [self._write_own(home, take_part), *(self._told(board, rank) for rank in range(1, self._ranks.size))]
+            board.remove(self._key("begun"))
+            finish_checkpoint(home, _files_of(told), saved, self._ready)
         finally:
             abandon_checkpoint(home)
 
-    def _files_of(self, board: Board, rank: int) -> dict[str, FileRecord]:
-        """What another rank has written. Raises OSError where it could not."""
-        key = self._key(f"files/{rank}")
-        told = board.read(key, lambda: self._goes_on(rank))
-        board.remove(key)
-        if "error" in told:
-            raise OSError(*told["error"])
-        return {name: FileRecord.model_validate_json(record) for name, record in told.items()}
+    def _write_other(self, board: Board, home: Path, take_part: TakePart) -> None:
+        if board.read(self._key("begun"), lambda: self._goes_on(0)):  # else the first rank tells why not
+            board.post(self._key(f"files/{self._ranks.rank}"), self._write_own(home, take_part))
 
-    def _write_other(self, board: Board, home: Path, tensors: Any, rows: Any) -> None:
-        if not board.read(self._key("begun"), lambda: self._goes_on(0)):
-            return  # the first rank tells why
-        told: dict[str, Any]
+    def _write_own(self, home: Path, take_part: TakePart) -> dict[str, Any]:
+        """What this rank tells: a record for each file, or under "error" what was in the way."""
         try:
-            told = {name: record.model_dump_json() for name, record in write_files(home, tensors, rows).items()}
+            part = take_part()
+            files = write_files(home, part.tensors, part.rows)
         except OSError as error:
-            told = {"error": [error.errno, f"{error.strerror} on rank {self._ranks.rank}", error.filename]}
-        board.post(self._key(f"files/{self._ranks.rank}"), told)
+            reason = f"{reason_of(error)} on rank {self._ranks.rank}"
+            return {"error": [error.errno or 0, reason, str(error.filename or home)]}
+        return {name: record.model_dump_json() for name, record in files.items()}
+
+    def _told(self, board: Board, rank: int) -> dict[str, Any]:
+        """What another rank tells."""
+        key = self._key(f"files/{rank}")
+        told: dict[str, Any] = board.read(key, lambda: self._goes_on(rank))
+        board.remove(key)
+        return told
 
     def _goes_on(self, rank: int) -> bool:
         """Whether it makes sense to wait for that rank."""
@@ -102,3 +113,10 @@ class SharedWriter:
 
     def _key(self, name: str) -> str:
         return f"save/{self._number}/{name}"
+
+
+def _files_of(told: list[dict[str, Any]]) -> dict[str, FileRecord]:
+    """What all ranks have written. Raises OSError where one of them could not."""
+    for error in (each["error"] for each in told if "error" in each):
+        raise OSError(*error)
+    return {name: FileRecord.model_validate_json(record) for each in told for name, record in each.items()}

@@ -30,7 +30,7 @@ from megaselect.training.checkpoint_files import (
     remove_leftovers,
 )
 from megaselect.training.checkpoint_records import Damage, SavedState
-from megaselect.training.checkpoint_shared import SharedWriter
+from megaselect.training.checkpoint_shared import SharedWriter, TakePart, WrittenPart
 from megaselect.training.disk_errors import reason_of, remedy_for
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.state import RunState
@@ -80,6 +80,17 @@ class CheckpointSaver:
         """
         self.wait()
         self._step = state.step
+        take_part = self._begin_copy(optimizer)
+        saved = SavedState(
+            state=state,
+            loss_scale=optimizer.scalars(),
+            config=config.to_dict(),
+            data_fingerprint=self._data_fingerprint,
+        )
+        self._in_flight = self._thread.submit(self._write, take_part, saved)
+
+    def _begin_copy(self, optimizer: MixedPrecisionAdamW) -> TakePart:
+        """Where there is no memory for the copy the thread tells so, in which the other ranks hear of it too."""
         try:
             copied = [
                 self._copy("model", optimizer.weight_pieces(), optimizer),
@@ -88,15 +99,8 @@ class CheckpointSaver:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._fail(OSError(errno.ENOMEM, "no host memory for a copy of the state"))
-            return
-        saved = SavedState(
-            state=state,
-            loss_scale=optimizer.scalars(),
-            config=config.to_dict(),
-            data_fingerprint=self._data_fingerprint,
-        )
-        self._in_flight = self._thread.submit(self._write, copied, saved)
+            return _no_memory
+        return lambda: WrittenPart({each.file: each.finish() for each in copied}, {e.file: e.rows for e in copied})
 
     def _copy(self, kind: Kind, pieces: Mapping[str, Piece], optimizer: MixedPrecisionAdamW) -> _Copied:
         """Begin to copy what this rank writes of them."""
@@ -153,12 +157,10 @@ class CheckpointSaver:
         known = [path for path in list_checkpoints(self._run_dir) if self._is_whole(path)]
         return f"{known[-1].name} is whole" if known else "there is none before it"
 
-    def _write(self, copied: list[_Copied], saved: SavedState) -> OSError | None:
+    def _write(self, take_part: TakePart, saved: SavedState) -> OSError | None:
         """In the thread: the checkpoint; then what it makes superfluous goes, or it is returned why it cannot."""
         home = checkpoint_path(self._run_dir, saved.state.step)
-        tensors = {each.file: each.finish() for each in copied}
-        rows = {each.file: each.rows for each in copied}
-        self._shared.write(home, tensors, rows, saved)
+        self._shared.write(home, take_part, saved)
         if not self._ranks.is_first:
             return None
         self._whole[home] = True
@@ -192,6 +194,10 @@ class CheckpointSaver:
             except Damage:
                 self._whole[path] = False
         return self._whole[path]
+
+
+def _no_memory() -> WrittenPart:
+    raise OSError(errno.ENOMEM, "no host memory for a copy of the state")
 
 
 class HostCopy:

@@ -28,7 +28,7 @@ FIXED_SETTINGS = (
 )
 # They say where tokens lie; the fingerprint tells whether others lie there now. It does not see validation data.
 PLACES = ("data.prefix", "data.blend", "data.valid_fraction", "data.test_fraction", "data.vocab_size")
-_SILENT_SECTIONS = ("recompute", "logging")
+_SILENT_SECTIONS = ("recompute", "parallel", "logging")
 _SILENT_SETTINGS = (
     *("data.check", "data.prefetch", "data.cache_dir", "data.tokenizer", "data.test_prefix"),
     *("training.dtype", "training.device", "training.run_dir", "training.resume", "training.exit_after"),

@@ -8,6 +8,7 @@ grid drops is below 2**-34 of the sum.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -39,8 +40,8 @@ def rows_of(shape: Sequence[int]) -> int:
 
 def _row_sums(gradient: Tensor) -> Tensor:
     """fp64 [rows]: the sum of squares of each."""
-    by_row = gradient.detach().reshape(rows_of(gradient.shape), -1)
-    rows, width = by_row.shape
+    rows, width = rows_of(gradient.shape), math.prod(gradient.shape[1:])  # a rank may hold no row: -1 would not do
+    by_row = gradient.detach().reshape(rows, width)
     count = max(BLOCK_ELEMENTS // max(width, 1), 1)
     sums = [_add_halves(block.double().square_()) for block in by_row.split(count)] if rows else []
     return torch.cat(sums) if sums else by_row.new_zeros(0, dtype=torch.float64)

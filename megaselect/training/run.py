@@ -15,6 +15,7 @@ from megaselect.build import build_distributed
 from megaselect.config import Config
 from megaselect.devices import Placement, resolve_placement
 from megaselect.distributed.launch import joined_ranks
+from megaselect.distributed.layout import Layout
 from megaselect.distributed.ranks import Ranks
 from megaselect.distributed.together import BeginAgain
 from megaselect.kernels.dropout_mask import drop_threshold
@@ -110,7 +111,8 @@ def _train(
         model, automatic, spread = build_distributed(config, placement, ranks)
         optimizer = MixedPrecisionAdamW(model, config.training, spread)
         state = load_checkpoint(found.checkpoint, model, optimizer) if found.checkpoint else RunState(0, 0)
-    segment = Segment.begin(state.step, placement.device_name, torch.__version__)
+    layout = str(Layout.of(config.parallel, ranks.size, ranks.rank))
+    segment = Segment.begin(state.step, placement.device_name, torch.__version__, layout)
     with home.recorded(config, segment, sink.note) as record:
         home.keep_tokenizer(datasets.tokenizer)
         own_notes = [

@@ -14,7 +14,7 @@ import platform
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +37,8 @@ class Segment:
     """One process's part of a run. reason: the signal or limit that stopped it, or the first line of its error.
 
     Steps are optimizer steps done: the segment went from first_step to last_step (None: it goes on). Times are UTC in
-    ISO 8601. command: the process's argument list.
+    ISO 8601. command: the process's argument list. layout: the ranks, as Layout says it; of several it is the first one's
+    process. None: a version wrote it that knew of one process alone.
     """
 
     state: RunEnd
@@ -51,14 +52,15 @@ class Segment:
     command: list[str]
     versions: dict[str, str]
     device: str
+    layout: str | None = None
 
     @classmethod
-    def begin(cls, first_step: int, device: str, torch_version: str) -> Self:
+    def begin(cls, first_step: int, device: str, torch_version: str, layout: str | None = None) -> Self:
         """This process, which starts at first_step now."""
         versions = {"megaselect": megaselect.__version__, "torch": torch_version, "python": platform.python_version()}
         return cls(
             *("running", None, first_step, None, _now(), None, os.getpid(), socket.gethostname()),
-            *(sys.argv, versions, device),
+            *(sys.argv, versions, device, layout),
         )
 
 
@@ -158,7 +160,9 @@ class RunRecord:
 
 def _segment(part: dict[str, Any]) -> Segment:
     """Keys of a later version are passed over. Raises KeyError, TypeError or ValueError."""
-    segment = Segment(**{field.name: part[field.name] for field in fields(Segment)})
+    segment = Segment(
+        **{each.name: part[each.name] for each in fields(Segment) if each.default is MISSING or each.name in part}
+    )
     if segment.state not in get_args(RunEnd) or type(segment.first_step) is not int:
         raise ValueError("not a segment of a run")
     return segment

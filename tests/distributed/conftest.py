@@ -1,4 +1,4 @@
-"""Ranks for the tests of this folder."""
+"""Ranks for the tests of this folder, and data for whole runs."""
 
 import os
 import sys
@@ -12,9 +12,9 @@ from megaselect.data.indexed_dataset import IndexedDatasetWriter
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders off it
 from launched_runs import LaunchServer
 from rank_pool import RankPool
+from whole_runs import VOCABULARY, SmallRuns
 
 ROOT = Path(__file__).parents[2]
-VOCABULARY = 256
 
 
 @pytest.fixture(scope="session")
@@ -40,17 +40,29 @@ def launcher(rank_environment):
 
 
 @pytest.fixture(scope="session")
-def run_arguments(tmp_path_factory):
-    """A small run on 4,000 random tokens."""
+def random_tokens(tmp_path_factory):
+    """Prefix of an indexed dataset of 4,000 random tokens."""
     prefix = tmp_path_factory.mktemp("data") / "tokens"
     writer = IndexedDatasetWriter(prefix, VOCABULARY)
     writer.add_document(np.random.default_rng(0).integers(0, VOCABULARY, 4000).tolist())
     writer.finish()
+    return prefix
+
+
+@pytest.fixture(scope="session")
+def run_arguments(random_tokens):
+    """A small run."""
     return (
         "train",
         *("--model.num-layers", "2", "--model.hidden-size", "32", "--model.num-attention-heads", "4"),
-        *("--model.seq-length", "16", "--model.vocab-size", str(VOCABULARY), "--data.prefix", str(prefix)),
+        *("--model.seq-length", "16", "--model.vocab-size", str(VOCABULARY), "--data.prefix", str(random_tokens)),
         *("--training.micro-batch-size", "1", "--training.global-batch-size", "12", "--training.warmup-steps", "2"),
         *("--training.eval-interval", "3", "--training.eval-samples", "7", "--training.sample-tokens", "0"),
         *("--training.schedule", "constant", "--wandb", "disabled"),
     )
+
+
+@pytest.fixture(scope="session")
+def small_runs(pool, random_tokens):
+    """Whole runs of `megaselect train` on ranks of the pool."""
+    return SmallRuns(pool, random_tokens)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-import whole_runs
+import spoiled_runs
 
 FLAGS = ("--max-steps", 6, "--training.save-interval", 2, "--recompute", "none")
 
@@ -17,9 +17,9 @@ def losses(run_dir):
 @pytest.mark.parametrize(("rank", "point"), [(0, "forward"), (1, "backward")])
 def test_all_ranks_step_up_together_and_the_losses_stay(pool, tmp_path, sharding, rank, point):
     alone, ranks = tmp_path / "alone", tmp_path / "ranks"
-    assert whole_runs.run((*FLAGS, "--run-dir", alone))[0] == 0
+    assert spoiled_runs.run((*FLAGS, "--run-dir", alone))[0] == 0
     flags = (*FLAGS, "--on-oom", "step-up", "--parallel.sharding", sharding, "--run-dir", ranks)
-    results = pool.run(2, "whole_runs", "run_short_of_memory", flags=flags, short_rank=rank, points={11: point})
+    results = pool.run(2, "spoiled_runs", "run_short_of_memory", flags=flags, short_rank=rank, points={11: point})
     assert [code for code, *_ in results] == [0, 0], results
     said = " ".join(results[0][1].split())
     assert "step 4 ran out of memory" in said  # three micro-batches a step and rank
@@ -31,7 +31,7 @@ def test_all_ranks_step_up_together_and_the_losses_stay(pool, tmp_path, sharding
 
 def test_without_step_up_all_end_with_one_line(pool, tmp_path):
     flags = (*FLAGS, "--run-dir", tmp_path / "run")
-    results = pool.run(2, "whole_runs", "run_short_of_memory", flags=flags, short_rank=1, points={5: "forward"})
+    results = pool.run(2, "spoiled_runs", "run_short_of_memory", flags=flags, short_rank=1, points={5: "forward"})
     assert [code for code, *_ in results] == [2, 2], results
     lines = [line for _, _, err in results for line in err.splitlines()]
     assert len(lines) == 1, results

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-import whole_runs
+import spoiled_runs
 
 FC1 = "layers.1.mlp.fc1"
 SAMPLE = 31  # in micro-batch 3 of step 3: rank 1's of two
@@ -25,10 +25,10 @@ def metrics():
 def test_it_is_left_out_by_all_alike(pool, metrics, tmp_path, sharding):
     flags = ("--max-steps", 5, "--on-nonfinite", "skip")
     alone, ranks = tmp_path / "alone", tmp_path / "ranks"
-    assert whole_runs.run((*flags, "--run-dir", alone), (FC1, SAMPLE))[0] == 0
+    assert spoiled_runs.run((*flags, "--run-dir", alone), (FC1, SAMPLE))[0] == 0
     results = pool.run(
         2,
-        "whole_runs",
+        "spoiled_runs",
         "run",
         flags=(*flags, "--parallel.sharding", sharding, "--run-dir", ranks),
         nan_in=(FC1, SAMPLE),
@@ -44,7 +44,7 @@ def test_it_is_left_out_by_all_alike(pool, metrics, tmp_path, sharding):
 
 def test_it_ends_the_run_in_one_line_with_what_is_needed_to_see_it_again(pool, tmp_path):
     results = pool.run(
-        2, "whole_runs", "run", flags=("--max-steps", 5, "--run-dir", tmp_path / "run"), nan_in=(FC1, SAMPLE)
+        2, "spoiled_runs", "run", flags=("--max-steps", 5, "--run-dir", tmp_path / "run"), nan_in=(FC1, SAMPLE)
     )
     assert [code for code, *_ in results] == [2, 2], results
     lines = [line for _, _, err in results for line in err.splitlines()]
