@@ -1,8 +1,8 @@
 """Entry point of `megaselect` and train.py: dispatches, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a check failed (verify, checkpoint verify), 2 an error that the user can mend, 130 interrupted, 141 the reader of the
-output left (as shells report SIGPIPE). Those of megaselect train when it was stopped are in megaselect.cli.train; it
-goes on without a reader.
+Exit codes: 0 done, 1 a check failed (verify, checkpoint verify), 2 an error that the user can mend, 130 interrupted,
+141 the reader of the output left (as shells report SIGPIPE). Those of megaselect train when it was stopped are in
+megaselect.cli.train; it goes on without a reader.
 """
 
 import errno

@@ -70,6 +70,10 @@ class Layout:
         """Those of a step's that this rank takes."""
         return range(self.rank, count, self.ranks)
 
+    def to_dict(self) -> dict[str, int | str]:
+        """What all ranks have alike, as JSON can hold it."""
+        return {"ranks": self.ranks, "replicas": self.replicas, "sharding": self.sharding}
+
     def __str__(self) -> str:
         if self.ranks == 1:
             return "1 rank"

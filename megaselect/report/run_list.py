@@ -39,6 +39,7 @@ class ListedRun:
 
     state: starting, running, finished, stopped, failed, killed (it said that it ran, and no process holds its lock) or
     unknown. setting: attention and recompute, as a comparison calls them. compiled: whether torch.compile was on.
+    layout: of the ranks of the last start, see Layout.to_dict.
     starts: how often it was started. tokens_per_s: median of the last steps. changed: Unix time in seconds.
     """
 
@@ -51,6 +52,7 @@ class ListedRun:
     best_valid_loss: float | None = None
     setting: str | None = None
     compiled: bool | None = None
+    layout: dict[str, int | str] | None = None
     tokens_per_s: float | None = None
     changed: float = 0.0
     starts: int = 0
@@ -142,6 +144,7 @@ def _add_state(run: ListedRun, run_dir: Path) -> None:
     segments = _segments(run, run_dir)  # after the lock: a run writes its end before it lets go
     run.starts = len(segments)
     said = segments[-1].state if segments else None
+    run.layout = segments[-1].layout if segments else None
     if said == "running":
         run.state = "killed" if locked is False else "running"
     elif locked:

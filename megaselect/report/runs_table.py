@@ -15,24 +15,30 @@ from megaselect.report.run_list import ListedRun
 
 UNKNOWN = "-"
 STYLES = {"running": "green", "starting": "green", "failed": "bold red", "killed": "bold red", "stopped": "yellow"}
-_JUSTIFIED: dict[str, JustifyMethod] = {"state": "left", "setting": "left"}
+_JUSTIFIED: dict[str, JustifyMethod] = {"state": "left", "setting": "left", "ranks": "left"}
 _TO_GO = ("best valid", "changed")  # where there is no room beside the whole names
-_SHORTEST_NAME, _LONGEST_REMARK = 12, 200  # columns
+_SHORTEST_NAME, _LONGEST_REMARK, _LONGEST_RANKS = 12, 200, 20  # columns
 
 Cell = Callable[[ListedRun], str]
 
 
 def print_runs(runs: Sequence[ListedRun], console: Console, now: float) -> None:
-    """Print the table, which leaves columns out where the console is narrow, and what is wrong below it.
+    """Print the table, which leaves columns out where the console is narrow, and what is wrong below it. Ranks have a
+    column where a run was on several.
 
     now: Unix time in seconds that ages are taken from.
     """
     names = _short_names([run.path for run in runs])
     cells = {title: [title, *map(cell, runs)] for title, cell in _columns(now).items()}
+    if {_ranks(run) for run in runs} <= {UNKNOWN, "1"}:
+        del cells["ranks"]
     widths = {title: 1 + max(map(len, column)) for title, column in cells.items()}
+    longest = max(map(len, names))
     for title in _TO_GO:
-        if sum(widths.values()) + max(map(len, names)) > console.width:
+        if sum(widths.values()) + longest > console.width:
             del widths[title]
+    if "ranks" in widths and sum(widths.values()) + min(longest, _SHORTEST_NAME) > console.width:
+        del widths["ranks"]
     room = max(console.width - sum(widths.values()), _SHORTEST_NAME)
     table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 1), header_style="bold")
     table.add_column("run", no_wrap=True)
@@ -66,6 +72,7 @@ def _columns(now: float) -> dict[str, Cell]:
         "loss": lambda run: _loss(run.loss),
         "best valid": lambda run: _loss(run.best_valid_loss),
         "setting": _setting,
+        "ranks": _ranks,
         "tokens/s": lambda run: UNKNOWN if run.tokens_per_s is None else f"{run.tokens_per_s:,.0f}",
         "changed": lambda run: ago(now - run.changed),
     }
@@ -94,6 +101,18 @@ def _remarks(run: ListedRun) -> list[str]:
 
 def _setting(run: ListedRun) -> str:
     return f"{run.setting or UNKNOWN}{', compiled' if run.compiled else ''}"
+
+
+def _ranks(run: ListedRun) -> str:
+    """`4 parameters`: four ranks that share them; `2x2 parameters`: two groups of two ranks that do."""
+    layout = run.layout or {}
+    ranks, replicas, sharding = (layout.get(name) for name in ("ranks", "replicas", "sharding"))
+    if type(ranks) is not int or type(replicas) is not int or replicas < 1:
+        return UNKNOWN
+    if ranks == 1:
+        return "1"
+    groups = f"{replicas}x{ranks // replicas}" if sharding != "none" and replicas > 1 else str(ranks)
+    return f"{groups} {sharding}"[:_LONGEST_RANKS]
 
 
 def _style(title: str, run: ListedRun) -> str:

@@ -111,7 +111,7 @@ def _train(
         model, automatic, spread = build_distributed(config, placement, ranks)
         optimizer = MixedPrecisionAdamW(model, config.training, spread)
         state = load_checkpoint(found.checkpoint, model, optimizer) if found.checkpoint else RunState(0, 0)
-    layout = str(Layout.of(config.parallel, ranks.size, ranks.rank))
+    layout = Layout.of(config.parallel, ranks.size, ranks.rank).to_dict()
     segment = Segment.begin(state.step, placement.device_name, torch.__version__, layout)
     with home.recorded(config, segment, sink.note) as record:
         home.keep_tokenizer(datasets.tokenizer)

@@ -37,8 +37,8 @@ class Segment:
     """One process's part of a run. reason: the signal or limit that stopped it, or the first line of its error.
 
     Steps are optimizer steps done: the segment went from first_step to last_step (None: it goes on). Times are UTC in
-    ISO 8601. command: the process's argument list. layout: the ranks, as Layout says it; of several it is the first one's
-    process. None: a version wrote it that knew of one process alone.
+    ISO 8601. command: the process's argument list; of several ranks, the first one's. layout: of the ranks, see
+    Layout.to_dict; None where a version wrote the segment that knew of one process alone.
     """
 
     state: RunEnd
@@ -52,10 +52,12 @@ class Segment:
     command: list[str]
     versions: dict[str, str]
     device: str
-    layout: str | None = None
+    layout: dict[str, int | str] | None = None
 
     @classmethod
-    def begin(cls, first_step: int, device: str, torch_version: str, layout: str | None = None) -> Self:
+    def begin(
+        cls, first_step: int, device: str, torch_version: str, layout: dict[str, int | str] | None = None
+    ) -> Self:
         """This process, which starts at first_step now."""
         versions = {"megaselect": megaselect.__version__, "torch": torch_version, "python": platform.python_version()}
         return cls(
@@ -165,6 +167,8 @@ def _segment(part: dict[str, Any]) -> Segment:
     )
     if segment.state not in get_args(RunEnd) or type(segment.first_step) is not int:
         raise ValueError("not a segment of a run")
+    if not isinstance(segment.layout, dict | None):
+        raise ValueError("the layout of its ranks is none")
     return segment
 
 

@@ -49,7 +49,7 @@ def test_each_number_of_ranks_goes_on_where_another_was(small_runs, uninterrupte
 
 @pytest.fixture(scope="session")
 def written(small_runs, tmp_path_factory):
-    """`written(ranks)`: a run of 4 steps on so many ranks that share parameters, saved at 2 and 4; not to be changed."""
+    """`written(ranks)`: a run of 4 steps on ranks that share parameters, saved at 2 and 4; not to be changed."""
     made = {}
 
     def run(ranks):
@@ -136,7 +136,7 @@ DAMAGE = {
     "gap": (lambda home: forge(home, SECOND, lambda start, total: [start + 1, total]), f"manifest.json: {SECOND} does"),
     "too few": (
         lambda home: forge(home, SECOND, lambda start, total: [start, total + 1]),
-        f"manifest.json: {SECOND} does",
+        "manifest.json: optimizer-0000",
     ),
     "negative": (lambda home: forge(home, SECOND, lambda start, total: [-start, total]), "manifest.json: "),
 }
@@ -205,7 +205,7 @@ def test_where_all_are_damaged_one_rank_says_so_and_all_end(small_runs, copied):
 
 
 REASONS = {
-    "full disk": ("full_disk", {"at_step": 4}, "No space left on device on rank {rank}"),
+    "quota": ("quota", {"at_step": 4}, "File too large on rank {rank}"),
     "no memory": ("no_host_memory", {"save": 2}, "no host memory for a copy of the state on rank {rank}"),
 }
 
@@ -231,12 +231,15 @@ def left_in(run_dir):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_where_the_last_save_fails_the_run_ends_with_one_error(small_runs, tmp_path, rank):
-    ended = small_runs(2, tmp_path, "--max-steps", 4, setup=("full_disk", {"rank": rank, "at_step": 4}))
+    ended = small_runs(2, tmp_path, "--max-steps", 4, setup=("quota", {"rank": rank, "at_step": 4}))
     assert ended.codes[0] == 2
     assert left_in(tmp_path) == ["step-00000002"]
     lines = [line for text in ended.err for line in text.splitlines()]
     assert len(lines) == 1
-    assert f"No space left on device on rank {rank}; step-00000002 is whole: free some space, then continue" in lines[0]
+    assert (
+        f"File too large on rank {rank}; step-00000002 is whole: raise the limit on a file's size, then continue"
+        in lines[0]
+    )
 
 
 @pytest.mark.parametrize("writer", [0, 1])

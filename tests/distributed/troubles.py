@@ -1,12 +1,19 @@
 """What goes wrong on one rank of a run, for module whole_runs: context managers inside which every rank trains."""
 
 import os
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 
 from megaselect.training import checkpoint_shared, checkpoint_writer
 from megaselect.training.checkpoint_files import step_of
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from small_disks import file_size_limit
+
+QUOTA_BYTES = 4500  # less than an optimizer's file, more than the metrics of a few steps
 
 
 def this_rank():
@@ -14,15 +21,13 @@ def this_rank():
 
 
 @contextmanager
-def full_disk(rank, at_step):
-    """Where that rank would write its files of a step, /dev/full stands in for them: each byte is refused."""
+def quota(rank, at_step):
+    """While that rank writes its files of a step none may grow beyond QUOTA_BYTES."""
     write_files = checkpoint_shared.write_files
 
     def write(home, tensors, rows):
-        if this_rank() == rank and step_of(home) == at_step:
-            for name in tensors:
-                (home.with_name(f".{home.name}.partial") / name).symlink_to("/dev/full")
-        return write_files(home, tensors, rows)
+        with file_size_limit(QUOTA_BYTES) if this_rank() == rank and step_of(home) == at_step else nullcontext():
+            return write_files(home, tensors, rows)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint_shared, "write_files", write)

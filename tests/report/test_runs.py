@@ -248,3 +248,47 @@ def test_the_command_needs_no_torch(tmp_path):
     child = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert child.stdout.splitlines()[1].startswith("run finished 3/500 2.0000")
     assert child.stdout.splitlines()[-1] == "[]"
+
+
+LAYOUTS = {
+    "4 parameters": {"ranks": 4, "replicas": 1, "sharding": "parameters"},
+    "2x2 gradients": {"ranks": 4, "replicas": 2, "sharding": "gradients"},
+    "8 none": {"ranks": 8, "replicas": 8, "sharding": "none"},
+    "1": {"ranks": 1, "replicas": 1, "sharding": "none"},
+    "-": None,
+}
+
+
+def test_the_ranks_of_runs_have_a_column_where_one_had_several():
+    runs = [listed(path=f"runs/{number}", layout=layout) for number, layout in enumerate(LAYOUTS.values())]
+    assert shown(runs, 80)[:3] == [
+        "run state       step   loss setting           ranks         tokens/s   changed",
+        "0   finished 500/500 4.1500 core_attn dropout 4 parameters     1,234 3 min ago",
+        "1   finished 500/500 4.1500 core_attn dropout 2x2 gradients    1,234 3 min ago",
+    ]
+    column = shown(runs, 80)[0].index("ranks")
+    assert [line[column : column + 14].rstrip() for line in shown(runs, 80)[1:]] == list(LAYOUTS)
+    assert "ranks" not in shown(runs[3:], 110)[0]
+    for width in range(20, 120, 7):
+        assert max(map(len, shown(runs, width))) <= width
+
+
+@pytest.mark.parametrize("layout", [{}, {"ranks": "4"}, {"ranks": 4, "replicas": 0}, {"ranks": 4, "replicas": None}])
+def test_a_layout_that_no_run_wrote_is_not_known(layout):
+    assert len(shown([listed(layout=layout)])) == 2
+
+
+def test_the_layout_is_that_of_the_last_start(tmp_path):
+    run_dir = make_run(tmp_path / "run")
+    assert read_run(run_dir).layout is None
+    RunRecord(run_dir, Segment.begin(3, "cpu", "2.0", LAYOUTS["4 parameters"]), print).begin()
+    assert read_run(run_dir).layout == LAYOUTS["4 parameters"]
+
+
+def test_a_record_of_a_version_that_knew_of_no_ranks_is_read(tmp_path):
+    run_dir = make_run(tmp_path / "run")
+    record = json.loads((run_dir / "run.json").read_text())
+    del record["segments"][0]["layout"]
+    (run_dir / "run.json").write_text(json.dumps(record))
+    run = read_run(run_dir)
+    assert (run.state, run.layout, run.problems) == ("finished", None, [])
