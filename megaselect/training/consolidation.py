@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from megaselect.config import Config
+from megaselect.config import ParallelConfig
 from megaselect.distributed.layout import Layout
 from megaselect.distributed.pieces import Piece
 from megaselect.errors import CheckpointError, ConfigError
@@ -71,9 +72,9 @@ def layout_of(checkpoint: Checkpoint) -> str:
     """The ranks that wrote it, such as `4 ranks, sharing parameters`."""
     ranks = sum(file.startswith("model") for file in checkpoint.manifest.files)
     try:
-        config = Config.from_dict({"parallel": checkpoint.saved.config.get("parallel", {})}, "its config")
-        return str(Layout.of(config.parallel, ranks, 0))
-    except ConfigError:  # of a later version
+        parallel = ParallelConfig.model_validate(checkpoint.saved.config.get("parallel", {}))
+        return str(Layout.of(parallel, ranks, 0))
+    except (ConfigError, ValidationError):  # of another version
         return f"{ranks} ranks"
 
 

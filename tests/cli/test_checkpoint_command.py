@@ -60,7 +60,7 @@ def test_verify_prints_a_line_for_each_checkpoint(run_dir, capsys):
     assert main(["checkpoint", "verify", str(run_dir)]) == 0
     written = checkpoint_path(run_dir, 2).iterdir()
     total = sum(path.stat().st_size for path in written if path.name != "manifest.json")
-    ending = f"whole: 3 ranks, sharing parameters; 7 files, {total / 1024:.2f} KiB\n"
+    ending = f"whole: 3 ranks, sharing parameters; 7 files, {total} bytes\n"
     assert capsys.readouterr().out == f"step-00000002  {ending}step-00000004  {ending}"
     assert main(["checkpoint", "verify", str(checkpoint_path(run_dir, 4))]) == 0
     assert capsys.readouterr().out == f"step-00000004  {ending}"
