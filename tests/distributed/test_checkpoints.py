@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from whole_runs import assert_same_run, assert_same_tensors, read_metrics
+from whole_runs import assert_same_run
 
 SHARDINGS = {
     "parameters": ("--parallel.sharding", "parameters"),
@@ -45,6 +45,20 @@ def test_each_number_of_ranks_goes_on_where_another_was(small_runs, uninterrupte
         assert (f"continuing from step {step}" in ended.out[0]) == (step > 0)
         assert "".join(ended.out[1:]) == "".join(ended.err[1:]) == ""
     assert_same_run(tmp_path, uninterrupted(dtype))
+
+
+MANY_RANKS, FEWER = (1, 2, 3, 4), ("parameters", "gradients", "whole")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("sharding", [(one, other) for one in FEWER for other in FEWER], ids="-".join)
+@pytest.mark.parametrize("after", MANY_RANKS)
+@pytest.mark.parametrize("before", MANY_RANKS)
+def test_from_any_number_of_ranks_to_any_other(small_runs, uninterrupted, tmp_path, before, after, sharding):
+    for ranks, way, steps in ((before, sharding[0], 4), (after, sharding[1], 8)):
+        ended = small_runs(ranks, tmp_path, "--max-steps", steps, *SHARDINGS[way])
+        assert ended.codes == [0] * ranks, ended.err
+    assert_same_run(tmp_path, uninterrupted("fp32"))
 
 
 @pytest.fixture(scope="session")
@@ -252,25 +266,3 @@ def test_a_save_in_flight_when_the_run_fails_ends_soon(pool, tmp_path, writer):
     assert said.startswith("another rank did not write its part (no rank has left save/1/")
     assert seconds < 8
     assert not any(tmp_path.glob("checkpoints/*"))
-
-
-@pytest.mark.parametrize("sharding", SHARDINGS)
-def test_a_checkpoint_of_many_ranks_is_read_by_one(small_runs, tmp_path, capsys, sharding):
-    from megaselect.cli.main import main
-
-    run_dir, alone, target = tmp_path / "run", tmp_path / "alone", tmp_path / "target"
-    for ranks, place in ((4, run_dir), (1, alone)):
-        assert (
-            small_runs(
-                ranks, place, "--max-steps", 2, "--dtype", "bf16", *SHARDINGS[sharding if ranks > 1 else "whole"]
-            ).codes
-            == [0] * ranks
-        )
-    assert main(["checkpoint", "verify", str(run_dir)]) == 0
-    assert main(["checkpoint", "consolidate", str(run_dir), "--out", str(target)]) == 0
-    one, other = (place / "checkpoints" / "step-00000002" for place in (target, alone))
-    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in other.iterdir())
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        assert (one / name).read_bytes() == (other / name).read_bytes()
-    assert_same_tensors(run_dir / "checkpoints" / "step-00000002", other)
-    assert read_metrics(run_dir) == read_metrics(alone)
