@@ -309,6 +309,16 @@ def unsupported(what: str) -> UnsupportedTorchError:
     )
 
 
+def forget_groups(mesh: Any) -> None:
+    """A mesh holds its process groups, and caches of DTensor, which have no other way to be emptied, hold the mesh for
+    good: so do connections last, and whoever waits at their other ends. Where torch holds them otherwise, nothing is
+    done, and they wait for their time-out.
+    """
+    held = getattr(mesh, "_pg_registry", None)
+    if isinstance(held, dict):
+        held.clear()
+
+
 def real_tensors() -> contextlib.AbstractContextManager[None]:
     """Random states are real tensors among fake ones too: inside, they can be compared."""
     unset = _found("torch._subclasses.fake_tensor", "unset_fake_temporarily")

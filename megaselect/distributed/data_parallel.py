@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from megaselect.devices import Placement
+from megaselect.distributed import meshes
 from megaselect.distributed.collectives import all_gather
 from megaselect.distributed.distribution import Distribution, MakeGradients
 from megaselect.distributed.gradients import Gradients, NativeGradients, OrderedGradients
@@ -68,7 +69,9 @@ def _groups(layout: Layout, seconds: float) -> tuple[dist.ProcessGroup, dist.Pro
 
 def _mesh(layout: Layout, replicas: dist.ProcessGroup, shards: dist.ProcessGroup, device: str) -> DeviceMesh:
     number = torch.arange(layout.ranks).view(layout.replicas, layout.shards)
-    return DeviceMesh.from_group([replicas, shards], device, mesh=number, mesh_dim_names=(REPLICATE, SHARD))
+    mesh = DeviceMesh.from_group([replicas, shards], device, mesh=number, mesh_dim_names=(REPLICATE, SHARD))
+    meshes.remember(mesh)
+    return mesh
 
 
 def _names(model: nn.Module, blocks: Sequence[nn.Module]) -> list[list[str]]:

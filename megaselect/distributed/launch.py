@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from megaselect.distributed import meshes
 from megaselect.distributed.board import Board
 from megaselect.distributed.failures import STOPPED, Failures
 from megaselect.distributed.launcher_death import end_with_launcher
@@ -92,6 +93,7 @@ def _ended_in_one_line(failures: Failures) -> Iterator[None]:
 
 
 def _close() -> None:
+    meshes.let_go()
     if dist.is_initialized():
         dist.destroy_process_group()
 
