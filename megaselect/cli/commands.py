@@ -22,6 +22,7 @@ SETTINGS_OF_COMMAND = {
         *("model", "recompute", "data.prefix", "data.blend", "data.tokenizer", "data.vocab_size"),
         *("training.micro_batch_size", "training.global_batch_size", "training.dtype"),
         *("training.compile", "training.loss_chunk_tokens"),
+        *("parallel.sharding", "parallel.replicas", "parallel.reduction"),
         # The command has a flag of its own for memory; weights are never made.
         without=("recompute.memory", "model.init_std", "model.layernorm_epsilon"),
     ),

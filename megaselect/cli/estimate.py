@@ -8,9 +8,7 @@ from collections.abc import Sequence
 
 from megaselect.cli.commands import SETTINGS_OF_COMMAND
 from megaselect.cli.flags import CommandFlags, parse_run_args
-from megaselect.errors import ConfigError
 from megaselect.prediction.parallel import Parallel
-from megaselect.prediction.weights import SHARDINGS
 from megaselect.units import size_notes
 
 _DESCRIPTION = """\
@@ -27,19 +25,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "(default: the config's training.device)",
     )
     group.add_argument("--memory", metavar="SIZE", help="what a step may hold, such as 24GiB, instead of the device's")
-    group.add_argument("--gpus", metavar="N", type=_at_least_one, help="devices in all (default: 1)")
+    group.add_argument(
+        "--gpus",
+        metavar="N",
+        type=_at_least_one,
+        help="devices in all, which share as --parallel.sharding says (default: 1)",
+    )
     group.add_argument("--tensor-parallel", metavar="N", type=_at_least_one, help="ranks that share each layer")
     group.add_argument(
         "--sequence-parallel", action="store_true", help="those ranks share what lies between the products too"
     )
     group.add_argument("--pipeline-parallel", metavar="N", type=_at_least_one, help="pipeline stages")
     group.add_argument("--virtual-stages", metavar="N", type=_at_least_one, help="interleaved model chunks a stage")
-    group.add_argument(
-        "--sharding",
-        metavar=f"{{{','.join(SHARDINGS)}}}",
-        type=_sharding,
-        help="what replicas share: nothing, the optimizer's state, also gradients, also weights (default: none)",
-    )
     group.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
@@ -47,12 +44,6 @@ def _at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
     return int(text)
-
-
-def _sharding(text: str) -> str:
-    if text not in SHARDINGS:
-        raise argparse.ArgumentTypeError(f"{text}: must be {', '.join(SHARDINGS[:-1])} or {SHARDINGS[-1]}")
-    return text
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -83,17 +74,12 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 
 def _parallel(options: argparse.Namespace) -> Parallel:
-    """The layout; --gpus is as many as the model needs where it is not given. Raises ConfigError."""
+    """The layout; --gpus is as many as the model needs where it is not given."""
     tensor, pipeline = getattr(options, "tensor_parallel", 1), getattr(options, "pipeline_parallel", 1)
-    gpus = getattr(options, "gpus", tensor * pipeline)
-    sharding = getattr(options, "sharding", "none")
-    if sharding != "none" and gpus == tensor * pipeline:
-        raise ConfigError(f"--sharding {sharding}: there is one replica and none to share with; give more --gpus")
     return Parallel(
-        gpus=gpus,
+        gpus=getattr(options, "gpus", tensor * pipeline),
         tensor=tensor,
         sequence=hasattr(options, "sequence_parallel"),
         pipeline=pipeline,
         virtual_stages=getattr(options, "virtual_stages", 1),
-        sharding=sharding,
     )

@@ -46,9 +46,9 @@ def distribute(
     mesh = _mesh(layout, replicas, shards, placement.device.type)
     sums_replicas = layout.replicas > 1 and not is_ordered  # by FSDP2; else by OrderedSum, with all ranks
     shard_model(model, blocks, mesh if sums_replicas else mesh[SHARD], layout.sharding, placement.dtype)
-    if is_ordered:
-        sum_in_order(model, summation)
-    return Distribution(layout, functools.partial(all_gather, group=shards), ShardedGradients, placement.dtype)
+    reductions = sum_in_order(model, summation) if is_ordered else []
+    gather = functools.partial(all_gather, group=shards)
+    return Distribution(layout, gather, functools.partial(ShardedGradients, reductions=reductions), placement.dtype)
 
 
 def _groups(layout: Layout, seconds: float) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:

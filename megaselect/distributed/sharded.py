@@ -38,23 +38,34 @@ def shard_model(
         part.set_force_sum_reduction_for_comms(True)  # gloo cannot multiply before it adds
 
 
-def sum_in_order(model: nn.Module, summation: OrderedSum) -> None:
-    """Have a model that shard_model has cut sum up gradients by `summation`."""
+def sum_in_order(model: nn.Module, summation: OrderedSum) -> list[OrderedReduceScatter]:
+    """Have a model that shard_model has cut sum up gradients by `summation`; what does it, group by group."""
+    reductions = []
     for part in _parts(model):
-        part.set_custom_reduce_scatter(_OrderedReduceScatter(_own_parameters(part), summation))
+        reductions.append(OrderedReduceScatter(_own_parameters(part), summation))
+        part.set_custom_reduce_scatter(reductions[-1])
+    return reductions
 
 
 class ShardedGradients(Gradients):
-    """Of a model that is cut: FSDP2 leaves the sums on the parameters."""
+    """Of a model that is cut: FSDP2 leaves the sums on the parameters. reductions: those of sum_in_order."""
 
-    def __init__(self, weights: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
-        self.weights, self.sums = weights, sums
+    def __init__(
+        self, weights: Mapping[str, Tensor], sums: Mapping[str, Tensor], reductions: Sequence[OrderedReduceScatter] = ()
+    ) -> None:
+        self.weights, self.sums, self._reductions = weights, sums, reductions
 
     def finish(self) -> None:
         """See Gradients.finish."""
         for name, weight in self.weights.items():
             if weight.grad is not None:
                 self.sums[name].grad = local_rows(weight.grad)
+
+    def drop(self) -> None:
+        """See Gradients.drop."""
+        super().drop()
+        for reduction in self._reductions:
+            reduction.drop()
 
 
 def _cast_buffers(model: nn.Module, dtype: torch.dtype) -> None:
@@ -77,7 +88,7 @@ def _own_parameters(part: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in part.parameters() if parameter not in theirs]
 
 
-class _OrderedReduceScatter:
+class OrderedReduceScatter:
     """What FSDP2 calls in place of its reduce-scatter, once a round for each group."""
 
     def __init__(self, parameters: list[nn.Parameter], summation: OrderedSum) -> None:
@@ -103,3 +114,7 @@ class _OrderedReduceScatter:
         self._total = output_tensor
         for parameter in self._parameters:
             parameter.grad = None
+
+    def drop(self) -> None:
+        """Let go of the sum, which nobody else holds once the gradients are dropped."""
+        self._total = None

@@ -34,7 +34,7 @@ def advise(case: Case, rows: dict[str, dict[str, EstimateRow]]) -> str:
 
 
 def _dividing(case: Case, most: int) -> int:
-    """The largest micro-batch up to `most` that divides a replica's share of the global batch, as training asks."""
+    """The largest micro-batch up to `most` that divides a rank's share of the global batch, as training asks."""
     share = case.config.training.global_batch_size // case.parallel.data
     return max(size for size in range(1, min(most, share) + 1) if share % size == 0)
 
@@ -66,6 +66,6 @@ def _nothing_fits(case: Case, candidates: list[EstimateRow], room: str) -> str:
         smaller = _dividing(case, least.largest_micro_batch)
         return f"{need}. A smaller micro-batch fits: --training.micro-batch-size {smaller}."
     return (
-        f"{need}; weights, gradients and optimizer alone take {size(static)}: share them over more GPUs (--gpus with "
-        "--sharding, --tensor-parallel or --pipeline-parallel)."
+        f"{need}; weights, gradients and optimizer alone take {size(static)}: share them over more GPUs (--gpus, which "
+        "torchrun trains on, with --tensor-parallel or --pipeline-parallel for what Megatron-LM would)."
     )

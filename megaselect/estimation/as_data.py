@@ -14,7 +14,7 @@ from megaselect.recomputation.plan import describe_plan
 
 def as_data(estimate: Estimate) -> dict[str, Any]:
     """Bytes are bytes, times seconds; FLOPs are those of one micro-batch."""
-    case = estimate.case
+    case, layout = estimate.case, estimate.case.sharing.layout
     shape = case.shape(case.config.model.attention)
     attention, name = estimate.own
     return {
@@ -23,7 +23,7 @@ def as_data(estimate: Estimate) -> dict[str, Any]:
         "device": case.target.name,
         "dtype": case.target.dtype,
         "usable_bytes": case.target.usable_bytes,
-        "parallel": asdict(case.parallel),
+        "parallel": {**asdict(case.parallel), "sharding": layout.sharding, "replicas": layout.replicas},
         "parameters": parameter_count(shape, case.config.model.num_layers),
         "static_bytes": asdict(estimate.rows[attention][name].rank.static),
         "own": {"attention": attention, "setting": name},

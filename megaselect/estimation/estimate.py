@@ -84,7 +84,7 @@ def _rows(case: Case, attention: str) -> dict[str, EstimateRow]:
 def _auto_has_a_point(case: Case, rows: dict[str, EstimateRow]) -> bool:
     """Where not everything can be kept, yet something fits."""
     fitting = {row.name for row in rows.values() if row.rank.peak.bytes <= case.target.usable_bytes}
-    plannable = case.parallel == Parallel() and case.target.speed is not None
+    plannable = case.parallel.is_run and case.target.speed is not None
     return plannable and bool(fitting) and "none" not in fitting
 
 
@@ -99,11 +99,13 @@ def _automatic(case: Case, attention: str, others: dict[str, EstimateRow]) -> Es
     at least that of any other row.
     """
     config, target = case.config, case.target
-    if case.parallel != Parallel():
-        raise ConfigError("--recompute auto plans for one device; leave out --gpus and the parallel flags")
+    if not case.parallel.is_run:
+        raise ConfigError(
+            "--recompute auto plans for layouts that train: leave out --tensor-parallel and --pipeline-parallel"
+        )
     if target.speed is None:
         raise ConfigError(f"--recompute auto: no speed is on file for {target.name}; name a GPU by --device")
-    problem = problem_of(config, target.element_bytes, target.on_gpu)
+    problem = problem_of(config, target.element_bytes, target.on_gpu, case.sharing.layout)
     problem = replace(problem, shape=replace(problem.shape, attention=attention))
     costs = assumed_costs(problem.shape, target.speed)
     plan = fastest_plan(problem, lambda: costs, target.usable_bytes).plan

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from megaselect.config import Config, RecomputeConfig
+from megaselect.distributed.layout import Layout
 from megaselect.errors import ConfigError
 from megaselect.estimation.target import Target
 from megaselect.prediction.assumed_time import micro_batch_seconds, optimizer_seconds
+from megaselect.prediction.chunks import of_chunk
 from megaselect.prediction.flops import micro_batch_flops
 from megaselect.prediction.parallel import Parallel, Stage, stages
-from megaselect.prediction.peak import BEFORE_THE_LAYERS, Peak, Situation, chunk_bytes, step_peak
+from megaselect.prediction.peak import BEFORE_THE_LAYERS, Peak, Situation, step_peak
 from megaselect.prediction.saved_bytes import LayerShape, bytes_per_layer, outside_tensors, saved_tensors
-from megaselect.prediction.weights import LayerWeights, StaticBytes, stage_parameters, stage_tensors, static_bytes
+from megaselect.prediction.sharing import Sharing
+from megaselect.prediction.weights import StaticBytes, stage_parameters, static_bytes
 from megaselect.recomputation.plan import RecomputePlan, make_plan
 
 MAX_MICRO_BATCH = 1 << 20
@@ -37,8 +41,14 @@ class Case:
             sequence_parallel=self.parallel.sequence,
         )
 
+    @cached_property
+    def sharing(self) -> Sharing:
+        """Among the data-parallel ranks. Raises ConfigError where the replicas do not divide them."""
+        section = self.config.parallel
+        return Sharing(Layout.of(section, self.parallel.data, rank=0), section.reduction)
+
     def micro_batches(self, batch: int) -> int:
-        """Of a replica in a step, for a micro-batch size."""
+        """Of a data-parallel rank in a step, for a micro-batch size."""
         return max(self.config.training.global_batch_size // (batch * self.parallel.data), 1)
 
     @property
@@ -137,29 +147,17 @@ def _rank(case: Case, shape: LayerShape, plan: RecomputePlan, stage: Stage, micr
         for name, size in outside_tensors(shape, plan).items()
         if (stage.first if name in BEFORE_THE_LAYERS else stage.last)
     )
-    static = static_bytes(
-        stage_parameters(shape, stage.layers, stage.first, stage.last),
-        stage_tensors(stage.layers, stage.first, stage.last),
-        shape.element_bytes,
-        case.parallel.sharding,
-        case.parallel.data,
-    )
+    static = static_bytes(shape, stage.layers, case.sharing.layout, stage.first, stage.last)
     situation = Situation(
+        layers=stage.layers,
         micro_batches=micro_batches,
         on_gpu=case.target.on_gpu,
         first=stage.first,
         last=stage.last,
-        waiting_bytes=saved - running + _gathered_bytes(case, shape),
-        gradient_ranks=case.parallel.gradient_ranks,
+        waiting_bytes=saved - running,
+        sharing=case.sharing,
     )
     return RankBytes(stage, saved, by_name, static, step_peak(shape, plan, static, situation))
-
-
-def _gathered_bytes(case: Case, shape: LayerShape) -> int:
-    """Where replicas share the weights: those of the layer that runs and of the next, whole."""
-    if case.parallel.sharding != "parameters" or case.parallel.data == 1:
-        return 0
-    return 2 * LayerWeights.of(shape).total * shape.element_bytes
 
 
 def _copies(case: Case, stage: Stage, layer: str, name: str, micro_batches: int) -> int:
@@ -172,9 +170,9 @@ def _copies(case: Case, stage: Stage, layer: str, name: str, micro_batches: int)
 
 
 def _working_set(case: Case, shape: LayerShape, plan: RecomputePlan) -> int:
-    context = Situation(case.micro_batches(shape.batch), case.target.on_gpu).context(shape)
-    sizes = (chunk_bytes(context, plan.modules[chunk.first], chunk.checkpointed, chunk.count) for chunk in plan.chunks)
-    return max(size.backward - size.kept for size in sizes)
+    situation = Situation(len(plan.modules), case.micro_batches(shape.batch), case.target.on_gpu)
+    sizes = (of_chunk(situation.context(shape), plan, chunk) for chunk in plan.chunks)
+    return max(size.backward.between - size.kept for size in sizes)
 
 
 def _step_seconds(case: Case, shape: LayerShape, whole: RecomputePlan, batch: int) -> float | None:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from megaselect.distributed.layout import Layout
 from megaselect.errors import RecomputeError
 from megaselect.planning.planner import LayerChoice, Limits, cheapest, plan_from
 from megaselect.prediction.assumed_time import PICOSECONDS, DeviceSpeed, layer_moved_bytes, layer_picoseconds
+from megaselect.prediction.chunks import chunk_bytes
 from megaselect.prediction.flops import layer_flops
-from megaselect.prediction.peak import Peak, Situation, Surroundings, chunk_bytes, step_peak, surroundings
+from megaselect.prediction.peak import Peak, Situation, Surroundings, step_peak, surroundings
 from megaselect.prediction.saved_bytes import LayerShape, has_region, outside_tensors
-from megaselect.prediction.weights import StaticBytes, parameter_count, static_bytes, tensor_count
+from megaselect.prediction.sharing import Sharing
+from megaselect.prediction.weights import StaticBytes, static_bytes
 from megaselect.recomputation.plan import RecomputePlan, no_recompute
 from megaselect.recompute_modules import OTHER_MODULES, attention_sets
 
@@ -69,7 +72,7 @@ class AutoPlan(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """A model on one device: what of it a plan does not change."""
+    """A model on one device, or on one rank: what of it a plan does not change."""
 
     shape: LayerShape
     layers: int
@@ -86,12 +89,13 @@ def assumed_costs(shape: LayerShape, speed: DeviceSpeed) -> Costs:
     return Costs(attention, others, round(PICOSECONDS * layer))
 
 
-def problem_of(config: Config, element_bytes: int, on_gpu: bool) -> Problem:
-    """The config's model on one device."""
+def problem_of(config: Config, element_bytes: int, on_gpu: bool, layout: Layout | None = None) -> Problem:
+    """The config's model on one device, or on the fullest rank of a layout, the first."""
     shape, layers = LayerShape.of(config, element_bytes), config.model.num_layers
-    static = static_bytes(parameter_count(shape, layers), tensor_count(layers), element_bytes)
-    micro_batches = config.training.global_batch_size // config.training.micro_batch_size
-    return Problem(shape, layers, static, Situation(micro_batches, on_gpu))
+    layout = replace(layout or Layout(), rank=0)
+    micro_batches = config.training.global_batch_size // (config.training.micro_batch_size * layout.ranks)
+    situation = Situation(layers, micro_batches, on_gpu, sharing=Sharing(layout, config.parallel.reduction))
+    return Problem(shape, layers, static_bytes(shape, layers, layout), situation)
 
 
 def fastest_plan(problem: Problem, make_costs: Callable[[], Costs], budget_bytes: int) -> AutoPlan:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megaselect.prediction.chunks import BackwardBytes
 from megaselect.recomputation.plan import Chunk, RecomputePlan
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What may be done with `count` layers. kept, forward, backward: bytes, as in megaselect/prediction/peak.py.
+    """What may be done with `count` layers. kept, forward, backward: bytes, as in megaselect/prediction/chunks.py.
 
     cost: picoseconds beyond keeping everything.
     """
@@ -30,7 +31,7 @@ class LayerChoice:
     count: int
     kept: int
     forward: int
-    backward: int
+    backward: BackwardBytes
     cost: int
 
 
@@ -54,7 +55,7 @@ def cheapest(choices: Sequence[LayerChoice], layers: int, limits: Limits) -> lis
     columns = [_first_column()]
     for layer in range(1, layers + 1):
         reached = [
-            _extended(columns[layer - choice.count], number, choice, layers - layer, limits)
+            _extended(columns[layer - choice.count], number, choice, layer == choice.count, layers - layer, limits)
             for number, choice in enumerate(choices)
             if choice.count <= layer
         ]
@@ -73,9 +74,12 @@ def _first_column() -> np.ndarray:
     return np.zeros((4, 1), dtype=np.int64)
 
 
-def _extended(column: np.ndarray, number: int, choice: LayerChoice, later: int, limits: Limits) -> np.ndarray:
+def _extended(
+    column: np.ndarray, number: int, choice: LayerChoice, first: bool, later: int, limits: Limits
+) -> np.ndarray:
     """The states of `column` that can go on with a choice, after it; `later` layers follow."""
-    room = min(limits.forward - choice.forward, limits.backward - later * limits.gradients_per_layer - choice.backward)
+    backward = choice.backward.at(first, later == 0)
+    room = min(limits.forward - choice.forward, limits.backward - later * limits.gradients_per_layer - backward)
     places = np.flatnonzero(column[KEPT] <= room)
     reached = column[:, places]
     reached[KEPT] += choice.kept
@@ -107,7 +111,7 @@ def _undominated(choices: Sequence[LayerChoice]) -> list[LayerChoice]:
     """Without choices that another of the same length beats, or equals and precedes, in everything."""
 
     def measures(choice: LayerChoice) -> tuple[int, ...]:
-        return choice.kept, choice.forward, choice.backward, choice.cost
+        return choice.kept, choice.forward, *choice.backward, choice.cost
 
     def beats(other: int, number: int) -> bool:
         first, second = choices[other], choices[number]
@@ -133,9 +137,10 @@ def fits(order: Sequence[LayerChoice], layers: int, limits: Limits) -> bool:
     """Whether choices in this order stay within the limits at every moment."""
     kept, done = 0, 0
     for choice in order:
-        done += choice.count
+        first, done = done == 0, done + choice.count
         gradients = (layers - done) * limits.gradients_per_layer
-        if kept + choice.forward > limits.forward or kept + choice.backward > limits.backward - gradients:
+        backward = choice.backward.at(first, done == layers)
+        if kept + choice.forward > limits.forward or kept + backward > limits.backward - gradients:
             return False
         kept += choice.kept
     return kept <= limits.after_layers

@@ -7,11 +7,12 @@ its kept input.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megaselect.prediction.saved_bytes import FP32_BYTES, LayerShape, has_region, layer_sizes, layer_tensors
+from megaselect.prediction.sharing import ParameterGroup, Sharing
 from megaselect.prediction.simulated_allocator import SimulatedAllocator
-from megaselect.prediction.weights import LayerWeights
+from megaselect.prediction.weights import LayerWeights, layer_parameters
 
 # What a layer inside a checkpointed chunk keeps between its second forward and its backward.
 INSIDE_FULL = frozenset({"softmax", "dropout"})
@@ -20,27 +21,39 @@ INSIDE_FULL = frozenset({"softmax", "dropout"})
 @dataclass(frozen=True)
 class StepContext:
     """shape; op_internals: count what ops allocate inside themselves, as a GPU's allocator does and a tracker of op
-    results does not; accumulating: gradients of earlier micro-batches are there already; gradient_ranks: data-parallel
-    ranks that share the fp32 gradients.
+    results does not; accumulating: gradients of earlier micro-batches are there already; sharing: among data-parallel
+    ranks.
     """
 
     shape: LayerShape
     op_internals: bool
     accumulating: bool
-    gradient_ranks: int = 1
+    sharing: Sharing = field(default_factory=Sharing)
+
+    @property
+    def layer(self) -> ParameterGroup:
+        """The parameters of one layer."""
+        return ParameterGroup.of(layer_parameters(self.shape).values(), self.shape.element_bytes, self.sharing)
+
+    @property
+    def gradients_per_layer(self) -> int:
+        """What a layer's backward leaves of its gradients."""
+        return self.layer.added(self.accumulating)
 
     def inside(self, size: int) -> int:
         """The size of something inside an op, where it counts."""
         return size if self.op_internals else 0
 
     def gradient_bytes(self, parameters: int) -> int:
-        """What the fp32 gradients of `parameters` elements add to those that are there."""
-        return 0 if self.accumulating else -(-parameters * FP32_BYTES // self.gradient_ranks)
+        """What the gradients of `parameters` elements add to those that are there, until they are reduced."""
+        if self.sharing.takes_gradients:
+            return parameters * self.shape.element_bytes
+        return 0 if self.accumulating else parameters * FP32_BYTES
 
     def settle(self, allocator: SimulatedAllocator, parameters: int) -> None:
-        """A weight's gradient, of `parameters` elements in the compute dtype, joins the fp32 gradients."""
-        if self.shape.element_bytes == FP32_BYTES:
-            allocator.brief(parameters * FP32_BYTES)
+        """A weight's gradient, of `parameters` elements in the compute dtype, joins the fp32 gradients, or waits."""
+        if self.sharing.takes_gradients or self.shape.element_bytes == FP32_BYTES:
+            allocator.brief(parameters * self.shape.element_bytes)
         else:
             allocator.brief(parameters * self.shape.element_bytes + self.gradient_bytes(parameters))
         allocator.hold(self.gradient_bytes(parameters))
@@ -115,7 +128,10 @@ def _attention_forward(
 def run_backward(
     allocator: SimulatedAllocator, context: StepContext, modules: frozenset[str], prefix: str = ""
 ) -> None:
-    """One layer's backward. Live before: what it keeps (names with the prefix) and "gradient", H. After: "gradient"."""
+    """One layer's backward. Live before: what it keeps (names with the prefix) and "gradient", H. After: "gradient".
+
+    Its parameters' gradients are not reduced yet where they leave together.
+    """
     _mlp_backward(allocator, context, modules, prefix)
     _attention_backward(allocator, context, modules, prefix)
 
@@ -126,6 +142,7 @@ def _mlp_backward(allocator: SimulatedAllocator, context: StepContext, modules: 
     if shape.hidden_dropout:
         allocator.make({"branch": hidden})
     allocator.free(f"{prefix}MLP dropout mask")
+    context.settle(allocator, weights.output_bias)
     _make_again(allocator, context, modules, prefix, "gelu output")
     context.linear_backward(
         allocator, {"of gelu": shape.ffn_bytes}, ("branch", f"{prefix}gelu output"), weights.fc2
@@ -137,7 +154,7 @@ def _mlp_backward(allocator: SimulatedAllocator, context: StepContext, modules: 
     allocator.make({"branch": hidden if shape.hidden_dropout else 0, "of residual": hidden})
     allocator.free("of ln2", "gradient", *(f"{prefix}{name}" for name in ("ln2 input", "ln2 statistics")))
     allocator.free(f"{prefix}projection dropout mask")
-    context.settle(allocator, weights.layernorm + 2 * weights.output_bias)
+    context.settle(allocator, weights.layernorm + weights.output_bias)
 
 
 def _make_again(

@@ -2,7 +2,7 @@
 
 Symbols as in Korthikanti et al. 2022: t tensor-parallel ranks, p pipeline stages, m model chunks a stage (interleaved
 schedule), L layers. The schedule is one forward, one backward: the first stage holds p micro-batches of its L/p layers
-at once, with m chunks a stage p·m + p - 1 chunks of L/(p·m) layers. This package cannot run such a layout yet.
+at once, with m chunks a stage p·m + p - 1 chunks of L/(p·m) layers. This package runs data-parallel ranks alone.
 """
 
 from __future__ import annotations
@@ -19,24 +19,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parallel:
-    """How `gpus` devices share a model. sharding: what data-parallel ranks share (megaselect/prediction/weights.py)."""
+    """How `gpus` devices share a model, beside section `parallel`, which says what its data-parallel ranks share."""
 
     gpus: int = 1
     tensor: int = 1
     sequence: bool = False
     pipeline: int = 1
     virtual_stages: int = 1
-    sharding: str = "none"
 
     @property
     def data(self) -> int:
-        """Data-parallel replicas."""
+        """Data-parallel ranks: each may hold the whole model, as tensor-parallel ranks and pipeline stages divide it."""
         return self.gpus // (self.tensor * self.pipeline)
 
     @property
-    def gradient_ranks(self) -> int:
-        """Replicas that share the gradients."""
-        return self.data if self.sharding in ("gradients", "parameters") else 1
+    def is_run(self) -> bool:
+        """Whether this package can train such a layout."""
+        return self.tensor == self.pipeline == 1
 
     @property
     def model_chunks(self) -> int:
@@ -68,7 +67,7 @@ class Parallel:
         samples = training.micro_batch_size * self.data
         if training.global_batch_size % samples:
             raise ConfigError(
-                f"{self.data} replicas of --training.micro-batch-size {training.micro_batch_size} do not divide "
+                f"{self.data} data-parallel ranks with --training.micro-batch-size {training.micro_batch_size} do not divide "
                 f"--training.global-batch-size {training.global_batch_size}: use a multiple of {samples}"
             )
 

@@ -34,3 +34,7 @@ class SimulatedAllocator:
         """Allocate for good, without a name: gradients of parameters."""
         self.held += size
         self.peak = max(self.peak, self.held)
+
+    def release(self, size: int) -> None:
+        """Give back some of what is held."""
+        self.held -= size

@@ -2,18 +2,62 @@
 
 Bytes a parameter as megaselect/training/optimizer.py keeps them: weight e, gradient 4, two moments 8, and where the
 model computes in 16 bit an fp32 master weight 4. Tensor-parallel ranks divide matrices and the vocabulary; layernorms,
-and the biases that are added after a sum over ranks, are whole on each.
+and the biases that are added after a sum over ranks, are whole on each. Data-parallel ranks that share a model cut
+every tensor by rows, and hold fp32 weights alone: 16-bit ones are made as they are gathered.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from megaselect.distributed.layout import Layout
 from megaselect.prediction.saved_bytes import FP32_BYTES, LayerShape
 
 TENSORS_PER_LAYER = 12
 MOMENTS = 2
-SHARDINGS = ("none", "optimizer", "gradients", "parameters")
+
+
+class ParameterShape(NamedTuple):
+    """A parameter: a vector has rows of one element."""
+
+    rows: int
+    width: int = 1
+
+    @property
+    def elements(self) -> int:
+        """All of them."""
+        return self.rows * self.width
+
+    def of_shard(self, shards: int) -> int:
+        """Elements of the first of so many shards, which is the fullest: rows are rounded up."""
+        return -(-self.rows // shards) * self.width
+
+
+def layer_parameters(shape: LayerShape) -> dict[str, ParameterShape]:
+    """Those of one layer on one tensor-parallel rank, by name."""
+    hidden, ffn, ranks = shape.hidden, shape.ffn, shape.tensor_parallel
+    vector = ParameterShape(hidden)
+    return {
+        "qkv.weight": ParameterShape(3 * hidden // ranks, hidden),
+        "qkv.bias": ParameterShape(3 * hidden // ranks),
+        "projection.weight": ParameterShape(hidden, hidden // ranks),
+        "fc1.weight": ParameterShape(ffn // ranks, hidden),
+        "fc1.bias": ParameterShape(ffn // ranks),
+        "fc2.weight": ParameterShape(hidden, ffn // ranks),
+        **{f"{name}.{part}": vector for name in ("ln1", "ln2") for part in ("weight", "bias")},
+        "attention_dropout.bias": vector,
+        "mlp_dropout.bias": vector,
+    }
+
+
+def outside_parameters(shape: LayerShape, first: bool = True, last: bool = True) -> list[ParameterShape]:
+    """Those outside the layers of a pipeline stage. The first has the embeddings, the last the final layernorm and the
+    tied token embedding again.
+    """
+    token = [ParameterShape(shape.padded_vocab // shape.tensor_parallel, shape.hidden)] if first or last else []
+    position = [ParameterShape(shape.sequence, shape.hidden)] if first else []
+    return token + position + ([ParameterShape(shape.hidden)] * 2 if last else [])
 
 
 @dataclass(frozen=True)
@@ -30,14 +74,14 @@ class LayerWeights:
     @classmethod
     def of(cls, shape: LayerShape) -> LayerWeights:
         """Those of a layer of the shape."""
-        hidden, ffn, ranks = shape.hidden, shape.ffn, shape.tensor_parallel
+        sizes = {name: parameter.elements for name, parameter in layer_parameters(shape).items()}
         return cls(
-            qkv=3 * hidden * (hidden + 1) // ranks,
-            projection=hidden * hidden // ranks,
-            fc1=ffn * (hidden + 1) // ranks,
-            fc2=hidden * ffn // ranks,
-            layernorm=2 * hidden,
-            output_bias=hidden,
+            qkv=sizes["qkv.weight"] + sizes["qkv.bias"],
+            projection=sizes["projection.weight"],
+            fc1=sizes["fc1.weight"] + sizes["fc1.bias"],
+            fc2=sizes["fc2.weight"],
+            layernorm=sizes["ln1.weight"] + sizes["ln1.bias"],
+            output_bias=sizes["mlp_dropout.bias"],
         )
 
     @property
@@ -62,12 +106,9 @@ def parameter_count(shape: LayerShape, layers: int) -> int:
 
 
 def stage_parameters(shape: LayerShape, layers: int, first: bool, last: bool) -> int:
-    """Of a pipeline stage, on one rank. The first has the embeddings, the last the final layernorm and the tied token
-    embedding again.
-    """
-    count = layers * LayerWeights.of(shape).total
-    count += embedding_parameters(shape) if first or last else 0
-    return count + (position_parameters(shape) if first else 0) + (2 * shape.hidden if last else 0)
+    """Of a pipeline stage, on one rank."""
+    outside = sum(parameter.elements for parameter in outside_parameters(shape, first, last))
+    return layers * LayerWeights.of(shape).total + outside
 
 
 @dataclass(frozen=True)
@@ -86,21 +127,22 @@ class StaticBytes:
 
 
 def static_bytes(
-    parameters: int, tensors: int, element_bytes: int, sharding: str = "none", ranks: int = 1
+    shape: LayerShape, layers: int, layout: Layout | None = None, first: bool = True, last: bool = True
 ) -> StaticBytes:
-    """tensors: AdamW keeps a 4-byte step count for each. sharding: what `ranks` data-parallel ranks share, as in ZeRO:
-    the optimizer's state and master weights; with `gradients` those too; with `parameters` the weights too.
+    """Of the fullest rank of a layout, of a pipeline stage. AdamW keeps a 4-byte step count for each tensor.
+
+    Of ranks that each hold the whole model gradients are those at the end of a step.
     """
-    degree = SHARDINGS.index(sharding)
-
-    def held(size: int, least_degree: int) -> int:
-        return -(-size // ranks) if degree >= least_degree else size
-
+    shards = (layout or Layout()).shards
+    of_layer = sum(parameter.of_shard(shards) for parameter in layer_parameters(shape).values())
+    outside = sum(parameter.of_shard(shards) for parameter in outside_parameters(shape, first, last))
+    held = FP32_BYTES * (layers * of_layer + outside)
+    copies = shards == 1 and shape.element_bytes < FP32_BYTES
     return StaticBytes(
-        weights=held(parameters * element_bytes, 3),
-        gradients=held(parameters * FP32_BYTES, 2),
-        master_weights=held(parameters * FP32_BYTES, 1) if element_bytes < FP32_BYTES else 0,
-        optimizer=held(MOMENTS * parameters * FP32_BYTES, 1) + tensors * FP32_BYTES,
+        weights=held // FP32_BYTES * shape.element_bytes if copies else held,
+        gradients=held,
+        master_weights=held if copies else 0,
+        optimizer=MOMENTS * held + stage_tensors(layers, first, last) * FP32_BYTES,
     )
 
 
@@ -112,3 +154,21 @@ def tensor_count(layers: int) -> int:
 def stage_tensors(layers: int, first: bool, last: bool) -> int:
     """Parameter tensors of a stage: the token embedding's, the positions', the final layernorm's two."""
     return layers * TENSORS_PER_LAYER + (first or last) + first + 2 * last
+
+
+def norm_bytes(shape: LayerShape, layers: int, layout: Layout, first: bool = True, last: bool = True) -> int:
+    """What the gradients' norm takes in fp64: a block of a tensor's squares, and the sum of every row."""
+    of_layer, outside = list(layer_parameters(shape).values()), outside_parameters(shape, first, last)
+    blocks = [_norm_block(-(-one.rows // layout.shards), one.width) for one in of_layer + outside]
+    rows = sum(-(-one.rows // layout.shards) for one in layers * of_layer + outside)
+    return FP64_BYTES * max(max(blocks) + rows, NORM_ROW_VECTORS * rows)
+
+
+def _norm_block(rows: int, width: int) -> int:
+    return min(rows, max(NORM_BLOCK_ELEMENTS // width, 1)) * width
+
+
+# megaselect/training/gradient_norm.py: elements at a time, and numbers a row that its sums are added up with.
+NORM_BLOCK_ELEMENTS = 1 << 18
+NORM_ROW_VECTORS = 5
+FP64_BYTES = 8

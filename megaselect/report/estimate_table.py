@@ -10,7 +10,7 @@ from rich.text import Text
 from megaselect.errors import RecomputeError
 from megaselect.estimation.estimate import Estimate
 from megaselect.estimation.rows import Case, EstimateRow
-from megaselect.prediction.parallel import Parallel, pipeline_output_bytes
+from megaselect.prediction.parallel import pipeline_output_bytes
 from megaselect.prediction.saved_bytes import check_saves
 from megaselect.prediction.weights import parameter_count
 from megaselect.recomputation.plan import describe_plan
@@ -54,16 +54,15 @@ def _facts(estimate: Estimate) -> list[tuple[str, str]]:
     ]  # fmt: skip
     if parallel.gpus > 1:
         facts[2] = ("parameters", f"{count:,} in the layers and embeddings of one tensor-parallel rank")
-        facts.append(("layout", _layout(parallel)))
+        facts.append(("layout", _layout(case)))
     return facts
 
 
-def _layout(parallel: Parallel) -> str:
+def _layout(case: Case) -> str:
+    parallel, shares = case.parallel, str(case.sharing.layout).partition(", ")[2]
     sequence = " with sequence" if parallel.sequence else ""
-    return (
-        f"{parallel.gpus} GPUs: tensor {parallel.tensor}{sequence}, pipeline {parallel.pipeline} x "
-        f"{parallel.virtual_stages}, replicas {parallel.data}, sharding {parallel.sharding}"
-    )
+    within = f"tensor {parallel.tensor}{sequence}, pipeline {parallel.pipeline} x {parallel.virtual_stages}, "
+    return f"{parallel.gpus} GPUs: {'' if parallel.is_run else within}data {parallel.data}{shares and f', {shares}'}"
 
 
 def _settings_table(estimate: Estimate) -> Table:

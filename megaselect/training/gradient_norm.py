@@ -54,7 +54,7 @@ def _add_halves(squares: Tensor) -> Tensor:
         half = width // 2
         squares[:, :half] += squares[:, width - half : width]
         width -= half
-    return squares[:, 0] if width else squares.sum(1)
+    return squares[:, 0].clone() if width else squares.sum(1)  # a view would hold all of it
 
 
 def _units(largest: Tensor, total_rows: int) -> tuple[Tensor, Tensor]:
