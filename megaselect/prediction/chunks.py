@@ -129,6 +129,10 @@ def _gather_again(allocator: SimulatedAllocator, context: StepContext, layer: in
 
 def _reduce(allocator: SimulatedAllocator, context: StepContext, before: int) -> int:
     """A layer's gradients leave, if they leave together; what is left for the next to free."""
+    # Where a hook takes them, the first layernorm's backward is not quite over: what came in is still there.
+    coming_in = context.shape.hidden_bytes if context.sharing.sums_parts else 0
+    allocator.hold(coming_in)
     if context.sharing.takes_gradients:
         context.layer.reduce(allocator, context.accumulating, before)
+    allocator.release(coming_in)
     return context.layer.reduced

@@ -29,7 +29,7 @@ class Parallel:
 
     @property
     def data(self) -> int:
-        """Data-parallel ranks: each may hold the whole model, as tensor-parallel ranks and pipeline stages divide it."""
+        """Data-parallel ranks, each of as many GPUs as divide a model."""
         return self.gpus // (self.tensor * self.pipeline)
 
     @property
@@ -67,8 +67,8 @@ class Parallel:
         samples = training.micro_batch_size * self.data
         if training.global_batch_size % samples:
             raise ConfigError(
-                f"{self.data} data-parallel ranks with --training.micro-batch-size {training.micro_batch_size} do not divide "
-                f"--training.global-batch-size {training.global_batch_size}: use a multiple of {samples}"
+                f"{self.data} data-parallel ranks with --training.micro-batch-size {training.micro_batch_size} do not "
+                f"divide --training.global-batch-size {training.global_batch_size}: use a multiple of {samples}"
             )
 
 

@@ -46,9 +46,12 @@ class Sharing:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that are gathered and reduced together. elements: all; shard: of the fullest rank's rows."""
+    """Parameters that are gathered and reduced together. elements: of all, and of the one that comes last; shard: of the
+    fullest rank's rows.
+    """
 
     elements: int
+    last_elements: int
     shard: int
     element_bytes: int
     sharing: Sharing
@@ -57,8 +60,8 @@ class ParameterGroup:
     def of(cls, parameters: Iterable[ParameterShape], element_bytes: int, sharing: Sharing) -> ParameterGroup:
         """The group of these."""
         shapes = list(parameters)
-        shard = sum(shape.of_shard(sharing.layout.shards) for shape in shapes)
-        return cls(sum(shape.elements for shape in shapes), shard, element_bytes, sharing)
+        shard = sum(shape.shard(sharing.layout.shards).elements for shape in shapes)
+        return cls(sum(shape.elements for shape in shapes), shapes[-1].elements, shard, element_bytes, sharing)
 
     @property
     def gathered(self) -> int:
@@ -112,7 +115,7 @@ class ParameterGroup:
         allocator.brief(self.gathered)
 
     def reduce(self, allocator: SimulatedAllocator, accumulating: bool, before: int) -> None:
-        """All gradients are there in the compute dtype: they leave, `added` stays, and where the model is cut `reduced`.
+        """All gradients, in the compute dtype, leave; `added` stays, and where the model is cut `reduced`.
 
         before: what the group that was reduced before left for this one to free.
         """
@@ -124,7 +127,7 @@ class ParameterGroup:
     def _reduce_shards(self, allocator: SimulatedAllocator, accumulating: bool, before: int) -> None:
         allocator.release(self.gathered + before)
         allocator.hold(self.reduced)
-        allocator.release(self.elements * self.element_bytes)
+        allocator.release((self.elements - self.last_elements) * self.element_bytes)  # a loop's variable holds the last
         shard, layout = self.shard * FP32_BYTES, self.sharing.layout
         size = -(-self.shard // layout.replicas) * FP32_BYTES
         if self.sharing.reduction == "ordered":
@@ -135,6 +138,7 @@ class ParameterGroup:
             allocator.brief(shard + size + received)
             allocator.brief(shard + size + (size * layout.replicas if layout.replicas > 1 else 0))
         allocator.brief(shard)
+        allocator.release(self.last_elements * self.element_bytes)
         allocator.hold(self.added(accumulating))
 
     def _reduce_whole(self, allocator: SimulatedAllocator, accumulating: bool) -> None:

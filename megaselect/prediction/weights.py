@@ -29,9 +29,9 @@ class ParameterShape(NamedTuple):
         """All of them."""
         return self.rows * self.width
 
-    def of_shard(self, shards: int) -> int:
-        """Elements of the first of so many shards, which is the fullest: rows are rounded up."""
-        return -(-self.rows // shards) * self.width
+    def shard(self, shards: int) -> ParameterShape:
+        """The first of so many, which is the fullest: rows are rounded up."""
+        return ParameterShape(-(-self.rows // shards), self.width)
 
 
 def layer_parameters(shape: LayerShape) -> dict[str, ParameterShape]:
@@ -134,8 +134,8 @@ def static_bytes(
     Of ranks that each hold the whole model gradients are those at the end of a step.
     """
     shards = (layout or Layout()).shards
-    of_layer = sum(parameter.of_shard(shards) for parameter in layer_parameters(shape).values())
-    outside = sum(parameter.of_shard(shards) for parameter in outside_parameters(shape, first, last))
+    of_layer = sum(parameter.shard(shards).elements for parameter in layer_parameters(shape).values())
+    outside = sum(parameter.shard(shards).elements for parameter in outside_parameters(shape, first, last))
     held = FP32_BYTES * (layers * of_layer + outside)
     copies = shards == 1 and shape.element_bytes < FP32_BYTES
     return StaticBytes(
@@ -157,15 +157,17 @@ def stage_tensors(layers: int, first: bool, last: bool) -> int:
 
 
 def norm_bytes(shape: LayerShape, layers: int, layout: Layout, first: bool = True, last: bool = True) -> int:
-    """What the gradients' norm takes in fp64: a block of a tensor's squares, and the sum of every row."""
-    of_layer, outside = list(layer_parameters(shape).values()), outside_parameters(shape, first, last)
-    blocks = [_norm_block(-(-one.rows // layout.shards), one.width) for one in of_layer + outside]
-    rows = sum(-(-one.rows // layout.shards) for one in layers * of_layer + outside)
-    return FP64_BYTES * max(max(blocks) + rows, NORM_ROW_VECTORS * rows)
-
-
-def _norm_block(rows: int, width: int) -> int:
-    return min(rows, max(NORM_BLOCK_ELEMENTS // width, 1)) * width
+    """What the gradients' norm takes in fp64: a block of a tensor's squares, and the sums of the rows up to there; then
+    what those of all are added up with.
+    """
+    outside, of_layer = outside_parameters(shape, first, last), list(layer_parameters(shape).values())
+    before = (layers - 1) * sum(one.shard(layout.shards).rows for one in of_layer)
+    most, done = 0, 0
+    for number, parameter in enumerate(outside + of_layer):
+        rows, width = parameter.shard(layout.shards)
+        done += rows + (before if number == len(outside) else 0)
+        most = max(most, done + min(rows, max(NORM_BLOCK_ELEMENTS // width, 1)) * width)
+    return FP64_BYTES * max(most, NORM_ROW_VECTORS * done)
 
 
 # megaselect/training/gradient_norm.py: elements at a time, and numbers a row that its sums are added up with.
