@@ -106,7 +106,8 @@ def plan_automatically(config: Config, layer: Block, ranks: Ranks | None = None)
     """
     ranks, weight, memory = ranks or Ranks(), layer.attention.qkv.weight, config.recompute.memory
     budget = min(ranks.gather_values(parse_size(memory, "--memory") if memory else free_bytes(weight.device)))
-    problem = problem_of(config, weight.element_size(), on_gpu=weight.device.type == "cuda")
+    layout = Layout.of(config.parallel, ranks.size, ranks.rank)
+    problem = problem_of(config, weight.element_size(), weight.device.type == "cuda", layout)
 
     def costs() -> Costs:
         measured = measured_costs(layer, config.model, config.training.micro_batch_size)

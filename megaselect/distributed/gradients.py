@@ -66,11 +66,15 @@ class NativeGradients(Gradients):
     def finish(self) -> None:
         """See Gradients.finish."""
         for names in self._groups:
-            gradients = [gradient for name in names if (gradient := self.sums[name].grad) is not None]
-            flat = torch.cat([gradient.view(-1) for gradient in gradients])
-            dist.all_reduce(flat)
-            for gradient, part in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
-                gradient.copy_(part.view_as(gradient))
+            self._reduce(names)
+
+    def _reduce(self, names: Sequence[str]) -> None:
+        """What it allocates is gone when the next group's turn comes."""
+        gradients = [gradient for name in names if (gradient := self.sums[name].grad) is not None]
+        flat = torch.cat([gradient.view(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, part in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 class OrderedGradients(Gradients):

@@ -98,8 +98,9 @@ def surroundings(
         outside_parameters(shape, situation.first, situation.last), shape.element_bytes, situation.sharing
     )
     earlier = situation.layers * layer.part + rest.part if context.accumulating else 0
-    # Of each layer what its scores' product does not read; of each micro-batch its loss, and the gradient of one.
-    scalars = situation.layers * shape.element_bytes + (situation.micro_batches + 1) * FP32_BYTES
+    # Of each layer what its scores' product does not read; of each micro-batch its loss; of one the scaled loss, and
+    # the gradients of the two.
+    scalars = situation.layers * shape.element_bytes + (situation.micro_batches + 3) * FP32_BYTES
     base = static.total - static.gradients + earlier + scalars + situation.waiting_bytes
     gone = {name for name in outside if name not in BEFORE_THE_LAYERS or not situation.first}
     before = base + sum(size for name, size in outside.items() if name not in gone) + rest.gathered

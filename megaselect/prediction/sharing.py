@@ -46,8 +46,8 @@ class Sharing:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that are gathered and reduced together. elements: of all, and of the one that comes last; shard: of the
-    fullest rank's rows.
+    """Parameters that are gathered and reduced together. elements: of all; last_elements: of the one that comes last;
+    shard: of the fullest rank's rows.
     """
 
     elements: int
@@ -137,6 +137,8 @@ class ParameterGroup:
             allocator.brief(shard + (size if accumulating else 0) + filled_up + in_order + received)
             allocator.brief(shard + size + received)
             allocator.brief(shard + size + (size * layout.replicas if layout.replicas > 1 else 0))
+        else:
+            allocator.brief(shard + self.reduced)  # gloo's copy
         allocator.brief(shard)
         allocator.release(self.last_elements * self.element_bytes)
         allocator.hold(self.added(accumulating))

@@ -15,6 +15,7 @@ from megaselect.distributed.layout import Layout
 from megaselect.prediction.saved_bytes import FP32_BYTES, LayerShape
 
 TENSORS_PER_LAYER = 12
+FINAL_TENSORS = 2  # the final layernorm's
 MOMENTS = 2
 
 
@@ -35,18 +36,21 @@ class ParameterShape(NamedTuple):
 
 
 def layer_parameters(shape: LayerShape) -> dict[str, ParameterShape]:
-    """Those of one layer on one tensor-parallel rank, by name."""
+    """Those of one layer on one tensor-parallel rank, by name, in the model's order."""
     hidden, ffn, ranks = shape.hidden, shape.ffn, shape.tensor_parallel
     vector = ParameterShape(hidden)
     return {
+        "ln1.weight": vector,
+        "ln1.bias": vector,
         "qkv.weight": ParameterShape(3 * hidden // ranks, hidden),
         "qkv.bias": ParameterShape(3 * hidden // ranks),
         "projection.weight": ParameterShape(hidden, hidden // ranks),
+        "attention_dropout.bias": vector,
+        "ln2.weight": vector,
+        "ln2.bias": vector,
         "fc1.weight": ParameterShape(ffn // ranks, hidden),
         "fc1.bias": ParameterShape(ffn // ranks),
         "fc2.weight": ParameterShape(hidden, ffn // ranks),
-        **{f"{name}.{part}": vector for name in ("ln1", "ln2") for part in ("weight", "bias")},
-        "attention_dropout.bias": vector,
         "mlp_dropout.bias": vector,
     }
 
@@ -57,7 +61,7 @@ def outside_parameters(shape: LayerShape, first: bool = True, last: bool = True)
     """
     token = [ParameterShape(shape.padded_vocab // shape.tensor_parallel, shape.hidden)] if first or last else []
     position = [ParameterShape(shape.sequence, shape.hidden)] if first else []
-    return token + position + ([ParameterShape(shape.hidden)] * 2 if last else [])
+    return token + position + ([ParameterShape(shape.hidden)] * FINAL_TENSORS if last else [])
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def tensor_count(layers: int) -> int:
 
 def stage_tensors(layers: int, first: bool, last: bool) -> int:
     """Parameter tensors of a stage: the token embedding's, the positions', the final layernorm's two."""
-    return layers * TENSORS_PER_LAYER + (first or last) + first + 2 * last
+    return layers * TENSORS_PER_LAYER + (first or last) + first + FINAL_TENSORS * last
 
 
 def norm_bytes(shape: LayerShape, layers: int, layout: Layout, first: bool = True, last: bool = True) -> int:
@@ -161,11 +165,13 @@ def norm_bytes(shape: LayerShape, layers: int, layout: Layout, first: bool = Tru
     what those of all are added up with.
     """
     outside, of_layer = outside_parameters(shape, first, last), list(layer_parameters(shape).values())
-    before = (layers - 1) * sum(one.shard(layout.shards).rows for one in of_layer)
+    final = FINAL_TENSORS if last else 0
+    embeddings, after = outside[: len(outside) - final], outside[len(outside) - final :]
+    other_layers = (layers - 1) * sum(one.shard(layout.shards).rows for one in of_layer)
     most, done = 0, 0
-    for number, parameter in enumerate(outside + of_layer):
+    for number, parameter in enumerate(embeddings + of_layer + after):
         rows, width = parameter.shard(layout.shards)
-        done += rows + (before if number == len(outside) else 0)
+        done += rows + (other_layers if number == len(embeddings) else 0)
         most = max(most, done + min(rows, max(NORM_BLOCK_ELEMENTS // width, 1)) * width)
     return FP64_BYTES * max(most, NORM_ROW_VECTORS * done)
 

@@ -5,10 +5,11 @@ Peaks are those of megaselect/prediction/peak.py: they count tensors, not what a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from megaselect.config import Config, RecomputeConfig
+from megaselect.distributed.layout import Layout
 from megaselect.planning.auto import Problem, problem_of
 from megaselect.prediction.peak import step_peak
 from megaselect.prediction.saved_bytes import saved_bytes
@@ -33,12 +34,13 @@ class PresetCost(NamedTuple):
 
 @dataclass(frozen=True)
 class Failed:
-    """The config and plan of a step that ran out of memory, in activations of `element_bytes`."""
+    """The config and plan of a step that ran out of memory, in activations of `element_bytes`, on ranks of `layout`."""
 
     config: Config
     plan: RecomputePlan
     element_bytes: int
     on_gpu: bool
+    layout: Layout = field(default_factory=Layout)
 
     @property
     def saved(self) -> int:
@@ -77,7 +79,7 @@ class Failed:
         """The largest smaller micro-batch, at the same global batch, with which `plan` fits, and its peak."""
         training, limit = self.config.training, min(budget_bytes, self.peak - 1)
         for batch in range(training.micro_batch_size - 1, 0, -1):
-            if training.global_batch_size % batch:
+            if training.global_batch_size % (batch * self.layout.ranks):
                 continue
             peak = _peak(self._problem(batch), plan)
             if peak <= limit:
@@ -89,7 +91,7 @@ class Failed:
         if micro_batch is not None:
             training = config.training.model_copy(update={"micro_batch_size": micro_batch})
             config = config.model_copy(update={"training": training})
-        return problem_of(config, self.element_bytes, self.on_gpu)
+        return problem_of(config, self.element_bytes, self.on_gpu, self.layout)
 
 
 def _peak(problem: Problem, plan: RecomputePlan) -> int:

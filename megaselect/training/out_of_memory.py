@@ -14,6 +14,7 @@ import torch
 from megaselect.config import Config, RecomputeConfig
 from megaselect.config.recompute import SETTINGS_OF_MODE
 from megaselect.devices import Placement, free_bytes, is_out_of_memory
+from megaselect.distributed.layout import Layout
 from megaselect.distributed.together import BeginAgain
 from megaselect.errors import OutOfMemoryError
 from megaselect.models.gpt.apply_plan import applied_plan, apply_recompute
@@ -44,8 +45,8 @@ def step_up(
     """
     optimizer.abandon_step()
     _let_go()
-    weight = next(model.parameters())
-    failed = Failed(config, applied_plan(model), weight.element_size(), weight.device.type == "cuda")
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    failed = Failed(config, applied_plan(model), optimizer.dtype.itemsize, on_gpu, optimizer.layout)
     happened = f"step {step + 1} ran out of memory ({_in_short(problem)})"
     if not optimizer.is_whole:
         raise OutOfMemoryError(
@@ -85,9 +86,10 @@ def memory_errors_explained(doing: str, remedy: str) -> Iterator[None]:
         raise OutOfMemoryError(f"ran out of memory while {doing} ({_in_short(str(error))}): {remedy}") from error
 
 
-def static_remedy(config: Config, placement: Placement) -> str:
-    """What to do where weights and optimizer state alone are too much."""
-    held = problem_of(config, placement.element_bytes, placement.on_gpu).static.total
+def static_remedy(config: Config, placement: Placement, ranks: int = 1) -> str:
+    """What to do where weights and optimizer state alone are too much for one of so many ranks."""
+    layout = Layout.of(config.parallel, ranks, rank=0)
+    held = problem_of(config, placement.element_bytes, placement.on_gpu, layout).static.total
     return (
         f"weights, gradients and optimizer state take {size(held)}, whatever the recompute setting; choose a smaller "
         "model, or free memory that other processes hold"
@@ -117,7 +119,8 @@ def _budget_bytes(model: GPT, optimizer: MixedPrecisionAdamW) -> int:
     free = free_bytes(device)
     if device.type == "cuda":
         return free
-    return free + sum(tensor.nbytes for tensor in (*model.parameters(), *optimizer.tensors().values()))
+    own = [piece.tensor for piece in optimizer.weight_pieces().values()] + list(optimizer.tensors().values())
+    return free + sum({tensor.data_ptr(): tensor.nbytes for tensor in own}.values())
 
 
 def _saved(failed: Failed) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from megaselect.build import build_distributed
 from megaselect.config import Config
@@ -36,12 +37,14 @@ class Source:
     """Windows of random tokens, a function of the sample index; those in `poisoned` hold a token that spoils a step."""
 
     num_windows: int = 29
+    vocab_size: int = MODEL["vocab_size"]
+    seq_length: int = MODEL["seq_length"]
 
     def batch(self, first, size):
         """See BatchSource.batch."""
         generator = torch.Generator()
         rows = [
-            torch.randint(0, MODEL["vocab_size"], (MODEL["seq_length"] + 1,), generator=generator.manual_seed(sample))
+            torch.randint(0, self.vocab_size, (self.seq_length + 1,), generator=generator.manual_seed(sample))
             for sample in range(first, first + size)
         ]
         return split_windows(torch.stack(rows), first)
@@ -67,7 +70,8 @@ class Trial:
         placement = resolve_placement(config.training)
         self.model, _, self.spread = build_distributed(config, placement, ranks)
         self.optimizer = MixedPrecisionAdamW(self.model, config.training, self.spread)
-        self.stepper = Stepper(config.training, self.model, self.optimizer, Source(), ranks=ranks)
+        source = Source(vocab_size=config.model.vocab_size, seq_length=config.model.seq_length)
+        self.stepper = Stepper(config.training, self.model, self.optimizer, source, ranks=ranks)
 
     def train(self, steps=STEPS):
         """[(loss, gradient norm, learning rate, skipped)] of as many steps."""
@@ -92,6 +96,50 @@ def training(config_of, steps=STEPS):
         log = trial.train(steps)
         loss = evaluate(trial.model, Source(), 29, 2, ranks=ranks)
         return log, trial.pieces(), saved, loss
+
+
+def held_bytes(config_of):
+    """Weights, gradients at the end of a step, master weights of their own, moments and step counts: of this rank."""
+    config = make_config(**config_of)
+    with joined_ranks(60) as ranks:
+        trial = Trial(config, ranks)
+        optimizer, held = trial.optimizer, {}
+        adam_step = optimizer._adam.step
+
+        def watched_step():
+            held["gradients"] = sum(master.grad.nbytes for master in optimizer.masters.values())
+            adam_step()
+
+        optimizer._adam.step = watched_step
+        trial.train(1)
+        weights = {piece.tensor.data_ptr(): piece.tensor.nbytes for piece in optimizer.weight_pieces().values()}
+        state = {name: piece.tensor for name, piece in optimizer.pieces().items()}
+        masters = [tensor for name, tensor in state.items() if name.startswith("master.")]
+        held["weights"] = sum(weights.values())
+        held["master_weights"] = sum(each.nbytes for each in masters if each.data_ptr() not in weights)
+        held["optimizer"] = sum(each.nbytes for name, each in state.items() if not name.startswith("master."))
+        return held
+
+
+def peak_bytes(cases):
+    """Of each config the most that a step holds after the first one, by torch's MemTracker, on this rank."""
+    with joined_ranks(60) as ranks:
+        return [_peak_bytes(Trial(make_config(**config_of), ranks)) for config_of in cases]
+
+
+def _peak_bytes(trial):
+    trial.train(1)
+    tracker, backward = MemTracker(), trial.optimizer.backward
+    tracker.track_external(trial.model, trial.optimizer._adam, *trial.optimizer.masters.values())
+
+    def watched_backward(loss):
+        backward(loss)
+        tracker.reset_mod_stats()  # it wants to be told where a new forward begins
+
+    trial.optimizer.backward = watched_backward
+    with tracker:
+        trial.train(1)
+    return sum(snapshot["Total"] for snapshot in tracker.get_tracker_snapshot("peak").values())
 
 
 def saved_bytes(trial):

@@ -98,7 +98,7 @@ def test_auto_says_what_it_cannot_plan(on_cpu):
     with pytest.raises(ConfigError, match="--recompute auto: no speed is on file for NVIDIA Z1; name a GPU"):
         estimate_for(make_config({"mode": "auto"}), unknown)
     assert estimate_for(make_config(), unknown).rows["unfused"]["none"].step_seconds is None
-    with pytest.raises(ConfigError, match="--recompute auto plans for one device"):
+    with pytest.raises(ConfigError, match="--recompute auto plans for layouts that train"):
         estimate_for(make_config({"mode": "auto"}), on_cpu(), Parallel(gpus=2, tensor=2))
 
 
@@ -124,36 +124,45 @@ def test_ranks_share_what_the_layout_says(shipped):
     assert 8 * shared.saved_bytes_per_layer == alone.saved_bytes_per_layer
 
 
-def test_replicas_share_what_the_sharding_says(shipped):
-    config = shipped("gpt-1.3b")
-    static = {
-        sharding: estimate_for(config, A100, Parallel(gpus=8, sharding=sharding)).rows["fused"]["all"].rank.static
-        for sharding in ("none", "optimizer", "gradients", "parameters")
-    }
-    none = static["none"]
-    steps = 4 * (24 * 12 + 4)
-    parameters = 1_315_819_520
-    assert (none.weights, none.gradients, none.master_weights) == (2 * parameters, 4 * parameters, 4 * parameters)
-    assert none.optimizer == 8 * parameters + steps
-    eighth = {"optimizer": parameters + steps, "master_weights": parameters // 2}
-    for sharding, more in (
-        ("optimizer", {}),
-        ("gradients", {"gradients": parameters // 2}),
-        ("parameters", {"gradients": parameters // 2, "weights": parameters // 4}),
-    ):
-        expected = {"weights": none.weights, "gradients": none.gradients, **eighth, **more}
-        assert vars(static[sharding]) == expected, sharding
+def sharing(config, **parallel):
+    """The config with another section `parallel`."""
+    return config.model_copy(update={"parallel": config.parallel.model_copy(update=parallel)})
 
 
-def test_replicas_that_share_weights_hold_two_layers_of_them_whole(shipped):
+def test_ranks_share_what_the_section_says(shipped):
+    config, parameters, steps = shipped("gpt-1.3b"), 1_315_819_520, 4 * (24 * 12 + 4)
+    for sharding, replicas, shards in [("none", 1, 1), ("gradients", 1, 8), ("parameters", 1, 8), ("parameters", 2, 4)]:
+        shared = sharing(config, sharding=sharding, replicas=replicas)
+        static = estimate_for(shared, A100, Parallel(gpus=8)).rows["fused"]["all"].rank.static
+        rows = parameters // shards  # they divide
+        copies = {"weights": 2 * rows, "master_weights": 4 * rows}
+        weights = copies if shards == 1 else {"weights": 4 * rows, "master_weights": 0}
+        assert vars(static) == {**weights, "gradients": 4 * rows, "optimizer": 8 * rows + steps}, (sharding, replicas)
+
+
+def test_weights_that_stay_gathered_are_there_at_the_peak(shipped):
+    """With the loss the highest moment: every layer's, in place of the one's that backward has asked for."""
     config = shipped("gpt-1.3b")
     rows = [
-        estimate_for(config, A100, Parallel(gpus=8, sharding=sharding)).rows["fused"]["all"]
-        for sharding in ("gradients", "parameters")
+        estimate_for(sharing(config, sharding=name), A100, Parallel(gpus=8)).rows["fused"]["all"]
+        for name in ("gradients", "parameters")
     ]
-    sharded, gathered = 1_315_819_520 * 2 * 7 // 8, 2 * 2 * (12 * 2048**2 + 13 * 2048)
+    layer = 2 * (12 * 2048**2 + 13 * 2048)
     assert {row.rank.peak.moment for row in rows} == {"loss"}
-    assert rows[0].rank.peak.bytes - rows[1].rank.peak.bytes == sharded - gathered
+    assert rows[0].rank.peak.bytes - rows[1].rank.peak.bytes == 23 * layer
+
+
+def of_ranks(config, ranks):
+    """The config with a micro-batch for each of so many ranks."""
+    whole = ranks * config.training.micro_batch_size
+    return config.model_copy(update={"training": config.training.model_copy(update={"global_batch_size": whole})})
+
+
+def test_auto_plans_for_the_ranks_of_a_layout(on_cpu):
+    config = of_ranks(make_config({"mode": "auto"}), 2)
+    alone = estimate_for(config, on_cpu("1GiB")).rows["unfused"]
+    shared = estimate_for(config, on_cpu("1GiB"), Parallel(gpus=2)).rows["unfused"]
+    assert shared["auto"].rank.peak == shared["none"].rank.peak != alone["auto"].rank.peak
 
 
 def test_a_pipeline_s_first_stage_holds_a_micro_batch_for_every_stage(shipped):
@@ -175,7 +184,10 @@ def test_a_pipeline_s_first_stage_holds_a_micro_batch_for_every_stage(shipped):
         ({"sequence": True}, "--sequence-parallel divides by --tensor-parallel, which is 1"),
         ({"virtual_stages": 2}, "--virtual-stages needs --pipeline-parallel of 2 or more"),
         ({"gpus": 2, "tensor": 2, "sequence": True}, r"--tensor-parallel \(2\) must divide model.seq_length \(21\)"),
-        ({"gpus": 4}, "4 replicas of --training.micro-batch-size 2 do not divide .* 2: use a multiple of 8"),
+        (
+            {"gpus": 4},
+            "4 data-parallel ranks with --training.micro-batch-size 2 do not divide .* 2: use a multiple of 8",
+        ),
     ],
 )
 def test_layouts_that_do_not_divide_are_refused(layout, message, on_cpu):

@@ -79,7 +79,7 @@ def test_a_layout_is_shown_with_what_it_does_not_count(capsys):
     code = main(["estimate", *config, *layout.split()])
     out = " ".join(capsys.readouterr().out.split())
     assert code == 0
-    assert "64 GPUs: tensor 8 with sequence, pipeline 8 x 3, replicas 1, sharding none" in out
+    assert "64 GPUs: tensor 8 with sequence, pipeline 8 x 3, data 1" in out
     assert "communication is not counted" in out
 
 
@@ -88,12 +88,12 @@ def test_a_layout_is_shown_with_what_it_does_not_count(capsys):
     [
         (["--gpus", "many"], "error: --gpus: many: must be a whole number of at least 1; --help lists the flags\n"),
         (
-            ["--sharding", "zero3"],
-            "error: --sharding: zero3: must be none, optimizer, gradients or parameters; --help lists the flags\n",
+            ["--parallel.sharding", "optimizer"],
+            "error: --parallel.sharding optimizer: must be parameters, gradients or none\n",
         ),
         (
-            ["--sharding", "optimizer"],
-            "error: --sharding optimizer: there is one replica and none to share with; give more --gpus\n",
+            ["--gpus", "4", "--parallel.replicas", "3"],
+            "error: parallel.replicas (3) must divide the 4 ranks: use 1, 2, 4, or start other ranks\n",
         ),
         (["--devise", "h100"], "error: unknown flag --devise; did you mean --device?\n"),
         (

@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megaselect.planning.planner import LayerChoice, Limits, cheapest, fits, plan_from
+from megaselect.prediction.chunks import BackwardBytes
 from megaselect.recomputation.plan import Chunk, RecomputePlan
 
 BYTES = st.integers(0, 12)
@@ -14,7 +15,9 @@ exhaustively = settings(max_examples=200, deadline=None, derandomize=True)
 
 
 def choice(kept, forward, backward, cost, count=1, modules=(), checkpointed=False):
-    return LayerChoice(frozenset(modules), checkpointed, count, kept, forward, backward, cost)
+    """backward: one number where it is the same wherever the layers stand."""
+    places = backward if isinstance(backward, tuple) else 4 * (backward,)
+    return LayerChoice(frozenset(modules), checkpointed, count, kept, forward, BackwardBytes(*places), cost)
 
 
 @st.composite
@@ -23,7 +26,8 @@ def choices(draw):
     made = []
     for number in range(draw(st.integers(1, 5))):
         kept = draw(BYTES)
-        sizes = (kept, kept + draw(BYTES), kept + draw(BYTES), draw(st.integers(0, 9)))
+        backward = tuple(kept + draw(BYTES) for _ in range(4)) if draw(st.booleans()) else kept + draw(BYTES)
+        sizes = (kept, kept + draw(BYTES), backward, draw(st.integers(0, 9)))
         made.append(choice(*sizes, count=draw(st.sampled_from([1, 1, 2, 3])), modules={str(number)}))
     return made
 
@@ -42,7 +46,8 @@ def stays_within(order, layers, limits):
     for number, taken in enumerate(order):
         moments.append((kept[number] + taken.forward, limits.forward))
         gradients = (layers - ends[number + 1]) * limits.gradients_per_layer
-        moments.append((kept[number] + taken.backward + gradients, limits.backward))
+        backward = taken.backward.at(first=number == 0, last=ends[number + 1] == layers)
+        moments.append((kept[number] + backward + gradients, limits.backward))
     return all(held <= limit for held, limit in moments)
 
 

@@ -7,15 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import build_unchecked, make_batch, make_config
 
+from megaselect.distributed.layout import Layout
 from megaselect.prediction.saved_bytes import LayerShape
 from megaselect.prediction.weights import (
-    SHARDINGS,
+    NORM_BLOCK_ELEMENTS,
+    layer_parameters,
+    outside_parameters,
     parameter_count,
     stage_parameters,
     stage_tensors,
     static_bytes,
     tensor_count,
 )
+from megaselect.training.gradient_norm import BLOCK_ELEMENTS
 from megaselect.training.optimizer import MixedPrecisionAdamW
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -57,7 +61,7 @@ def test_bytes_of_a_model_and_its_optimizer(dtype):
     optimizer.step(1e-3)
     state = optimizer.tensors()
     masters = sum(tensor.nbytes for name, tensor in state.items() if name.startswith("master."))
-    predicted = static_bytes(*counts(model), ELEMENT_BYTES[dtype])
+    predicted = static_bytes(LayerShape.of(config, ELEMENT_BYTES[dtype]), config.model.num_layers)
     assert predicted.weights == sum(parameter.nbytes for parameter in model.parameters())
     assert predicted.gradients == gradients
     assert predicted.master_weights == masters
@@ -97,13 +101,35 @@ def test_stages_hold_the_model_and_the_tied_embedding_twice():
     assert stage_parameters(shape, 0, True, False) == tied + positions
 
 
-@pytest.mark.parametrize(("divided", "sharding"), list(enumerate(SHARDINGS)))
-def test_sharding_divides_as_zero_does(divided, sharding):
-    """First the optimizer's state and master weights, then the gradients too, then the weights; never step counts."""
-    parameters, tensors, ranks = 1000, 10, 8
-    held = static_bytes(parameters, tensors, 2, sharding, ranks)
-    share, whole = parameters // ranks, parameters
-    assert held.weights == 2 * (share if divided >= 3 else whole)
-    assert held.gradients == 4 * (share if divided >= 2 else whole)
-    assert held.master_weights == 4 * (share if divided >= 1 else whole)
-    assert held.optimizer == 8 * (share if divided >= 1 else whole) + 4 * tensors
+@pytest.mark.parametrize("dtype", ELEMENT_BYTES)
+@pytest.mark.parametrize(("ranks", "replicas"), [(3, 1), (6, 2), (5, 5)])
+def test_ranks_share_rows_rounded_up_and_hold_no_copies(dtype, ranks, replicas):
+    config = make_config(dtype=dtype)
+    parameters = list(build_unchecked(config).parameters())
+    shape, layers, shards = LayerShape.of(config, ELEMENT_BYTES[dtype]), config.model.num_layers, ranks // replicas
+    held = static_bytes(shape, layers, Layout(ranks, 0, replicas, "parameters"))
+    if shards == 1:
+        assert held == static_bytes(shape, layers)
+        return
+    rows = sum(-(-len(parameter) // shards) * parameter[0].numel() for parameter in parameters)
+    assert vars(held) == {
+        "weights": 4 * rows,
+        "gradients": 4 * rows,
+        "master_weights": 0,
+        "optimizer": 8 * rows + 4 * len(parameters),
+    }
+    assert held.weights > 4 * (sum(parameter.numel() for parameter in parameters) // shards)
+
+
+def test_layer_parameters_are_the_model_s_in_its_order():
+    """The gradients' norm goes through them in that order."""
+    config = make_config(num_layers=1)
+    shapes = [tuple(parameter.shape) for parameter in build_unchecked(config).parameters()]
+    shape = LayerShape.of(config, 4)
+    outside = outside_parameters(shape)
+    expected = [*outside[:2], *layer_parameters(shape).values(), *outside[2:]]
+    assert shapes == [(rows, width) if width > 1 else (rows,) for rows, width in expected]
+
+
+def test_the_norm_s_block_is_that_of_the_optimizer():
+    assert NORM_BLOCK_ELEMENTS == BLOCK_ELEMENTS
