@@ -11,7 +11,7 @@ from test_same_bits import SETTINGS, SHARDINGS
 from megaselect.distributed.layout import Layout
 from megaselect.planning.auto import problem_of
 from megaselect.prediction.peak import step_peak
-from megaselect.recomputation.plan import make_plan
+from megaselect.recomputation.plan import make_plan, no_recompute
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 SIZES = {"num_layers": 3, "hidden_size": 96, "ffn_hidden_size": 384, "num_attention_heads": 4, "seq_length": 64}
@@ -41,13 +41,21 @@ def predicted(ranks, settings):
     return problem, step_peak(problem.shape, plan, problem.static, problem.situation)
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("sharding", [*SHARDINGS, "replicas"])
+@pytest.mark.parametrize(
+    ("ranks", "dtype", "sharding"),
+    [
+        *((3, dtype, sharding) for dtype in ("fp32", "bf16") for sharding in SHARDINGS),
+        *((4, dtype, "replicas") for dtype in ("fp32", "bf16")),
+        *(
+            pytest.param(ranks, dtype, sharding, marks=pytest.mark.soak)
+            for ranks in (2, 4)
+            for dtype in ("fp32", "bf16")
+            for sharding in SHARDINGS
+        ),
+    ],
+)
 def test_what_a_rank_holds_at_rest(pool, ranks, dtype, sharding):
     """Rows of which most do not divide: the first rank has the most, and no other has more."""
-    if sharding == "replicas" and ranks == 3:
-        pytest.skip("three ranks do not make two groups")
     settings = {"training": {"dtype": dtype}, "parallel": REPLICAS if sharding == "replicas" else SHARDINGS[sharding]}
     held = pool.run(ranks, "trials", "held_bytes", config_of=dict(settings))
     static = predicted(ranks, settings)[0].static
@@ -83,3 +91,17 @@ def test_the_peak_of_a_step_on_the_fullest_rank(pool, name):
         if not most <= peak.bytes <= 1.002 * most:
             found[key] = (peak, most)
     assert not found
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_ranks_plan_alike_for_a_budget_and_keep_it(pool, sharding):
+    """Between what full and what none need of one of them."""
+    none, full = (predicted(2, config_of(2, setting, parallel=SHARDINGS[sharding]))[1].bytes for setting in ENDS)
+    kibibytes = (none + full) // 2 // 1024
+    settings = config_of(2, parallel=SHARDINGS[sharding])
+    settings["recompute"] = {"mode": "auto", "memory": f"{kibibytes}KiB"}
+    results = pool.run(2, "trials", "planned", config_of=settings)
+    plans = [plan for plan, *_ in results]
+    assert plans[0] == plans[1] != no_recompute(SIZES["num_layers"], mode="auto")
+    for _, peak, measured in results:
+        assert measured <= peak <= 1024 * kibibytes

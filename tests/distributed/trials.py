@@ -12,6 +12,7 @@ from megaselect.devices import resolve_placement
 from megaselect.distributed.launch import joined_ranks
 from megaselect.distributed.ranks import Ranks
 from megaselect.ledger import record
+from megaselect.models.gpt.apply_plan import applied_plan
 from megaselect.training.evaluate import evaluate
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.state import RunState
@@ -68,7 +69,7 @@ class Trial:
     def __init__(self, config, ranks):
         self.config, self.ranks, self.state = config, ranks, RunState(0, 0)
         placement = resolve_placement(config.training)
-        self.model, _, self.spread = build_distributed(config, placement, ranks)
+        self.model, self.automatic, self.spread = build_distributed(config, placement, ranks)
         self.optimizer = MixedPrecisionAdamW(self.model, config.training, self.spread)
         source = Source(vocab_size=config.model.vocab_size, seq_length=config.model.seq_length)
         self.stepper = Stepper(config.training, self.model, self.optimizer, source, ranks=ranks)
@@ -125,6 +126,14 @@ def peak_bytes(cases):
     """Of each config the most that a step holds after the first one, by torch's MemTracker, on this rank."""
     with joined_ranks(60) as ranks:
         return [_peak_bytes(Trial(make_config(**config_of), ranks)) for config_of in cases]
+
+
+def planned(config_of):
+    """With recompute auto: what a rank runs, the peak that is predicted for it, and the one that it has."""
+    with joined_ranks(60) as ranks:
+        trial = Trial(make_config(**config_of), ranks)
+        plan = applied_plan(trial.model)
+        return plan, trial.automatic.peak.bytes, _peak_bytes(trial)
 
 
 def _peak_bytes(trial):

@@ -92,7 +92,7 @@ def test_a_layout_is_shown_with_what_it_does_not_count(capsys):
             "error: --parallel.sharding optimizer: must be parameters, gradients or none\n",
         ),
         (
-            ["--gpus", "4", "--parallel.replicas", "3"],
+            ["--gpus", "4", "--parallel.replicas", "3", "--training.global-batch-size", "32"],
             "error: parallel.replicas (3) must divide the 4 ranks: use 1, 2, 4, or start other ranks\n",
         ),
         (["--devise", "h100"], "error: unknown flag --devise; did you mean --device?\n"),
