@@ -21,8 +21,8 @@ SRUN = {**BATCH_SCRIPT, "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0", "SLUR
 MPIRUN = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}
 TORCHRUN = {"WORLD_SIZE": "8", "RANK": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 LINE = (
-    "error: 2 processes were started (WORLD_SIZE), and each would do the whole work by itself: there is no data "
-    "parallelism yet; start one, as with torchrun --nproc-per-node 1, or without torchrun\n"
+    "error: 2 processes were started ({}), and each would do the whole work by itself: start one, as with {}; to train "
+    "on several, torchrun --nproc-per-node N train.py\n"
 )
 
 

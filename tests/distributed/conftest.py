@@ -40,18 +40,27 @@ def launcher(rank_environment):
 
 
 @pytest.fixture(scope="session")
-def random_tokens(tmp_path_factory):
-    """Prefix of an indexed dataset of 4,000 random tokens."""
-    prefix = tmp_path_factory.mktemp("data") / "tokens"
-    writer = IndexedDatasetWriter(prefix, VOCABULARY)
-    writer.add_document(np.random.default_rng(0).integers(0, VOCABULARY, 4000).tolist())
-    writer.finish()
-    return prefix
+def write_tokens():
+    """write_tokens(prefix, seed) writes a dataset of 4,000 random tokens."""
+
+    def write(prefix, seed):
+        writer = IndexedDatasetWriter(prefix, VOCABULARY)
+        writer.add_document(np.random.default_rng(seed).integers(0, VOCABULARY, 4000).tolist())
+        writer.finish()
+        return prefix
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def random_tokens(write_tokens, tmp_path_factory):
+    """Prefix of one."""
+    return write_tokens(tmp_path_factory.mktemp("data") / "tokens", seed=0)
 
 
 @pytest.fixture(scope="session")
 def run_arguments(random_tokens):
-    """A small run."""
+    """A small run, with the command's name."""
     return (
         "train",
         *("--model.num-layers", "2", "--model.hidden-size", "32", "--model.num-attention-heads", "4"),

@@ -6,8 +6,10 @@ ended, by SIGKILL `patience` seconds later, and starts all of them again up to `
 
 kills: for each start a rank and what it waits for before it gets SIGKILL, {"rank": r, "seconds": s} or {"rank": r,
 "collective": n}, in which it then is: the others wait for it; or {"signals": names, "seconds": s}, which all ranks get,
-one after the other, as torchrun passes on its own. troubles: rank -> what happens there instead of, say, its
-10th collective, {"collective": 10, "what": a name of TROUBLES}, or from the beginning, {"what": "full disk"}.
+one after the other, as torchrun passes on its own. Seconds may be {"file": name}: when it is there.
+troubles: rank -> what happens there instead of, say, its 10th collective, {"collective": 10, "what": a name of
+TROUBLES}, or from the beginning, {"what": "full disk"}.
+places: rank -> the directory that it starts in, where that is not the others'.
 """
 
 import json
@@ -19,6 +21,7 @@ import socket
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch._dynamo  # torch.optim imports it on first use
@@ -67,7 +70,7 @@ class Agent:
         ranks = [self._fork(rank, number, kill) for rank in range(self.job["ranks"])]
         handles = {rank: os.pidfd_open(pid) for rank, pid in enumerate(ranks)}
         if kill and "seconds" in kill:
-            select.select(list(handles.values()), [], [], kill["seconds"])
+            self._wait(kill["seconds"], list(handles.values()))
             for name in kill.get("signals", ["SIGKILL"]):
                 for pid in ranks if "signals" in kill else [ranks[kill["rank"]]]:
                     os.kill(pid, signal.Signals[name])  # a zombie keeps its number
@@ -84,6 +87,15 @@ class Agent:
         for handle in handles.values():
             os.close(handle)
         return {"codes": [codes[rank] for rank in range(len(ranks))], "seconds": time.monotonic() - ended}
+
+    def _wait(self, moment, handles):
+        """So many seconds, or until there is a {"file": name}; no longer than there are ranks."""
+        if isinstance(moment, dict):
+            file = Path(self.job["directory"], moment["file"])
+            while not file.exists() and not select.select(handles, [], [], 0.005)[0]:
+                pass
+        else:
+            select.select(handles, [], [], moment)
 
     def _close(self, ranks, codes, ended):
         for signum in (signal.SIGTERM, signal.SIGKILL):
@@ -114,7 +126,7 @@ class Agent:
             redirect(0, os.devnull, os.O_RDONLY)
             redirect(1, self.job["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             redirect(2, self.job["err"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.chdir(self.job["directory"])
+            os.chdir(self.job["places"].get(str(rank), self.job["directory"]))
             if kill and "collective" in kill and kill["rank"] == rank:
                 in_collective(kill["collective"], be_killed)
             meet_trouble(self.job["troubles"].get(str(rank)))

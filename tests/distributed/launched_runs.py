@@ -1,6 +1,7 @@
 """Runs on several ranks, as children of a server that plays torchrun (see launch_server.py)."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ NOT_LASTING = {
     *("step_ms", "tokens_per_s", "mfu", "hfu", "data_ms", "forward_ms", "backward_ms", "optimizer_ms"),
     *("peak_bytes", "peak_bytes_mean", "resident_bytes", "ranks", "replicas", "shards"),
 }
+LIBRARIES = re.compile(r"\[W\d+ \d\d:|\[.*/gloo/|\[rank\d\]:\[W\d+ ")
 HERE = Path(__file__).parent
 
 
@@ -33,8 +35,8 @@ class Run(NamedTuple):
 
     @property
     def lines(self):
-        """What stderr has."""
-        return self.err.splitlines()
+        """What stderr has, without what gloo and c10d write there by themselves of connections that fail."""
+        return [line for line in self.err.splitlines() if not LIBRARIES.match(line)]
 
 
 class LaunchServer:
@@ -61,7 +63,7 @@ class LaunchServer:
     def run(self, arguments, directory, ranks=2, restarts=0, kills=(), own_arguments=None, **more):
         """`megaselect` with these arguments on each rank, in that directory. own_arguments: rank -> what it has too.
 
-        more: troubles, patience, environment, see launch_server.py.
+        more: troubles, places, patience, environment, see launch_server.py.
         """
         out, err = Path(directory) / "out.txt", Path(directory) / "err.txt"
         for file in (out, err):
@@ -77,6 +79,7 @@ class LaunchServer:
             "kills": list(kills),
             "environment": more.get("environment", {}),
             "troubles": {str(rank): trouble for rank, trouble in more.get("troubles", {}).items()},
+            "places": {str(rank): str(place) for rank, place in more.get("places", {}).items()},
             "patience": more.get("patience", 30),
         }
         self._process.stdin.write(json.dumps(job) + "\n")

@@ -62,7 +62,7 @@ def moment(draw, ranks, whole, collectives=200):
     rank = draw.randrange(ranks)
     if draw.random() < 0.3:
         return {"rank": rank, "collective": draw.randrange(collectives)}
-    return {"rank": rank, "seconds": draw.uniform(0, 1.1 * whole.seconds)}
+    return {"rank": rank, "seconds": draw.uniform(0, 0.8 * whole.seconds)}
 
 
 def check_start(start, kill, lines, met):
