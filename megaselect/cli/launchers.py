@@ -93,31 +93,49 @@ def this_launch() -> Launch | None:
 
 @contextmanager
 def first_rank_tells() -> Iterator[None]:
-    """What every rank finds out by itself, such as a mistyped flag, is told by the first of them."""
+    """What every rank finds out by itself, such as a mistyped flag, is told by the first of them.
+
+    Another one tells it where the launcher does not end it soon after: then the first has no such error, as where a
+    file differs on another machine.
+    """
     try:
         yield
     except MegaselectError as error:
         launch = this_launch()
         if launch and launch.rank:
-            raise ToldByAnotherRank(str(error)) from error
+            if let_others_end(launch):
+                raise ToldByAnotherRank(str(error)) from error
+            error.args = (f"rank {launch.rank}: {error}",)
         raise
 
 
-def let_others_end(launch: Launch) -> None:
+def let_others_end(launch: Launch) -> bool:
     """Wait until each process has got as far as its exit code, or the launcher ends this one, which keeps its own.
 
-    Not where SIGTERM is ignored already, as by ranks that have met: they hear of each other's end by themselves.
+    Returns whether the launcher did. Not where SIGTERM is ignored already, as by ranks that have met: they hear of each
+    other's end by themselves.
     """
 
     def stop(*_: object) -> None:
         raise _AskedToEnd
 
     if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:
-        return
+        return False
+    asked = True
     with suppress(_AskedToEnd):
         signal.signal(signal.SIGTERM, stop)
-        time.sleep(FIRST_RANK_SECONDS if launch.rank == 0 else OTHER_RANKS_SECONDS)
+        time.sleep(_patience(launch))
+        asked = False
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return asked
+
+
+def _patience(launch: Launch) -> float:
+    """Of the others no two of a machine end together, so that one of them tells what all have found."""
+    if launch.rank == 0:
+        return FIRST_RANK_SECONDS
+    local_rank = os.environ.get("LOCAL_RANK", "")
+    return OTHER_RANKS_SECONDS + 0.5 * (int(local_rank) if local_rank.isdecimal() else 0)
 
 
 class _AskedToEnd(Exception):

@@ -24,6 +24,7 @@ LINE = (
     "error: 2 processes were started ({}), and each would do the whole work by itself: start one, as with {}; to train "
     "on several, torchrun --nproc-per-node N train.py\n"
 )
+TORCHRUN_LINE = LINE.format("WORLD_SIZE", "torchrun --nproc-per-node 1, or without torchrun")
 
 
 @pytest.mark.parametrize(
@@ -72,8 +73,6 @@ def launched(monkeypatch):
 @pytest.mark.parametrize(
     "line",
     [
-        "train",
-        "train --no-such-flag",
         "compare",
         "verify",
         "evaluate --run x",
@@ -82,13 +81,50 @@ def launched(monkeypatch):
         "data prepare --input x --output y",
     ],
 )
-def test_every_command_that_works_is_refused_in_one_line_by_the_first_process(line, launched, capsys):
+def test_every_command_but_train_is_refused_in_one_line_by_the_first_process(line, launched, capsys):
     launched(rank=0)
     assert main(line.split()) == 2
-    assert capsys.readouterr() == ("", LINE)
+    assert capsys.readouterr() == ("", TORCHRUN_LINE)
     launched(rank=1)
     assert main(line.split()) == 2
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("names", "remedy"),
+    [
+        (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), "mpirun -n 1"),
+        (("PMI_SIZE", "PMI_RANK"), "mpirun -n 1"),
+        (("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"), "srun --ntasks 1"),
+    ],
+)
+def test_train_is_refused_where_its_processes_cannot_meet(names, remedy, launched, monkeypatch, capsys):
+    monkeypatch.setenv(names[0], "2")
+    for rank, told in enumerate([LINE.format(names[0], remedy), ""]):
+        monkeypatch.setenv(names[1], str(rank))
+        assert main(["train"]) == 2
+        assert capsys.readouterr() == ("", told)
+
+
+MISTYPED = "unknown flag --no-such; --help lists the flags\n"
+
+
+def test_a_mistyped_flag_is_told_by_the_first_rank_which_ends_the_others(launched, monkeypatch, capsys):
+    launched(rank=0)
+    assert main(["train", "--no-such"]) == 2
+    assert capsys.readouterr() == ("", f"error: {MISTYPED}")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as another process has it
+    launched(rank=1)
+    monkeypatch.setattr(time, "sleep", lambda seconds: signal.raise_signal(signal.SIGTERM))
+    assert main(["train", "--no-such"]) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_rank_that_alone_has_it_tells_it(launched, capsys):
+    """As where the config's file is another one there: nobody ends it."""
+    launched(rank=1)
+    assert main(["train", "--no-such"]) == 2
+    assert capsys.readouterr() == ("", f"error: rank 1: {MISTYPED}")
 
 
 @pytest.mark.parametrize("line", ["--version", "runs .", "estimate --json --device cpu"])
@@ -105,16 +141,17 @@ def test_what_only_reads_is_answered(line, launched, tmp_path, monkeypatch, caps
 def test_a_process_that_the_launcher_ends_keeps_its_exit_code(launched, monkeypatch, capsys):
     launched(rank=1)
     monkeypatch.setattr(time, "sleep", lambda seconds: signal.raise_signal(signal.SIGTERM))
-    assert main(["train"]) == 2
+    assert main(["verify"]) == 2
     signal.raise_signal(signal.SIGTERM)  # which may come twice
 
 
 def test_torchrun_shows_one_line_and_starts_nothing(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(ROOT / "train.py")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "megaselect.cli.main", "verify"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert (child.returncode, child.stdout) == (1, "")
-    assert child.stderr.count("error: ") == child.stderr.count(LINE) == 1
+    assert child.stderr.count("error: ") == child.stderr.count(TORCHRUN_LINE) == 1
     # The other one may not even have got as far as Python's first line when torchrun ends it.
     assert re.findall(r"rank +: (\d).*\n +exitcode +: (\S+)", child.stderr.partition("Root Cause")[2]) == [("0", "2")]
     assert list(tmp_path.iterdir()) == []

@@ -9,9 +9,7 @@ PATIENCE = 20.0  # seconds from the first rank's end to the last one's; the time
 
 @pytest.fixture
 def run(launcher, run_arguments, tmp_path):
-    """run(*flags, **more) on ranks in an empty directory: the run. It ends soon, and leaves no run directory behind
-    where it was refused.
-    """
+    """run(*flags, **more) is a run on ranks in an empty directory, which ends soon."""
 
     def run(*flags, **more):
         flags = ("--max-steps", "4", "--run-dir", "run", *flags)
@@ -29,11 +27,8 @@ def line_of(run, codes=(2, 2)):
 
 
 REFUSED = {
-    "other settings": (
-        {"own_arguments": {1: ["--training.clip-grad", "0.5"]}},
-        "rank 1 has training.clip_grad 0.5 and",
-    ),
-    "a mistyped flag": ({"own_arguments": {0: ["--no-such"], 1: ["--no-such"]}}, "unknown flag --no-such"),
+    "other settings": ([[], ["--training.clip-grad", "0.5"]], "rank 1 has training.clip_grad 0.5 and rank 0 has 1.0"),
+    "a mistyped flag": ([["--no-such"]] * 2, "unknown flag --no-such"),
     "replicas that do not divide": (
         [["--parallel.replicas", "3"]] * 2,
         r"parallel.replicas \(3\) must divide the 2 ranks",
