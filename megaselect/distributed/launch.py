@@ -51,7 +51,7 @@ def joined_ranks(seconds: float) -> Iterator[Ranks]:
     meeting = _meet(seconds)
     failures, watching = (
         Failures(store, meeting.rank, meeting.size, "torchrun" if _store_outlives_ranks() else "rank 0")
-        for store in (meeting.store, meeting.store.clone())
+        for store in (meeting.store, meeting.watched)
     )
     with _ended_in_one_line(failures), Watchdog(watching, members := failures.arrive(seconds)):
         # Tensors on a GPU travel by NCCL, what ranks tell each other on CPUs by gloo.
@@ -99,9 +99,12 @@ def _close() -> None:
 
 
 class _Meeting(NamedTuple):
-    """store: of this training alone. lasting: what one start leaves for the next; None where that cannot be."""
+    """store: of this training alone. watched: the same, over another connection, for another thread. lasting: what one
+    start leaves for the next; None where that cannot be.
+    """
 
     store: dist.Store
+    watched: dist.Store
     rank: int
     size: int
     lasting: Board | None
@@ -110,15 +113,20 @@ class _Meeting(NamedTuple):
 def _meet(seconds: float) -> _Meeting:
     """The store that all ranks share."""
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
-        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        number = store.add(f"megaselect/start-{start}/trainings-of/{rank}", 1)
+        store, rank, size = _connect(seconds)
+        start = f"megaselect/start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        training = f"training-{store.add(f'{start}/trainings-of/{rank}', 1)}"
+        own, watched = (dist.PrefixStore(f"{start}/{training}", each) for each in (store, _connect(seconds)[0]))
     except (RuntimeError, ValueError) as error:
         said = str(error).splitlines()[0]
         raise RankError(f"the ranks cannot meet ({said}): start them by torchrun") from error
-    lasting = Board(dist.PrefixStore(f"megaselect/training-{number}", store), seconds)
-    own = dist.PrefixStore(f"megaselect/start-{start}/training-{number}", store)
-    return _Meeting(own, rank, size, lasting if _store_outlives_ranks() else None)
+    lasting = Board(dist.PrefixStore(f"megaselect/{training}", store), seconds) if _store_outlives_ranks() else None
+    return _Meeting(own, watched, rank, size, lasting)
+
+
+def _connect(seconds: float) -> tuple[dist.Store, int, int]:
+    """A connection to the store, this rank, and how many there are."""
+    return next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
 
 
 def _store_outlives_ranks() -> bool:
@@ -131,5 +139,5 @@ def _open_board(seconds: float) -> Board:
     """
     ranks, host, limit = ProcessGroupRanks(), os.environ["MASTER_ADDR"], timedelta(seconds=seconds)
     kept = dist.TCPStore(host, 0, None, True, limit, wait_for_workers=False) if ranks.is_first else None
-    port = ranks.from_first(kept.port if kept else None)
+    port = ranks.from_first(kept.port if kept else 0)
     return Board(kept or dist.TCPStore(host, port, None, False, limit, wait_for_workers=False), seconds)

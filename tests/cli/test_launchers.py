@@ -147,7 +147,7 @@ def test_a_process_that_the_launcher_ends_keeps_its_exit_code(launched, monkeypa
 
 def test_torchrun_shows_one_line_and_starts_nothing(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "megaselect.cli.main", "verify"]
+    command = [*torchrun, "-m", "megaselect", "verify"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert (child.returncode, child.stdout) == (1, "")
