@@ -14,6 +14,7 @@ PARTS = {
     "step": "step time, memory and bits of every recompute setting",
     "sweep": "step time and peak over sequence lengths and micro-batches",
     "baselines": "other GPTs with the same shapes, data and optimizer beside ours",
+    "scale": "several ranks: ours beside a plain GPT under FSDP2, and bytes sent",
 }
 MINUTES = 7.5
 
@@ -35,6 +36,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         _add_common(part)
         if name == "kernels":
             _add_kernels(part)
+        elif name == "scale":
+            _add_scale(part)
         elif name != "headline":
             _add_models(part, name)
     return parser.parse_args(arguments)
@@ -60,13 +63,26 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dropout", metavar="X", type=_probability, nargs="+", help="default 0 0.1 0.125")
 
 
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ranks", metavar="N", type=_several, default=2, help="that train together (default 2)")
+    parser.add_argument("--accumulate", metavar="N", type=_count, default=2, help="micro-batches a rank (default 2)")
+    parser.add_argument("--config", metavar="NAME", help="in configs/ or a YAML file (GPU gpt2-124m, CPU scale.yaml)")
+    parser.add_argument("--micro-batch", metavar="N", type=_count, help="size (default: the config's)")
+    parser.add_argument("--attention", choices=("unfused", "fused"), help="of ours (default: GPU fused, CPU unfused)")
+    _add_dtype(parser)
+
+
+def _add_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
+
+
 def _add_models(parser: argparse.ArgumentParser, part: str) -> None:
     parser.add_argument("--config", metavar="NAME", nargs="+", help="names in configs/ or YAML files")
     parser.add_argument("--seq", metavar="N", type=_count, nargs="+", help="lengths (tokens a micro-batch stay)")
     parser.add_argument("--micro-batch", metavar="N", type=_count, nargs="+", help="sizes")
     _add_choices(parser, "--attention", ATTENTIONS, "default: all")
     _add_choices(parser, "--recompute", tuple(RECOMPUTE), "core_attn and layernorm: with those before")
-    parser.add_argument("--dtype", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
+    _add_dtype(parser)
     if part == "step":
         parser.add_argument("--compile", choices=("no", "yes", "both"), help="default both; CPU no")
     if part == "baselines":
@@ -82,6 +98,13 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
+
+
+def _several(text: str) -> int:
+    count = _count(text)
+    if count < 2:
+        raise argparse.ArgumentTypeError("fewer than 2 ranks reduce nothing")
+    return count
 
 
 def _positive(text: str) -> float:

@@ -39,7 +39,7 @@ def page() -> list[str]:
     """Its lines."""
     import torch
 
-    from benchmarks import targets
+    from benchmarks import scale_targets, targets
     from benchmarks.arguments import PARTS, parse
     from benchmarks.session import cases_of, command
 
@@ -49,6 +49,15 @@ def page() -> list[str]:
         lines.append(f"| {target['target']} | {target['wanted']} | not measured | `{targets.COMMAND}` |")
     lines += [PEAK, COMPARISON, TRAINING, WAITS]
     lines.append("| kernels: error to twice torch's, bits, masks, odd sizes | pass | not measured | `pytest -m cuda` |")
+    lines += [
+        "",
+        "## Targets on two GPUs of one machine",
+        "",
+        "| target | wanted | measured | command |",
+        "|---|---|---|---|",
+    ]
+    for target in scale_targets.judge([], on_gpu=True):
+        lines.append(f"| {target['target']} | {target['wanted']} | not measured | `{scale_targets.COMMAND}` |")
     for part, what in PARTS.items():
         arguments = parse([part])
         lines += ["", f"## {part}: {what}", "", f"All: `python benchmarks/run.py {part} --json --out {part}.json`.", ""]

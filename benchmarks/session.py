@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import attention_cases, headline, hidden_cases, parts, scores_cases, targets
+from benchmarks import attention_cases, headline, hidden_cases, parts, scale, scale_targets, scores_cases, targets
 from benchmarks.arguments import MINUTES
 from benchmarks.device import environment, fingerprint
 from benchmarks.report import Report
@@ -25,8 +25,9 @@ CASES = {
     "step": parts.step,
     "sweep": parts.sweep,
     "baselines": parts.baselines,
+    "scale": scale.cases,
 }
-SECONDS = {"kernels": (3.0, 1.0)}  # of measuring a case, on a GPU and on a CPU
+SECONDS = {"kernels": (3.0, 1.0), "scale": (20.0, 240.0)}  # of measuring a case, on a GPU and on a CPU
 MODEL_SECONDS = (8.0, 5.0)
 HEADLINE_SECONDS = (5.0, 2.0)
 ROUNDS = (10, 5)
@@ -62,13 +63,21 @@ def run_part(arguments: argparse.Namespace) -> tuple[Report | None, int]:
         report.notes.append(
             f"{log.foreign} remembered cases, of another device, version, code or number of rounds, were not used"
         )
-    judged = targets.judge(outcome.rows, bench.on_gpu)
-    report.targets = (
-        judged if arguments.part == "headline" else [target for target in judged if target["value"] is not None]
-    )
-    if any(target["verdict"] == "not measured" for target in report.targets):
-        report.notes.append(f"targets that are not measured: `{targets.COMMAND}` on an H100 measures them")
+    report.targets, notes = _judged(arguments.part, outcome.rows, bench.on_gpu)
+    report.notes += notes
     return report, DEVICE_LOST if outcome.lost else int(bool(wrong))
+
+
+def _judged(part: str, rows: list[Row], on_gpu: bool) -> tuple[list[Row], list[str]]:
+    """Targets, and notes on them. Those that a part is there for are listed though they are not measured."""
+    if part == "scale":
+        elsewhere = f"not measured on GPUs: `{scale_targets.COMMAND}` measures it where there are some"
+        return scale_targets.judge(rows, on_gpu), [] if on_gpu else [elsewhere]
+    judged = targets.judge(rows, on_gpu)
+    if part != "headline":
+        judged = [target for target in judged if target["value"] is not None]
+    missing = any(target["verdict"] == "not measured" for target in judged)
+    return judged, [f"targets that are not measured: `{targets.COMMAND}` on an H100 measures them"] * missing
 
 
 def _conditions(record: dict[str, Any], rows: list[Row]) -> list[str]:

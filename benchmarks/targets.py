@@ -34,8 +34,8 @@ def judge(rows: Sequence[Row], on_gpu: bool) -> list[Row]:
     return targets
 
 
-def _target(name: str, value: float | None, limit: float, least: bool, form: Callable[[float], str]) -> Row:
-    """least: the limit is the lowest value that reaches the target; else the highest."""
+def make_target(name: str, value: float | None, limit: float, least: bool, form: Callable[[float], str]) -> Row:
+    """A row of judge. least: the limit is the lowest value that reaches the target; else the highest."""
     wanted = f"{'>=' if least else '<='} {form(limit)}"
     row = {"target": name, "wanted": wanted, "limit": limit, "value": value, "measured": "-", "verdict": "not measured"}
     if value is not None:
@@ -45,15 +45,18 @@ def _target(name: str, value: float | None, limit: float, least: bool, form: Cal
     return row
 
 
-def _times(value: float) -> str:
+def as_times(value: float) -> str:
+    """A ratio."""
     return f"{value:.3f}x"
 
 
-def _share(value: float) -> str:
+def as_share(value: float) -> str:
+    """A share."""
     return f"{100 * value:.1f} %"
 
 
-def _count(value: float) -> str:
+def as_count(value: float) -> str:
+    """A whole number."""
     return f"{value:.0f}"
 
 
@@ -66,7 +69,7 @@ def _bits(rows: Sequence[Row]) -> Row:
     restless = {row["case"] for row in compared if row["contender"] == "sdpa none" and row.get("different")}
     judged = [row for row in compared if not (row["case"] in restless and row["contender"].startswith("sdpa"))]
     wrong = sum(bool(row.get("different", ["failed"])) for row in judged)
-    return _target("bits: settings that differ from none", wrong if judged else None, 0, False, _count)
+    return make_target("bits: settings that differ from none", wrong if judged else None, 0, False, as_count)
 
 
 def _steps(rows: Sequence[Row]) -> list[Row]:
@@ -84,7 +87,7 @@ def _steps(rows: Sequence[Row]) -> list[Row]:
             (f"{config}: unfused full / none", _worst(cases, {"unfused full"}, {"unfused none"}), 1.33),
             (f"{config}: fused full / none", _worst(cases, {"fused full"}, {"fused none"}), 1.33),
         ]
-        targets += [_target(name, value, limit, False, _times) for name, value, limit in pairs]
+        targets += [make_target(name, value, limit, False, as_times) for name, value, limit in pairs]
     return targets
 
 
@@ -112,7 +115,7 @@ def _scores(rows: Sequence[Row]) -> list[Row]:
     for direction in ("forward", "backward"):
         mine = [row for row in rows if row["contender"] == k1.OURS and row["direction"] == direction]
         shares = [row["of_copy"] for row in mine if row["of_copy"] is not None]
-        targets.append(_target(f"K1 {direction}: of copy, worst", min(shares, default=None), 0.85, True, _share))
+        targets.append(make_target(f"K1 {direction}: of copy, worst", min(shares, default=None), 0.85, True, as_share))
     speedups = []
     for length in {row["sequence"] for row in rows}:
         both = {
@@ -125,7 +128,10 @@ def _scores(rows: Sequence[Row]) -> list[Row]:
         }
         if all(len(times) == 2 for times in both.values()):  # forward and backward
             speedups.append(sum(both[k1.CHAIN]) / sum(both[k1.OURS]))
-    return [*targets, _target("K1: torch chain's time, both ways", min(speedups, default=None), 3.3, True, _times)]
+    return [
+        *targets,
+        make_target("K1: torch chain's time, both ways", min(speedups, default=None), 3.3, True, as_times),
+    ]
 
 
 def _attention(rows: Sequence[Row], on_gpu: bool) -> list[Row]:
@@ -143,11 +149,11 @@ def _attention(rows: Sequence[Row], on_gpu: bool) -> list[Row]:
         ):  # fmt: skip
             keys = [(name, direction, SOME_DROPOUT) for name in (baseline, k2.OURS)]
             name = f"K2 d={size} {direction}: {name}'s time"
-            targets.append(_target(name, _over(times, *keys), limit, True, _times))
+            targets.append(make_target(name, _over(times, *keys), limit, True, as_times))
         for direction, limit in (("forward", 0.25 if size == 64 else 0.15), ("backward", 0.35)):
             ratio = _over(times, (k2.OURS, direction, SOME_DROPOUT), (k2.OURS, direction, 0.0))
             cost = None if ratio is None else ratio - 1
-            targets.append(_target(f"K2 d={size} {direction}: dropout's cost", cost, limit, False, _share))
+            targets.append(make_target(f"K2 d={size} {direction}: dropout's cost", cost, limit, False, as_share))
     return targets
 
 
@@ -159,5 +165,5 @@ def _use(rows: Sequence[Row]) -> list[Row]:
             for row in rows
             if row.get("config") == config and row["contender"].startswith("fused all") and row.get("mfu") is not None
         ]
-        targets.append(_target(f"{config}: MFU of fused all", max(found, default=None), limit, True, _share))
+        targets.append(make_target(f"{config}: MFU of fused all", max(found, default=None), limit, True, as_share))
     return targets

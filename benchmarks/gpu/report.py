@@ -12,8 +12,9 @@ from typing import Any
 
 from benchmarks import targets
 from benchmarks.gpu.parts import Part, Row
-from benchmarks.report import Table, markdown_table, tables, target_table
+from benchmarks.report import markdown_table
 from benchmarks.session import wrong_rows
+from benchmarks.tables import Table, tables, target_table
 
 EQUAL, DIFFER, NOT_SHOWN = 0, 1, 3  # exit statuses
 PASSED = "passed"
