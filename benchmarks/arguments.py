@@ -65,7 +65,7 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
 
 def _add_scale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", metavar="N", type=_several, default=2, help="that train together (default 2)")
-    parser.add_argument("--accumulate", metavar="N", type=_count, default=2, help="micro-batches a rank (default 2)")
+    parser.add_argument("--accumulate", metavar="N", type=_count, default=1, help="micro-batches a rank (default 1)")
     parser.add_argument("--config", metavar="NAME", help="in configs/ or a YAML file (GPU gpt2-124m, CPU scale.yaml)")
     parser.add_argument("--micro-batch", metavar="N", type=_count, help="size (default: the config's)")
     parser.add_argument("--attention", choices=("unfused", "fused"), help="of ours (default: GPU fused, CPU unfused)")
