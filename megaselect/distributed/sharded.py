@@ -31,8 +31,10 @@ def shard_model(
         cast_forward_inputs=False,
     )
     _cast_buffers(model, dtype)
-    for module in (*blocks, model):
-        fully_shard(module, mesh=mesh, reshard_after_forward=sharding == "parameters", mp_policy=policy)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=sharding == "parameters", mp_policy=policy)
+    # Backward begins with the rest, the head: to let go of it in between would be to gather it twice in a row.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
     for part in _parts(model):
         part.set_gradient_divide_factor(1.0)  # the loss is divided already
         part.set_force_sum_reduction_for_comms(True)  # gloo cannot multiply before it adds

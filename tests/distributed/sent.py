@@ -14,7 +14,9 @@ from benchmarks.traffic import counted
 
 
 def in_a_step(parallel, micro_batches):
-    """Function -> bytes, of a step of so many micro-batches on all ranks together; and bytes of all weights."""
+    """Function -> bytes, of a step of so many micro-batches on all ranks together; shapes of the blocks' weights, and
+    of the others.
+    """
     batch = micro_batches * trials.TRAINING["micro_batch_size"]
     config = trials.make_config(parallel=parallel, training={"global_batch_size": batch})
     with joined_ranks(60) as ranks:
@@ -22,8 +24,11 @@ def in_a_step(parallel, micro_batches):
         trial.train(1)
         with counted() as sent:
             trial.train(1)
-        shapes = [parameter.shape for parameter in trial.model.parameters()]
-        return dict(sent), [tuple(shape) for shape in shapes]
+        in_blocks = {parameter for block in trial.model.blocks for parameter in block.parameters()}
+        shapes = {True: [], False: []}
+        for parameter in trial.model.parameters():
+            shapes[parameter in in_blocks].append(tuple(parameter.shape))
+        return dict(sent), (shapes[True], shapes[False])
 
 
 def by_each_function(elements):

@@ -9,16 +9,16 @@ LOSSES, NORM = 4, 8 + 16  # bytes a rank sends to each other one: a micro-batch'
 
 
 def sent(pool, ranks, micro_batches, **parallel):
-    """Bytes that each rank sends in a step; shapes of the weights."""
+    """Bytes that each rank sends in a step; shapes of the blocks' weights, and of the others."""
     results = pool.run(ranks, "sent", "in_a_step", parallel=parallel, micro_batches=micro_batches)
     totals = {sum(of_rank.values()) for of_rank, _ in results}
     assert len(totals) == 1  # no rank sends more than another
     return totals.pop(), results[0][1]
 
 
-def padded_bytes(shapes, shards):
-    """Of fp32 weights that are cut by rows, each filled up to whole rows a shard."""
-    return sum(4 * shards * -(-shape[0] // shards) * math.prod(shape[1:]) for shape in shapes)
+def part_bytes(shapes, shards):
+    """Of a rank's rows of fp32 weights that are cut, filled up to as many as any rank has."""
+    return sum(4 * -(-shape[0] // shards) * math.prod(shape[1:]) for shape in shapes)
 
 
 @pytest.mark.parametrize("micro_batches", [4, 12])
@@ -26,24 +26,25 @@ def padded_bytes(shapes, shards):
 @pytest.mark.parametrize(("ranks", "replicas"), [(2, 1), (4, 1), (4, 2)])
 def test_shared_weights(pool, ranks, replicas, sharding, micro_batches):
     settings = {"sharding": sharding, "replicas": replicas}
-    ours, shapes = sent(pool, ranks, micro_batches, reduction=ORDERED, **settings)
+    ours, (blocks, others) = sent(pool, ranks, micro_batches, reduction=ORDERED, **settings)
     theirs, _ = sent(pool, ranks, micro_batches, reduction=NATIVE, **settings)
     # Replicas' parts of a shard are filled up to equal ones, in torch's reduction as in ours.
     assert ours == theirs
     if replicas == 1:
-        rounds = micro_batches // ranks
-        gathers = {"parameters": 2, "gradients": 1}[sharding]
-        others = ranks - 1
-        weights = padded_bytes(shapes, ranks) // ranks * others
-        assert ours == rounds * (gathers + 1) * weights + others * (rounds * LOSSES + NORM)
+        rounds, receivers = micro_batches // ranks, ranks - 1
+        # Gathered for forward and, where blocks let go of them, for backward; their gradients are summed up.
+        weights = {"parameters": 3, "gradients": 2}[sharding] * part_bytes(blocks, ranks) + 2 * part_bytes(
+            others, ranks
+        )
+        assert ours == receivers * (rounds * (weights + LOSSES) + NORM)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_whole_weights_with_a_micro_batch_a_rank(pool, ranks):
     ours, _ = sent(pool, ranks, ranks, sharding="none", reduction=ORDERED)
-    theirs, shapes = sent(pool, ranks, ranks, sharding="none", reduction=NATIVE)
+    theirs, (blocks, others) = sent(pool, ranks, ranks, sharding="none", reduction=NATIVE)
     assert ours == theirs
-    weights = sum(math.prod(shape) for shape in shapes) * 4
+    weights = part_bytes(blocks + others, 1)
     assert weights * 2 * (ranks - 1) / ranks <= ours < 1.01 * weights * 2 * (ranks - 1) / ranks
 
 
@@ -51,7 +52,7 @@ def test_whole_weights_send_every_round_where_torch_sends_once(pool):
     """An order of micro-batches has the second round's gradients come after the sum of the first."""
     rounds = 3
     once, _ = sent(pool, 2, 2, sharding="none", reduction=ORDERED)
-    ours, shapes = sent(pool, 2, 2 * rounds, sharding="none", reduction=ORDERED)
+    ours, _ = sent(pool, 2, 2 * rounds, sharding="none", reduction=ORDERED)
     theirs, _ = sent(pool, 2, 2 * rounds, sharding="none", reduction=NATIVE)
     half = (once - LOSSES) // 2
     assert ours - rounds * LOSSES == (rounds + 1) * half
@@ -71,6 +72,7 @@ def test_what_each_function_sends(pool, ranks):
 
 
 def test_what_has_no_rule_is_refused(pool):
-    assert pool.run(2, "sent", "by_what_has_no_rule") == [
-        "no rule says how many bytes torch.distributed.broadcast sends"
-    ] * 2
+    assert (
+        pool.run(2, "sent", "by_what_has_no_rule")
+        == ["no rule says how many bytes torch.distributed.broadcast sends"] * 2
+    )
