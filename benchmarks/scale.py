@@ -119,7 +119,9 @@ def _step_row(shape: Row, label: str, found: Mapping[str, Any], named: NamedConf
     row = {**shape, "contender": label, "status": "ok", "reason": "", "rank_step_ms": summary(times)}
     row |= {"all_rank_step_ms": times, "ratio_to": BASE}
     row["ratio"] = quantiles([mine / other for mine, other in zip(times, first, strict=True)])._asdict()
-    row["processor_ms"] = median(found["processor"][label])
+    used, base = found["processor"][label], found["processor"][BASE]
+    row |= {"processor_ms": median(used), "all_processor_ms": used}
+    row["processor_ratio"] = median(mine / other for mine, other in zip(used, base, strict=True))
     row |= {f"{phase}_ms": span for phase, span in found["phases"][label].items()}
     row["saved_measured"] = found["saved"].get(label)
     if label in OURS and row["saved_measured"] is not None:

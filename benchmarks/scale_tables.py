@@ -31,9 +31,9 @@ def _time_tables(rows: Sequence[Row]) -> list[Table]:
         times.append([row["contender"], number(step["median"]), spread(step), middle, f"{low} {high}"])
         spans = [number(row[f"{phase}_ms"]) for phase in ("forward", "backward", "optimizer")]
         kept = [mebibytes(row.get("saved_measured"))]
-        phases.append([row["contender"], *spans, number(row["processor_ms"]), *kept])
+        phases.append([row["contender"], *spans, number(row["processor_ms"]), f"{row['processor_ratio']:.3f}", *kept])
     lower = "phases: ms of the first rank; CPU: ms of the busiest rank's threads; kept: MiB"
-    header = ["trainer", "fwd", "bwd", "optim.", "CPU", "kept"]
+    header = ["trainer", "fwd", "bwd", "optim.", "CPU", f"to {rows[0]['ratio_to']}", "kept"]
     return [
         Table(_title(rows[0]), ["trainer", "step ms", "20 .. 80 %", f"to {rows[0]['ratio_to']}", "20 .. 80 %"], times),
         without_empty_columns(Table(lower, header, phases)),
