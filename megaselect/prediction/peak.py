@@ -112,7 +112,7 @@ def surroundings(
     return Surroundings(
         before=before,
         start=_start_bytes(context, rest),
-        loss=_loss_allocator(context, outside, rest).peak if situation.last else 0,
+        loss=_loss_allocator(context, outside).peak if situation.last else 0,
         behind=before + final + tied,
         embedding=_embedding_bytes(context, tied > 0, rest) if situation.first else 0,
         optimizer=static.total + scalars + situation.waiting_bytes + ending.filling + max(ending.exchange, norm),
@@ -148,16 +148,13 @@ def _start_bytes(context: StepContext, rest: ParameterGroup) -> int:
     return rest.gathered + max(2 * hidden, hidden + layer.gathered + layer.sent) if rest.gathered else 0
 
 
-def _loss_allocator(context: StepContext, outside: dict[str, int], rest: ParameterGroup) -> SimulatedAllocator:
+def _loss_allocator(context: StepContext, outside: dict[str, int]) -> SimulatedAllocator:
     """Final layernorm, output product and cross-entropy, forward and backward; the last layer's output is live."""
     shape, layer, allocator = context.shape, context.layer, SimulatedAllocator()
     allocator.hold(layer.gathered)  # what the last layer's weights arrived in
     allocator.make({name: size for name, size in outside.items() if name not in BEFORE_THE_LAYERS})
     allocator.release(layer.gathered)
     if context.sharing.frees_after_forward:
-        allocator.release(rest.gathered)
-        rest.gather(allocator)
-        rest.copy_out(allocator)
         layer.gather(allocator)  # ahead of the last layer's backward
     hidden, weight = shape.tokens * shape.hidden * shape.element_bytes, embedding_parameters(shape)
     if shape.chunked_loss:

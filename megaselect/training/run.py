@@ -49,8 +49,8 @@ def train(config: Config, config_name: str, notes: Sequence[str], make_sink: Mak
     """Train to max_steps, continuing from a checkpoint where the config says so. Raises MegaselectError.
 
     make_sink: is given the config, the run's directory, and what a sink may ask to stop the run. Torch's random states
-    and settings, and the handlers of signals and warnings, are afterwards as they were, but that a rank of several whose
-    run has failed ignores SIGTERM: it is about to say why.
+    and settings, and the handlers of signals and warnings, are afterwards as they were; but a rank of several whose run
+    has failed ignores SIGTERM: it is about to say why.
     """
     while True:
         try:
