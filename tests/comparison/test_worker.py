@@ -45,8 +45,8 @@ def test_predictions_are_what_is_measured(tmp_path, config, recompute):
     assert found.saved.measured == found.saved.predicted == sum(found.saved.measured_by_name.values())
     assert found.saved.measured_by_name == found.saved.predicted_by_name
     assert found.saved.measured_per_layer == found.saved.predicted_per_layer
-    # Not predicted: each micro-batch's share of the loss, a scalar that waits for the end of the step.
-    assert 0 <= found.peak.allocated - found.predicted_peak_bytes <= 4 * 4
+    # Not all of what is predicted beside the tensors: the scaled loss and the gradients of the losses, scalars each.
+    assert 0 <= found.predicted_peak_bytes - found.peak.allocated <= 5 * 4
     assert max(point.bytes for point in found.timeline) == found.peak.allocated
     assert found.peak.rss > found.peak.allocated
 
