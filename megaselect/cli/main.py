@@ -95,8 +95,9 @@ def _run(arguments: list[str], debug: bool, train_prog: str) -> int:
     try:
         return _dispatch(arguments, debug, train_prog)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches a rank twice: torchrun sends its own on
         launch = this_launch()
+        if launch:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches a rank twice: torchrun sends its own on
         if not (launch and launch.rank):
             _tell("interrupted")
         return 130
