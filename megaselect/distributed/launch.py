@@ -8,7 +8,9 @@ remembered from one start to the next has names without the start's.
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -72,6 +74,7 @@ def _ended_in_one_line(failures: Failures) -> Iterator[None]:
                 yield
             except Exception as error:
                 stop.ignore()  # torchrun asks all to end when one has ended, and this rank may be the one to tell it
+                _let_go_of(error)
                 _close()  # ranks that wait for this one need not wait for their time-out
                 replaced = failures.raised_for(error)
                 if replaced is error:
@@ -92,10 +95,18 @@ def _ended_in_one_line(failures: Failures) -> Iterator[None]:
         _close()
 
 
+def _let_go_of(error: BaseException | None) -> None:
+    """Of what the frames hold through which an error has come: models, and connections with them, stay open else."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
 def _close() -> None:
     meshes.let_go()
     if dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()  # connections are closed when nothing refers to them any more
 
 
 class _Meeting(NamedTuple):
@@ -120,8 +131,13 @@ def _meet(seconds: float) -> _Meeting:
     except (RuntimeError, ValueError) as error:
         said = str(error).splitlines()[0]
         raise RankError(f"the ranks cannot meet ({said}): start them by torchrun") from error
+    if not _store_outlives_ranks():
+        _kept[:] = [store]
     lasting = Board(dist.PrefixStore(f"megaselect/{training}", store), seconds) if _store_outlives_ranks() else None
     return _Meeting(own, watched, rank, size, lasting)
+
+
+_kept: list[dist.Store] = []  # by the first rank, for those that have yet to read in it when this training has ended
 
 
 def _connect(seconds: float) -> tuple[dist.Store, int, int]:

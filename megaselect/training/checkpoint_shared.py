@@ -38,7 +38,7 @@ class WrittenPart(NamedTuple):
 
 TakePart = Callable[[], WrittenPart]
 
-LAST_SECONDS = 30.0  # for a save in flight when the run has failed: it may be complete but for its name
+LAST_SECONDS = 10.0  # for a save in flight when the run has failed: it may be complete but for its name
 
 
 class SharedWriter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,8 +57,6 @@ def train(config: Config, config_name: str, notes: Sequence[str], make_sink: Mak
         except BeginAgain as again:
             config = Config.from_dict({**config.to_dict(), **again.settings})
             notes = [*notes, f"note: {again.reason}"]
-        # The step's tensors, and with them this rank's connections: the others hear of it when these are closed.
-        gc.collect()
 
 
 @contextmanager

@@ -76,10 +76,11 @@ PEAKS = {
     "native": (2, NATIVE, ["fp32", "bf16"], ["none"], 2, {"batch": 1}),
     "native, each the whole model": (2, NATIVE | {"sharding": "none"}, ["bf16"], ENDS, 2, {"batch": 1}),
 }
+LONG = {"gradients, weights the most", "none, weights the most"}
 
 
 @pytest.mark.filterwarnings("ignore:Expected a tensor")
-@pytest.mark.parametrize("name", PEAKS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.soak if name in LONG else ()) for name in PEAKS])
 def test_the_peak_of_a_step_on_the_fullest_rank(pool, name):
     ranks, parallel, dtypes, settings, micro_batches, sizes = PEAKS[name]
     keys = [(setting, dtype) for dtype in dtypes for setting in settings]

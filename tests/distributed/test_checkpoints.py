@@ -8,6 +8,8 @@ import shutil
 import pytest
 from whole_runs import assert_same_run
 
+from megaselect.training.checkpoint_shared import LAST_SECONDS
+
 SHARDINGS = {
     "parameters": ("--parallel.sharding", "parameters"),
     "gradients": ("--parallel.sharding", "gradients"),
@@ -36,8 +38,14 @@ def uninterrupted(small_runs, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize(
+    ("chain", "dtype"),
+    [
+        pytest.param(chain, dtype, marks=pytest.mark.soak if number and dtype == "bf16" else ())
+        for number, chain in enumerate(CHAINS)
+        for dtype in ("fp32", "bf16")
+    ],
+)
 def test_each_number_of_ranks_goes_on_where_another_was(small_runs, uninterrupted, tmp_path, chain, dtype):
     for step, (ranks, sharding) in zip((0, 2, 4, 6), CHAINS[chain], strict=True):
         ended = small_runs(ranks, tmp_path, "--dtype", dtype, "--max-steps", step + 2, *SHARDINGS[sharding])
@@ -224,7 +232,7 @@ REASONS = {
 }
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("trouble", REASONS)
 def test_a_save_that_one_rank_cannot_make_fails_as_a_whole(small_runs, tmp_path, trouble, rank):
     """One note, which names the rank; nothing of it stays; the run goes on, and its next save works."""
@@ -264,5 +272,5 @@ def test_a_save_in_flight_when_the_run_fails_ends_soon(pool, tmp_path, writer):
     )
     said, seconds = results[writer]
     assert said.startswith("another rank did not write its part (no rank has left save/1/")
-    assert seconds < 8
+    assert seconds < 2 * LAST_SECONDS
     assert not any(tmp_path.glob("checkpoints/*"))

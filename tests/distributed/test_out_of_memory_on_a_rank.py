@@ -13,8 +13,9 @@ def losses(run_dir):
     return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
 
 
-@pytest.mark.parametrize("sharding", ["parameters", "none"])
-@pytest.mark.parametrize(("rank", "point"), [(0, "forward"), (1, "backward")])
+@pytest.mark.parametrize(
+    ("sharding", "rank", "point"), [("parameters", 0, "forward"), ("parameters", 1, "backward"), ("none", 1, "forward")]
+)
 def test_all_ranks_step_up_together_and_the_losses_stay(pool, tmp_path, sharding, rank, point):
     alone, ranks = tmp_path / "alone", tmp_path / "ranks"
     assert spoiled_runs.run((*FLAGS, "--run-dir", alone))[0] == 0

@@ -19,9 +19,20 @@ def test_any_number_of_ranks_has_the_bits_of_one_process(pool, ranks, sharding):
     assert not differences(results, alone())
 
 
-@pytest.mark.parametrize("setting", [name for name in SETTINGS if name != "none"])
-@pytest.mark.parametrize("sharding", SHARDINGS)
-def test_in_every_recompute_setting(pool, setting, sharding):
+# Of each sharding one at least in `make test`, and each with the sharding that frees the most.
+QUICK = {("gradients", "all"), ("none", "full"), *(("parameters", setting) for setting in SETTINGS)}
+
+
+@pytest.mark.parametrize(
+    ("sharding", "setting"),
+    [
+        pytest.param(sharding, setting, marks=() if (sharding, setting) in QUICK else pytest.mark.soak)
+        for sharding in SHARDINGS
+        for setting in SETTINGS
+        if setting != "none"
+    ],
+)
+def test_in_every_recompute_setting(pool, sharding, setting):
     parallel = SHARDINGS[sharding]
     results = pool.run(2, "trials", "training", config_of={**config_of(setting), "parallel": parallel})
     assert not differences(results, alone(setting))
@@ -45,14 +56,14 @@ def test_with_other_attention(pool, attention):
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize("sharding", ["parameters", "none"])
+@pytest.mark.parametrize("sharding", ["parameters", pytest.param("none", marks=pytest.mark.soak)])
 def test_compiled(pool, sharding):
     settings = config_of("all", compile=True)
     results = pool.run(2, "trials", "training", config_of={**settings, "parallel": SHARDINGS[sharding]})
     assert not differences(results, trials.alone(settings))
 
 
-@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("sharding", ["parameters", "none", pytest.param("gradients", marks=pytest.mark.soak)])
 def test_torchs_own_reduction_adds_in_another_order(pool, sharding):
     """So the ordered one is not equal by chance."""
     parallel = {"reduction": "native", **SHARDINGS[sharding]}

@@ -63,6 +63,7 @@ def steps(run_dir):
         return 0
 
 
+@pytest.mark.soak
 def test_started_again_it_goes_on_in_the_same_directory(start, tmp_path, launcher, run_arguments):
     """Which the run did not name."""
     flags = ("--max-steps", "6", "--training.save-interval", "1")
