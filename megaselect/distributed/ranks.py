@@ -42,10 +42,6 @@ class Ranks:
         """The first rank's value: what JSON can hold."""
         return value
 
-    def any(self, flag: bool) -> bool:
-        """Whether it is so on any rank."""
-        return flag
-
     def has_ended(self, rank: int) -> bool:
         """Whether another rank's process is known to have ended."""
         return False
@@ -92,10 +88,6 @@ class ProcessGroupRanks(Ranks):
     def from_first(self, value: T) -> T:
         """See Ranks.from_first."""
         return self.gather_values(value if self.is_first else None)[0]  # type: ignore[return-value]
-
-    def any(self, flag: bool) -> bool:
-        """See Ranks.any."""
-        return bool(self.gather(torch.tensor([int(flag)])).any())
 
 
 def _value_of(row: Tensor) -> Any:
