@@ -7,7 +7,8 @@ TORCH :=
 ARGS :=
 # Processes that train together. The micro-batch is one that 1, 2 and 4 of them divide the default config's batch by.
 RANKS :=
-LAUNCHED = $(if $(RANKS),-m torch.distributed.run --nproc-per-node $(RANKS))
+LAUNCHED = $(if $(RANKS), -m torch.distributed.run --nproc-per-node $(RANKS))
+SMALLER = $(if $(RANKS), --training.micro-batch-size 2)
 
 VENV := .venv$(if $(TORCH),-torch-$(TORCH))
 ifeq ($(PY),)
@@ -55,7 +56,7 @@ help:
 	@echo 'make clean   delete .venv, caches and build products; runs/ stays'
 
 train: $(TRAIN_STAMP)
-	$(PYTHON) $(LAUNCHED) train.py --recompute selective $(if $(RANKS),--training.micro-batch-size 2) $(ARGS)
+	$(PYTHON)$(LAUNCHED) train.py --recompute selective$(SMALLER) $(ARGS)
 
 # An environment that keeps Python from writing bytecode has every worker compile every module anew, and every process that
 # a test starts.

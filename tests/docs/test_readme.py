@@ -49,7 +49,10 @@ def test_its_layout_names_every_package():
 def test_its_commands_can_be_given(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     program, command, *arguments = shlex.split(line)
-    if program == "megaselect":
+    if program == "torchrun":
+        arguments = arguments[arguments.index("train.py") + 1 :]
+        parse_train_args(arguments)
+    elif program == "megaselect":
         assert command in _COMMANDS
     elif "--help" not in arguments:
         assert (program, command) == ("python", "train.py")

@@ -251,7 +251,7 @@ def test_costs_are_measured_for_each_choice_and_leave_no_trace():
     model = build_unchecked(config)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    costs = measured_costs(model, 2)
+    costs = measured_costs(model.blocks[0], model.config, 2)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert set(costs.attention) == set(ATTENTION_SETS)
@@ -275,7 +275,7 @@ def test_assumed_costs_are_ordered_as_the_work_is():
 def test_the_config_s_memory_is_the_budget():
     def planned(memory):
         config = make_config({"mode": "auto", "memory": memory}, num_layers=3)
-        return plan_automatically(config, build_unchecked(make_config(num_layers=3)))
+        return plan_automatically(config, build_unchecked(make_config(num_layers=3)).blocks[0])
 
     assert planned("1GiB").budget_bytes == 2**30
     assert planned("1GiB").plan == no_recompute(3, mode="auto")
@@ -287,7 +287,7 @@ def test_the_config_s_memory_is_the_budget():
 def test_without_memory_the_budget_is_what_the_device_has_free(monkeypatch):
     monkeypatch.setattr("megaselect.build.free_bytes", lambda device: 2**40 if device.type == "cpu" else 0)
     config = make_config({"mode": "auto"}, num_layers=3)
-    assert plan_automatically(config, build_unchecked(make_config(num_layers=3))).budget_bytes == 2**40
+    assert plan_automatically(config, build_unchecked(make_config(num_layers=3)).blocks[0]).budget_bytes == 2**40
 
 
 @pytest.mark.compiles

@@ -8,6 +8,7 @@ import torch
 from megaselect.config import Config
 from megaselect.devices import Placement
 from megaselect.training import run
+from megaselect.distributed.ranks import Ranks
 from megaselect.training.state import RunState
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +68,6 @@ def test_a_compiled_run_evaluates_and_generates_too(run_child, rebuilding_all, r
 def test_a_run_says_where_its_attention_does_not_repeat_itself(attention, device, deterministic, noted):
     placement = Placement(torch.device(device), torch.float32)
     overrides = {"model.attention": attention, "model.dropout_p": 0.0, "training.deterministic": deterministic}
-    notes = run._own_notes(Config.from_yaml(ROOT / "configs/tiny.yaml", overrides), placement, RunState(0, 0))
+    notes = run._own_notes(Config.from_yaml(ROOT / "configs/tiny.yaml", overrides), placement, RunState(0, 0), Ranks())
     assert [note for note in notes if "only with --deterministic" in note] == notes
     assert len(notes) == noted
