@@ -38,7 +38,7 @@ UNKNOWN = [
         "unknown key training.eval_batches; training.eval_samples is in its place, which counts samples, whatever the "
         "micro batch: eval_batches x micro_batch_size of them",
     ),
-    (MODEL + "foo: 3", "unknown section foo; the sections are model, data, training, recompute, logging"),
+    (MODEL + "foo: 3", "unknown section foo; the sections are model, data, training, recompute, parallel, logging"),
     (
         MODEL + "recompute: {xyzzy: 1}",
         "unknown key recompute.xyzzy; recompute has mode, modules, method, num_layers, layers, memory",

@@ -7,8 +7,8 @@ import torch
 
 from megaselect.config import Config
 from megaselect.devices import Placement
-from megaselect.training import run
 from megaselect.distributed.ranks import Ranks
+from megaselect.training import run
 from megaselect.training.state import RunState
 
 ROOT = Path(__file__).parents[2]
