@@ -156,4 +156,6 @@ def _open_board(seconds: float) -> Board:
     ranks, host, limit = ProcessGroupRanks(), os.environ["MASTER_ADDR"], timedelta(seconds=seconds)
     kept = dist.TCPStore(host, 0, None, True, limit, wait_for_workers=False) if ranks.is_first else None
     port = ranks.from_first(kept.port if kept else 0)
-    return Board(kept or dist.TCPStore(host, port, None, False, limit, wait_for_workers=False), seconds)
+    board = Board(kept or dist.TCPStore(host, port, None, False, limit, wait_for_workers=False), seconds)
+    ranks.from_first(None)  # the first may leave at once, and others have yet to connect
+    return board

@@ -76,7 +76,7 @@ PEAKS = {
     "native": (2, NATIVE, ["fp32", "bf16"], ["none"], 2, {"batch": 1}),
     "native, each the whole model": (2, NATIVE | {"sharding": "none"}, ["bf16"], ENDS, 2, {"batch": 1}),
 }
-LONG = {"gradients, weights the most", "none, weights the most"}
+LONG = PEAKS.keys() - {"parameters", "none", "chunks of layers"}
 
 
 @pytest.mark.filterwarnings("ignore:Expected a tensor")
@@ -94,7 +94,9 @@ def test_the_peak_of_a_step_on_the_fullest_rank(pool, name):
     assert not found
 
 
-@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize(
+    "sharding", ["parameters", *(pytest.param(name, marks=pytest.mark.soak) for name in ("gradients", "none"))]
+)
 def test_ranks_plan_alike_for_a_budget_and_keep_it(pool, sharding):
     """Between what full and what none need of one of them."""
     none, full = (predicted(2, config_of(2, setting, parallel=SHARDINGS[sharding]))[1].bytes for setting in ENDS)

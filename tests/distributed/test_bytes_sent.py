@@ -21,7 +21,7 @@ def part_bytes(shapes, shards):
     return sum(4 * -(-shape[0] // shards) * math.prod(shape[1:]) for shape in shapes)
 
 
-@pytest.mark.parametrize("micro_batches", [4, 12])
+@pytest.mark.parametrize("micro_batches", [pytest.param(4, marks=pytest.mark.soak), 12])
 @pytest.mark.parametrize("sharding", ["parameters", "gradients"])
 @pytest.mark.parametrize(("ranks", "replicas"), [(2, 1), pytest.param(4, 1, marks=pytest.mark.soak), (4, 2)])
 def test_shared_weights(pool, ranks, replicas, sharding, micro_batches):

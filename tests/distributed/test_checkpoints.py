@@ -41,7 +41,7 @@ def uninterrupted(small_runs, tmp_path_factory):
 @pytest.mark.parametrize(
     ("chain", "dtype"),
     [
-        pytest.param(chain, dtype, marks=pytest.mark.soak if number and dtype == "bf16" else ())
+        pytest.param(chain, dtype, marks=pytest.mark.soak if number or dtype == "bf16" else ())
         for number, chain in enumerate(CHAINS)
         for dtype in ("fp32", "bf16")
     ],
@@ -164,7 +164,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [2, *(pytest.param(count, marks=pytest.mark.soak) for count in (1, 4))])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_every_rank_passes_over_a_damaged_checkpoint_and_names_what_is_wrong(pool, copied, damage, ranks):
     spoil, problem = DAMAGE[damage]
@@ -232,7 +232,7 @@ REASONS = {
 }
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [2, *(pytest.param(rank, marks=pytest.mark.soak) for rank in (0, 1))])
 @pytest.mark.parametrize("trouble", REASONS)
 def test_a_save_that_one_rank_cannot_make_fails_as_a_whole(small_runs, tmp_path, trouble, rank):
     """One note, which names the rank; nothing of it stays; the run goes on, and its next save works."""
@@ -264,7 +264,7 @@ def test_where_the_last_save_fails_the_run_ends_with_one_error(small_runs, tmp_p
     )
 
 
-@pytest.mark.parametrize("writer", [0, 1])
+@pytest.mark.parametrize("writer", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_save_in_flight_when_the_run_fails_ends_soon(pool, tmp_path, writer):
     """The other rank does not come to it: it may be gone. What was written is removed."""
     results = pool.run(

@@ -126,7 +126,9 @@ def kill_at_random(launcher, arguments, whole, tmp_path, setting, kills, start_a
     print(f"{dict(met)} over {runs} runs")
 
 
-@pytest.mark.parametrize("start_again", [start_again_by_torchrun, start_again_by_hand])
+@pytest.mark.parametrize(
+    "start_again", [start_again_by_torchrun, pytest.param(start_again_by_hand, marks=pytest.mark.soak)]
+)
 def test_killed_at_random_moments(launcher, arguments, whole, tmp_path, start_again):
     kill_at_random(launcher, arguments, whole, tmp_path, "two ranks", 2, start_again)
 

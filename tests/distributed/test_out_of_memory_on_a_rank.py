@@ -14,7 +14,12 @@ def losses(run_dir):
 
 
 @pytest.mark.parametrize(
-    ("sharding", "rank", "point"), [("parameters", 0, "forward"), ("parameters", 1, "backward"), ("none", 1, "forward")]
+    ("sharding", "rank", "point"),
+    [
+        ("parameters", 0, "forward"),
+        pytest.param("parameters", 1, "backward", marks=pytest.mark.soak),
+        pytest.param("none", 1, "forward", marks=pytest.mark.soak),
+    ],
 )
 def test_all_ranks_step_up_together_and_the_losses_stay(pool, tmp_path, sharding, rank, point):
     alone, ranks = tmp_path / "alone", tmp_path / "ranks"

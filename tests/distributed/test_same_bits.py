@@ -1,5 +1,7 @@
 """Any number of ranks, any sharding, any recompute setting: the bits of one process."""
 
+import itertools
+
 import pytest
 import torch
 import trials
@@ -12,25 +14,25 @@ SHARDINGS = {
 }
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-@pytest.mark.parametrize("sharding", SHARDINGS)
+def soaked(quick, cases):
+    """Cases of which all but the quick ones are left to `make soak`."""
+    return [pytest.param(*case, marks=() if case in quick else pytest.mark.soak) for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sharding"),
+    soaked(
+        {(2, "parameters"), (3, "parameters"), (2, "gradients"), (4, "none")}, itertools.product((2, 3, 4), SHARDINGS)
+    ),
+)
 def test_any_number_of_ranks_has_the_bits_of_one_process(pool, ranks, sharding):
     results = pool.run(ranks, "trials", "training", config_of={**config_of(), "parallel": SHARDINGS[sharding]})
     assert not differences(results, alone())
 
 
-# Of each sharding one at least in `make test`, and each with the sharding that frees the most.
-QUICK = {("gradients", "all"), ("none", "full"), *(("parameters", setting) for setting in SETTINGS)}
-
-
 @pytest.mark.parametrize(
     ("sharding", "setting"),
-    [
-        pytest.param(sharding, setting, marks=() if (sharding, setting) in QUICK else pytest.mark.soak)
-        for sharding in SHARDINGS
-        for setting in SETTINGS
-        if setting != "none"
-    ],
+    soaked({("parameters", "all"), ("none", "full")}, itertools.product(SHARDINGS, list(SETTINGS)[1:])),
 )
 def test_in_every_recompute_setting(pool, sharding, setting):
     parallel = SHARDINGS[sharding]
@@ -39,13 +41,14 @@ def test_in_every_recompute_setting(pool, sharding, setting):
     assert results[0][0] == alone()[0]
 
 
-@pytest.mark.parametrize("sharding", ["parameters", "gradients"])
+@pytest.mark.parametrize("sharding", ["parameters", pytest.param("gradients", marks=pytest.mark.soak)])
 def test_replicas_of_groups_that_share(pool, sharding):
     parallel = {"sharding": sharding, "replicas": 2}
     results = pool.run(4, "trials", "training", config_of={**config_of("all"), "parallel": parallel})
     assert not differences(results, alone("all"))
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("attention", ["fused", "sdpa"])
 def test_with_other_attention(pool, attention):
     settings = config_of("all", attention=attention)
@@ -55,15 +58,18 @@ def test_with_other_attention(pool, attention):
     assert not differences(results, trials.alone(settings))
 
 
+@pytest.mark.soak
 @pytest.mark.compiles
-@pytest.mark.parametrize("sharding", ["parameters", pytest.param("none", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("sharding", ["parameters", "none"])
 def test_compiled(pool, sharding):
     settings = config_of("all", compile=True)
     results = pool.run(2, "trials", "training", config_of={**settings, "parallel": SHARDINGS[sharding]})
     assert not differences(results, trials.alone(settings))
 
 
-@pytest.mark.parametrize("sharding", ["parameters", "none", pytest.param("gradients", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "sharding", ["none", *(pytest.param(name, marks=pytest.mark.soak) for name in ("parameters", "gradients"))]
+)
 def test_torchs_own_reduction_adds_in_another_order(pool, sharding):
     """So the ordered one is not equal by chance."""
     parallel = {"reduction": "native", **SHARDINGS[sharding]}
@@ -76,6 +82,7 @@ def test_torchs_own_reduction_adds_in_another_order(pool, sharding):
         assert norm == pytest.approx(other_norm, rel=1e-2)
 
 
+@pytest.mark.soak
 def test_replicas_by_torchs_own_reduction(pool):
     parallel = {"reduction": "native", "replicas": 2}
     results = pool.run(4, "trials", "training", config_of={**config_of(), "parallel": parallel})
@@ -83,8 +90,10 @@ def test_replicas_by_torchs_own_reduction(pool):
     assert results[0][0][-1][0] == pytest.approx(alone()[0][-1][0], rel=1e-3)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize(
+    ("dtype", "sharding"),
+    soaked({("bf16", "parameters"), ("fp16", "none")}, itertools.product(("bf16", "fp16"), SHARDINGS)),
+)
 def test_in_16_bits(pool, dtype, sharding):
     settings = {**config_of("selective", dtype), "parallel": SHARDINGS[sharding]}
     results = pool.run(3, "trials", "training", config_of=settings)

@@ -79,6 +79,7 @@ def test_started_again_it_goes_on_in_the_same_directory(start, tmp_path, launche
     assert_same_run(run_dir, tmp_path / "whole")
 
 
+@pytest.mark.soak
 def test_no_rank_outlives_a_torchrun_that_is_killed(start, tmp_path):
     """And each has saved what was done, without the store, which torchrun has kept."""
     run_dir = tmp_path / "run"
