@@ -112,7 +112,7 @@ class _Step(NamedTuple):
 def _timed_step(trainer: Trainer | None, ranks: Ranks, device: torch.device) -> _Step:
     """Ranks begin together. None: only waits for the others."""
     synchronise(device)
-    ranks.any(False)
+    ranks.from_first(None)
     started, used, phases = time.perf_counter(), time.process_time(), {}
     if trainer is not None:
         trainer.step()

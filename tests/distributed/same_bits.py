@@ -12,6 +12,11 @@ SETTINGS = {
     "full": {"mode": "full"},
     "full sqrt": {"mode": "full", "method": "sqrt"},
 }
+SHARDINGS = {
+    "parameters": {"sharding": "parameters"},
+    "gradients": {"sharding": "gradients"},
+    "none": {"sharding": "none"},
+}
 
 
 @functools.cache

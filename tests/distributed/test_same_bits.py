@@ -5,13 +5,7 @@ import itertools
 import pytest
 import torch
 import trials
-from same_bits import SETTINGS, alone, config_of, differences, joined
-
-SHARDINGS = {
-    "parameters": {"sharding": "parameters"},
-    "gradients": {"sharding": "gradients"},
-    "none": {"sharding": "none"},
-}
+from same_bits import SETTINGS, SHARDINGS, alone, config_of, differences, joined
 
 
 def soaked(quick, cases):
