@@ -6,7 +6,7 @@ is above by a fortieth of a percent, a kilobyte) and for a few numbers beside th
 
 import pytest
 import trials
-from test_same_bits import SETTINGS, SHARDINGS
+from same_bits import SETTINGS, SHARDINGS
 
 from megaselect.distributed.layout import Layout
 from megaselect.planning.auto import problem_of
