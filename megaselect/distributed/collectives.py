@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -17,7 +18,8 @@ def all_gather(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor
 
 
 def all_to_all(tensor: Tensor) -> Tensor:
-    """[ranks, ...]: what each rank has for this one, from [ranks, ...], what this one has for each."""
-    received = tensor.new_empty(tensor.shape)
-    dist.all_to_all_single(received, tensor.contiguous())
-    return received
+    """What each rank has for this one, in the shape of what this one has for each, rank after rank in memory."""
+    flat = tensor.contiguous().view(-1)  # torch 2.15 divides the first dimension, whatever else there is
+    received = torch.empty_like(flat)
+    dist.all_to_all_single(received, flat)
+    return received.view(tensor.shape)
