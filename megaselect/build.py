@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from megaselect.devices import Placement, check_compile, check_kernels, free_bytes, resolve_placement
+from megaselect.distributed.distribution import Distribution
 from megaselect.distributed.layout import Layout
 from megaselect.distributed.ranks import Ranks
 from megaselect.models.gpt.apply_plan import apply_recompute
@@ -21,7 +22,6 @@ from megaselect.units import parse_size
 
 if TYPE_CHECKING:
     from megaselect.config import Config
-    from megaselect.distributed.distribution import Distribution
     from megaselect.models.gpt.block import Block
 
 
@@ -48,10 +48,12 @@ def build_distributed(config: Config, placement: Placement, ranks: Ranks) -> tup
     A plan changes what a layer's forward is, and a compiled layer is one; FSDP2 gathers parameters around whatever a
     layer's forward is by then.
     """
-    from megaselect.distributed.data_parallel import distribute  # FSDP2 takes a second to import
-
     layout = Layout.of(config.parallel, ranks.size, ranks.rank)
     layout.check(config)
+    if layout.ranks == 1:
+        return *build_planned(config, placement), Distribution()
+    from megaselect.distributed.data_parallel import distribute  # FSDP2 takes a second to import
+
     if layout.shards == 1:
         model, automatic = build_planned(config, placement, ranks)
     else:

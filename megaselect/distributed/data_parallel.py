@@ -31,13 +31,11 @@ REPLICATE, SHARD = "replicate", "shard"
 def distribute(
     model: nn.Module, blocks: Sequence[nn.Module], layout: Layout, parallel: ParallelConfig, placement: Placement
 ) -> Distribution:
-    """Bring a model onto the ranks of the default process group. Its weights are the same on each.
+    """Bring a model onto the ranks of the default process group, two at least. Its weights are the same on each.
 
     blocks: the parts that run one after the other, whose parameters are gathered and reduced together. A model that is
     to be cut has fp32 weights, whatever it is to compute in, on any device: they are moved part by part.
     """
-    if layout.ranks == 1:
-        return Distribution()
     replicas, shards = _groups(layout, parse_duration(parallel.timeout, "--parallel.timeout"))
     summation = OrderedSum(layout, replicas if layout.replicas > 1 else None)
     is_ordered = parallel.reduction == "ordered"

@@ -2,7 +2,7 @@
 
 torchrun tells each process RANK, WORLD_SIZE and where to meet, and starts all of them again, up to --max-restarts
 times, where one has ended. The store where they meet outlives them: a rank must not meet what its predecessors left
-there (pytorch issue 135712), so each start has names of its own, and so has each training of one start. What is to be
+there (pytorch #135712), so each start has names of its own, and so has each training of one start. What is to be
 remembered from one start to the next has names without the start's.
 """
 

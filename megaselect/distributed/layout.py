@@ -66,10 +66,6 @@ class Layout:
         """Those of a parameter of so many rows that this rank holds."""
         return shard_rows(total, self.shards, self.shard)
 
-    def micro_batches(self, count: int) -> range:
-        """Those of a step's that this rank takes."""
-        return range(self.rank, count, self.ranks)
-
     def to_dict(self) -> dict[str, int | str]:
         """What all ranks have alike, as JSON can hold it."""
         return {"ranks": self.ranks, "replicas": self.replicas, "sharding": self.sharding}
