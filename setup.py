@@ -56,6 +56,8 @@ setup(
         "sentencepiece>=0.2",
         "wandb>=0.19",
         "numpy>=2.0",
+        # It compiles the CPU kernels; where it is missing or refuses the NumPy that is there, plain torch runs them.
+        "numba>=0.68; python_version < '3.15'",
         "pydantic>=2",
         "rich>=13",
         "safetensors>=0.4",

@@ -130,7 +130,7 @@ def _backward_flops(_: object, qkv_shape: torch.Size, *__: object, **___: object
 
 
 def _kernels(backend: str, tensor: Tensor):  # noqa: ANN202
-    if resolve_backend(backend, tensor.device, tensor.dtype) == "torch":
+    if resolve_backend(backend, tensor.device, tensor.dtype) != "triton":
         from megaselect.kernels import attention_fallback
 
         return attention_fallback

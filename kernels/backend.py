@@ -1,25 +1,30 @@
-"""Which implementation of a fused op runs: the Triton kernel or its plain-torch fallback."""
+"""Which implementation of a fused op runs: the Triton kernel, what Numba compiles, or the plain-torch fallback."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 
 import torch
 
-BACKENDS = ("auto", "triton", "torch")
+BACKENDS = ("auto", "triton", "numba", "torch")
 
 
 def resolve_backend(requested: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
-    """ "triton" or "torch". `auto` takes Triton on a GPU that has it and the torch fallback elsewhere.
+    """ "triton", "numba" or "torch". `auto` takes Triton on a GPU that has it, Numba on a CPU that has it, else torch.
+
+    Numba computes dropout masks, and softmax in fp32 and bf16; the fallback takes the rest.
 
     dtype: of what the op computes, if known. Raises ValueError where Triton is asked for and cannot run (the launch
     itself would only say "0 active drivers"), or would run wrongly: Triton's interpreter computes on bf16's raw bits.
     """
     if requested not in BACKENDS:
         raise ValueError(f"kernel backend {requested!r} is not one of {', '.join(BACKENDS)}")
-    if requested == "torch" or (requested == "auto" and device.type != "cuda"):
+    if requested == "torch":
         return "torch"
+    if requested == "numba" or (requested == "auto" and device.type != "cuda"):
+        return _numba_or_torch(requested, device)
     if importlib.util.find_spec("triton") is None:
         raise ValueError("the Triton kernels need the package triton: install it, or use --kernel-backend torch")
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -33,3 +38,28 @@ def resolve_backend(requested: str, device: torch.device, dtype: torch.dtype | N
             "--kernel-backend torch"
         )
     return "triton"
+
+
+def _numba_or_torch(requested: str, device: torch.device) -> str:
+    if device.type == "cpu" and has_numba():
+        return "numba"
+    if requested == "auto":
+        return "torch"
+    if device.type != "cpu":
+        raise ValueError(f"Numba's kernels do not run on device {device.type}: use --kernel-backend auto or torch")
+    raise ValueError("Numba's kernels need the package numba: install it, or use --kernel-backend auto or torch")
+
+
+def has_numba() -> bool:
+    """Whether it can be imported."""
+    return numba_version() is not None
+
+
+@functools.cache
+def numba_version() -> str | None:
+    """None where it cannot be imported: it refuses a NumPy that is newer than itself."""
+    try:
+        import numba
+    except ImportError:
+        return None
+    return numba.__version__

@@ -108,7 +108,7 @@ _forward.register_autograd(_autograd_backward, setup_context=_setup_context)
 
 
 def _kernels(backend: str, tensor: Tensor):  # noqa: ANN202
-    if resolve_backend(backend, tensor.device, tensor.dtype) == "torch":
+    if resolve_backend(backend, tensor.device, tensor.dtype) != "triton":
         return TorchFallback
     from megaselect.kernels import bias_dropout_residual_triton
 

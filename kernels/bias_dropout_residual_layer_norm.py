@@ -139,7 +139,7 @@ _forward.register_autograd(_autograd_backward, setup_context=_setup_context)
 
 
 def _kernels(backend: str, tensor: Tensor, plane: Plane):  # noqa: ANN202
-    if resolve_backend(backend, tensor.device, tensor.dtype) == "torch":
+    if resolve_backend(backend, tensor.device, tensor.dtype) != "triton":
         return Pair(bias_dropout_residual.TorchFallback, layer_norm.TorchFallback)
     from megaselect.kernels import bias_dropout_residual_layer_norm_triton as fused
 

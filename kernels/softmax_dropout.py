@@ -184,11 +184,16 @@ def _backward_flops(grad_shape: torch.Size, _: object, value_shape: torch.Size, 
 
 
 def _kernels(backend: str, tensor: Tensor):  # noqa: ANN202
-    if resolve_backend(backend, tensor.device, tensor.dtype) == "torch":
-        return TorchFallback
-    from megaselect.kernels import softmax_dropout_triton
+    resolved = resolve_backend(backend, tensor.device, tensor.dtype)
+    if resolved == "triton":
+        from megaselect.kernels import softmax_dropout_triton
 
-    return softmax_dropout_triton
+        return softmax_dropout_triton
+    if resolved == "numba" and tensor.dtype in (torch.float32, torch.bfloat16):
+        from megaselect.kernels import softmax_dropout_numba
+
+        return softmax_dropout_numba
+    return TorchFallback
 
 
 def _context(dropped: Tensor, value: Tensor, threshold: int) -> Tensor:

@@ -53,8 +53,8 @@ class ModelConfig(Section):
     )
     init_std: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
     layernorm_epsilon: float = Field(1e-5, gt=0, description="added to the variance in layernorm")
-    kernel_backend: Literal["auto", "triton", "torch"] = Field(
-        "auto", description="who runs the fused ops; auto: triton on a GPU, torch on a CPU"
+    kernel_backend: Literal["auto", "triton", "numba", "torch"] = Field(
+        "auto", description="who runs the fused ops; auto: triton on a GPU, numba (else torch) on a CPU"
     )
 
     @property

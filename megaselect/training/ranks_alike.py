@@ -11,6 +11,7 @@ import megaselect
 from megaselect.config import Config
 from megaselect.distributed.ranks import Ranks
 from megaselect.errors import RankError
+from megaselect.kernels.backend import numba_version
 
 
 def check_alike(ranks: Ranks, config: Config, fingerprint: str) -> None:
@@ -19,6 +20,7 @@ def check_alike(ranks: Ranks, config: Config, fingerprint: str) -> None:
         f"{section}.{name}": value for section, values in config.to_dict().items() for name, value in values.items()
     }
     versions = {"megaselect": megaselect.__version__, "torch": torch.__version__, "Python": platform.python_version()}
+    versions["numba"] = numba_version() or "none"  # without it, or with another, CPU kernels may give other bits
     own = {**versions, "the data's fingerprint": fingerprint, **settings}
     first, *others = ranks.gather_values(json.dumps(own))
     for rank, other in enumerate(others, 1):

@@ -51,7 +51,7 @@ def load_saved_model(place: Path, which: str | None, device: str, dtype: str) ->
     where = resolve_device(device)
     checkpoint, notes = _open(place, which)
     config = Config.from_dict(checkpoint.saved.config, str(checkpoint.path / "state.json"))
-    if config.model.kernel_backend == "triton":
+    if config.model.kernel_backend in ("triton", "numba"):
         config = Config.from_dict(config.to_dict(), overrides=_OVERRIDES)
     model = _build(checkpoint, config, where, _saved_dtype(checkpoint) if dtype == "auto" else DTYPES[dtype])
     kept = checkpoint.path.parent.parent / TOKENIZER_NAME

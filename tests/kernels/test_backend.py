@@ -14,12 +14,15 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)  # naming a device need
 
 
 def test_the_choices():
-    assert BACKENDS == ("auto", "triton", "torch")
+    assert BACKENDS == ("auto", "triton", "numba", "torch")
 
 
 @pytest.mark.parametrize(
     ("requested", "device", "backend"),
-    [("auto", CPU, "torch"), ("auto", CUDA, "triton"), ("torch", CPU, "torch"), ("torch", CUDA, "torch")],
+    [
+        *(("auto", CPU, "numba"), ("numba", CPU, "numba"), ("torch", CPU, "torch")),
+        *(("auto", CUDA, "triton"), ("torch", CUDA, "torch")),
+    ],
 )
 def test_choice_by_device(requested, device, backend):
     assert resolve_backend(requested, device) == backend
@@ -31,9 +34,9 @@ def test_triton_on_a_gpu():
 
 @pytest.mark.parametrize("requested", ["cuda", "", "Triton"])
 def test_an_unknown_backend_is_named_with_the_known_ones(requested):
-    with pytest.raises(ValueError, match="is not one of auto, triton, torch") as error:
+    with pytest.raises(ValueError, match="is not one of auto, triton, numba, torch") as error:
         resolve_backend(requested, CPU)
-    assert str(error.value) == f"kernel backend {requested!r} is not one of auto, triton, torch"
+    assert str(error.value) == f"kernel backend {requested!r} is not one of auto, triton, numba, torch"
 
 
 @pytest.mark.parametrize("requested", ["auto", "triton"])
@@ -42,7 +45,37 @@ def test_a_gpu_without_the_package_triton(requested, monkeypatch):
     with pytest.raises(ValueError, match="need the package triton: install it, or use --kernel-backend torch"):
         resolve_backend(requested, CUDA)
     assert resolve_backend("torch", CUDA) == "torch"
-    assert resolve_backend("auto", CPU) == "torch"
+    assert resolve_backend("auto", CPU) == "numba"
+
+
+def test_numba_on_a_gpu_is_refused():
+    with pytest.raises(ValueError, match="do not run on device cuda: use --kernel-backend auto or torch"):
+        resolve_backend("numba", CUDA)
+
+
+WITHOUT_NUMBA = """
+import sys
+sys.modules["numba"] = None  # what importlib takes for a package that is not there
+import torch
+from megaselect.kernels.backend import resolve_backend
+print(resolve_backend("auto", torch.device("cpu")))
+try:
+    resolve_backend("numba", torch.device("cpu"))
+except ValueError as error:
+    print(error)
+from megaselect.cli.main import main
+flags = ["--device", "cpu", "--wandb", "disabled", "--max-steps", "1", "--run-dir", sys.argv[1]]
+print(main(["train", "--config", "tiny", *flags]))
+"""
+
+
+def test_training_without_the_package_numba(tmp_path):
+    child = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NUMBA, tmp_path / "run"], capture_output=True, text=True, timeout=600
+    )
+    first, refusal, *_, status = child.stdout.splitlines()
+    assert (first, status) == ("torch", "0"), child.stderr
+    assert refusal == "Numba's kernels need the package numba: install it, or use --kernel-backend auto or torch"
 
 
 @pytest.mark.parametrize(("value", "runs"), [("1", True), ("0", False), (None, False)])
@@ -93,7 +126,7 @@ def test_the_ops_refuse_triton_on_a_cpu_in_a_process_of_their_own():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_the_interpreter_is_refused_in_bf16_alone(dtype, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert resolve_backend("auto", CPU, dtype) == "torch"
+    assert resolve_backend("auto", CPU, dtype) == "numba"
     if dtype != torch.bfloat16:
         assert resolve_backend("triton", CPU, dtype) == "triton"
         return

@@ -238,5 +238,5 @@ def test_a_checkpointed_region_runs_it_again():
 
 def test_an_unknown_backend_is_an_error():
     case = Case((2, 1, 4, 0, 0), backend="cudnn")
-    with pytest.raises(ValueError, match="kernel backend 'cudnn' is not one of auto, triton, torch"):
+    with pytest.raises(ValueError, match="kernel backend 'cudnn' is not one of auto, triton, numba, torch"):
         case.fused(False, *case.inputs)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_reference import dropped, dropped_planes
 
+from megaselect.kernels import dropout_mask
 from megaselect.kernels.dropout_mask import (
     Plane,
-    _philox,
     drop_mask,
     drop_threshold,
     keep_hidden,
@@ -23,6 +23,7 @@ from megaselect.kernels.dropout_mask import (
     signed_seed,
     unsigned_seed,
 )
+from megaselect.kernels.dropout_mask_numpy import philox
 
 VECTORS = json.loads(Path(__file__).with_name("dropout_mask_vectors.json").read_text())
 SEED = 0xDEADBEEFCAFEF00D  # both 32-bit halves have their highest bit set
@@ -35,6 +36,15 @@ sizes = st.integers(1, 150)
 offsets = st.integers(0, 300)
 
 
+@pytest.fixture(autouse=True, scope="module", params=["numba", "numpy"])
+def who_fills(request):
+    """With the package numba, and as if it were not there."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numpy":
+            patch.setattr(dropout_mask, "has_numba", lambda: False)
+        yield
+
+
 def as_keep(mask: np.ndarray) -> torch.Tensor:
     """The int8 keep mask (-1 kept, 0 dropped) of a reference mask."""
     return torch.from_numpy(mask.astype(np.int8) - 1)
@@ -42,9 +52,9 @@ def as_keep(mask: np.ndarray) -> torch.Tensor:
 
 def test_philox_known_answers():
     zero, full = np.zeros((1, 1), np.uint64), np.full((1, 1), 0xFFFFFFFF, np.uint64)
-    words = [int(word.item()) for word in _philox(zero, zero, zero, zero, 0)]
+    words = [int(word.item()) for word in philox(zero, zero, zero, zero, 0)]
     assert words == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
-    words = [int(word.item()) for word in _philox(full, full, full, full, 2**64 - 1)]
+    words = [int(word.item()) for word in philox(full, full, full, full, 2**64 - 1)]
     assert words == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
 
 

@@ -115,7 +115,7 @@ def test_strided_inputs_and_gradient(backend):
 
 def test_an_unknown_backend_is_an_error():
     inputs, _ = make_inputs((2, 4), torch.float32)
-    with pytest.raises(ValueError, match="kernel backend 'cudnn' is not one of auto, triton, torch"):
+    with pytest.raises(ValueError, match="kernel backend 'cudnn' is not one of auto, triton, numba, torch"):
         ours(*inputs, backend="cudnn")
 
 

@@ -6,6 +6,7 @@ import torch
 from mask_reference import dropped_planes
 from torch.utils.flop_counter import FlopCounterMode
 
+from megaselect.kernels import softmax_dropout_numba
 from megaselect.kernels.dropout_mask import Plane, keep_scale, signed_seed
 from megaselect.kernels.softmax_dropout import TorchFallback, softmax_dropout_value
 
@@ -24,7 +25,7 @@ SHAPES = [  # batch, heads, q, k, head size, row offset, column offset
 every_form = pytest.mark.parametrize("form", FORMS)
 either_backend = pytest.mark.parametrize(
     "backend",
-    ["torch", pytest.param("triton", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="not interpreted"))],
+    ["own", pytest.param("triton", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="not interpreted"))],
 )
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 op = torch.ops.megaselect.softmax_dropout_value
@@ -34,8 +35,9 @@ backward_op = torch.ops.megaselect.softmax_dropout_value_backward
 class Case:
     """Random inputs and the independent mask of a shape; every run makes leaves of its own."""
 
-    def __init__(self, shape, dtype=torch.float32, threshold=26, spread=3.0, backend="torch"):
-        self.backend = backend
+    backend = "torch"
+
+    def __init__(self, shape, dtype=torch.float32, threshold=26, spread=3.0):
         self.batch, self.heads, self.rows, self.keys, self.head_size, row_offset, column_offset = shape
         generator = torch.Generator().manual_seed(self.rows * 1000 + self.keys)
         score_shape = (self.batch, self.heads, self.rows, self.keys)
@@ -65,7 +67,7 @@ class Case:
         return softmax_dropout_value(scores, value, self.samples, self.plane, **form, backend=self.backend)
 
     def arguments(self, form, scores, value):
-        return scores, value, self.samples, signed_seed(SEED), *self.plane[1:], *FORMS[form], "torch"
+        return scores, value, self.samples, signed_seed(SEED), *self.plane[1:], *FORMS[form], self.backend
 
     def plain(self, dtype):
         """The same of torch's own ops, rounded to `dtype` after each of them."""
@@ -76,6 +78,12 @@ class Case:
         context = (dropped @ value).permute(2, 0, 1, 3).flatten(2)
         context.backward(self.grad.to(dtype))
         return context.detach(), scores.grad.masked_fill(~self.live, 0), value.grad
+
+
+@pytest.fixture(autouse=True, scope="module", params=["torch", "numba"])
+def backend_of_cases(request):
+    """Numba leaves fp64 and fp16 to torch."""
+    Case.backend = request.param
 
 
 def assert_same_bits(got, wanted):
@@ -175,7 +183,8 @@ def test_value_may_be_a_strided_view_of_qkv(form, dtype):
 @pytest.mark.parametrize("form", ["none", "softmax+dropout"])  # all saved, and all recomputed from the arguments
 @either_backend
 def test_scores_samples_and_grad_may_be_strided(form, backend):
-    case = Case((2, 1, 5, 8, 4, 1, 0), threshold=128, backend=backend)  # the interpreter has half the work so
+    case = Case((2, 1, 5, 8, 4, 1, 0), threshold=128)  # the interpreter has half the work so
+    case.backend = backend if backend == "triton" else Case.backend
     wanted = case.run(form)
     case.grad = case.grad.transpose(0, 2).contiguous().transpose(0, 2)
     assert_same_bits(case.run(form), wanted)
@@ -272,7 +281,7 @@ def test_opcheck_of_backward(form, threshold):
     context, *kept = op(*case.arguments(form, case.scores, case.value))
     scores = case.scores.new_empty(0) if FORMS[form][0] else case.scores
     arguments = case.grad, context, case.value, case.samples, scores, *kept
-    torch.library.opcheck(backward_op.default, (*arguments, signed_seed(SEED), *case.plane[1:], "torch"))
+    torch.library.opcheck(backward_op.default, (*arguments, signed_seed(SEED), *case.plane[1:], case.backend))
 
 
 @every_form
@@ -331,17 +340,16 @@ def test_scores_above_the_diagonal_do_not_matter(form, above):
 
 @pytest.mark.parametrize("threshold", [0, 26])
 @pytest.mark.parametrize("poison", [torch.inf, -torch.inf, torch.nan])
-def test_the_fallback_ignores_any_gradient_above_the_diagonal(threshold, poison):
+def test_no_gradient_above_the_diagonal_matters(threshold, poison):
+    kernels = TorchFallback if Case.backend == "torch" else softmax_dropout_numba
     case = Case((1, 2, 17, 17, 8, 0, 0), threshold=threshold)
-    _, row_max, inverse_sum, *_ = TorchFallback.forward(case.scores, case.samples, case.plane, False, False)
+    _, row_max, inverse_sum, *_ = kernels.forward(case.scores, case.samples, case.plane, False, False)
     empty, delta = case.scores.new_empty(0), torch.full((1, 2, 17), 0.5)
     saved = {"scores": case.scores, "row_max": row_max, "inverse_sum": inverse_sum, "probs": empty}
     mask = torch.empty(0, dtype=torch.int8)
     results = []
     for above in (0.0, poison):
         grad = torch.ones_like(case.scores).masked_fill(~case.live, above)
-        results.append(
-            TorchFallback.backward(grad, delta, case.samples, case.plane, **saved, mask=mask, write_dropped=True)
-        )
+        results.append(kernels.backward(grad, delta, case.samples, case.plane, **saved, mask=mask, write_dropped=True))
     assert_same_bits(*results)
     assert results[0][0].any()
