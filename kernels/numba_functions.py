@@ -82,7 +82,8 @@ def _fold(words, column, row, sample, site_half, key_0, key_1, bits):
 def _drop_words(words, row_tile, column_tile, sample, site, key_0, key_1, threshold):
     """words[8, WORDS * tiles] of a row of tiles, from column_tile on; see dropout_mask.py."""
     for r in range(TILE_ROWS // 2):
-        words[r, :] = 0
+        for k in range(words.shape[1]):
+            words[r, k] = 0
         for half in range(2):
             bits = threshold >> 4 * half & 15
             if half == 1 or bits:  # below the lowest 1 of the threshold the fold is `0 & word`
@@ -138,6 +139,20 @@ def _words_of_tiles(
 
 
 @compiled
+def _zero_beyond(live, row):
+    for column in range(live, row.size):
+        row[column] = 0
+
+
+@compiled
+def _write_flags(flags, target):
+    """And 0 beyond them. By loops, as Numba takes two seconds to compile an assignment of slices."""
+    for column in range(flags.size):
+        target[column] = flags[column]
+    _zero_beyond(flags.size, target)
+
+
+@compiled
 def fill_keep(keep, samples, planes, site, key_0, key_1, threshold, row_offset, column_offset, causal, start, stop):
     """Planes [start, stop) of keep, int8 [P, q, k]: -1 where kept, 0 where dropped or, where causal, dead."""
     rows, columns = keep.shape[1:]
@@ -154,8 +169,7 @@ def fill_keep(keep, samples, planes, site, key_0, key_1, threshold, row_offset, 
                 )  # fmt: skip
             live = _live(row, columns, row_offset, column_offset) if causal else columns
             _expand(words, at, line)
-            keep[plane, row, :live] = flags[skipped : skipped + live]
-            keep[plane, row, live:] = 0
+            _write_flags(flags[skipped : skipped + live], keep[plane, row])
 
 
 # --- softmax and dropout -------------------------------------------------------------------------------------------
@@ -250,14 +264,14 @@ def _(row, target):
         def copy(row, target):
             for column in range(row.size):
                 target[column] = row[column]
-            target[row.size :] = 0
+            _zero_beyond(row.size, target)
 
         return copy
 
     def narrow(row, target):
         for column in range(row.size):
             target[column] = _bf16_bits(row[column])
-        target[row.size :] = 0
+        _zero_beyond(row.size, target)
 
     return narrow
 
@@ -333,8 +347,7 @@ def softmax_dropout(
                 keep = line.view(np.int8)[skipped : skipped + live]
                 _and_(values, keep)
                 if mask.size:
-                    mask[plane, row, :live] = keep
-                    mask[plane, row, live:] = 0
+                    _write_flags(keep, mask[plane, row])
             _store(values, dropped[plane, row])
 
 
