@@ -18,12 +18,15 @@ from megaselect.distributed.launch import joined_ranks
 from megaselect.distributed.ranks import Ranks
 from megaselect.training.phases import PHASES
 
-# Label -> (recompute, reduction, whether the first rank takes the step alone).
-OURS = {
-    "none": ("none", "ordered", False),
-    "none, native": ("none", "native", False),
-    "none, one rank": ("none", "ordered", True),
-    "all": ("all", "ordered", False),
+# Label -> (recompute, section parallel, who takes the step: ranks together, each alone at the same time, or the first).
+OURS: dict[str, tuple[str, dict[str, str], str]] = {
+    "none": ("none", {}, "together"),
+    "none, native": ("none", {"reduction": "native"}, "together"),
+    "none, gradients": ("none", {"sharding": "gradients"}, "together"),
+    "none, replicated": ("none", {"sharding": "none"}, "together"),
+    "none, each alone": ("none", {}, "each"),
+    "none, one rank": ("none", {}, "first"),
+    "all": ("all", {}, "together"),
 }
 FEWEST_ROUNDS = 3
 GIVE_UP_SECONDS = 120.0  # on a rank that does not come
@@ -39,22 +42,19 @@ def measure(config: Sections, baselines: Sequence[str], sdpa: bool, rounds: int,
     _use_one_thread(config)
     with joined_ranks(GIVE_UP_SECONDS) as ranks:
         trainers: dict[str, Trainer | None] = {}
-        for label, (recompute, reduction, alone) in OURS.items():
-            chosen = dict(config) | {"recompute": RECOMPUTE[recompute], "parallel": {"reduction": reduction}}
-            trainers[label] = _alone(chosen, ranks) if alone else Megaselect(Config.from_dict(chosen), ranks)
+        for label, (recompute, parallel, taken) in OURS.items():
+            chosen = dict(config) | {"recompute": RECOMPUTE[recompute], "parallel": parallel}
+            trainers[label] = _trainer(chosen, ranks, taken)
         plain = Config.from_dict(dict(config))
         trainers |= {way: PlainFSDP(plain, ranks, way, sdpa) for way in baselines}
+        alone = [label for label, (_, _, taken) in OURS.items() if taken != "together"]
         saved = {
             label: trainer.saved_bytes()
             for label, trainer in trainers.items()
-            if label not in UNSEEN_BY_HOOKS and trainer is not None and label not in _taken_alone()
+            if label not in UNSEEN_BY_HOOKS and trainer is not None and label not in alone
         }
         times = _take_turns(trainers, ranks, rounds, seconds, resolve_device(plain.training.device))
         return times | {"saved": saved}
-
-
-def _taken_alone() -> list[str]:
-    return [label for label, (_, _, alone) in OURS.items() if alone]
 
 
 def _use_one_thread(config: Sections) -> None:
@@ -63,9 +63,11 @@ def _use_one_thread(config: Sections) -> None:
         torch.set_num_threads(1)
 
 
-def _alone(config: dict[str, Any], ranks: Ranks) -> Megaselect | None:
-    """The first rank's, of as many micro-batches as each rank takes; None on the others, which do nothing then."""
-    if not ranks.is_first:
+def _trainer(config: dict[str, Any], ranks: Ranks, taken: str) -> Megaselect | None:
+    """Alone it takes as many micro-batches as each rank takes together. None on a rank that does nothing then."""
+    if taken == "together":
+        return Megaselect(Config.from_dict(config), ranks)
+    if taken == "first" and not ranks.is_first:
         return None
     share = config["training"]["global_batch_size"] // ranks.size
     return Megaselect(

@@ -101,7 +101,7 @@ def _chain_runs(scores: Tensor, grad: Tensor, dropout_p: float) -> list[Contende
 
 def _kernels(tensor: Tensor) -> Any:
     """The Triton kernels on a GPU, their torch fallback elsewhere: the same two functions."""
-    if resolve_backend("auto", tensor.device) == "torch":
+    if resolve_backend("auto", tensor.device) != "triton":
         return softmax_dropout.TorchFallback
     from megaselect.kernels import softmax_dropout_triton
 

@@ -2,7 +2,8 @@
 
 from megaselect.comparison import worker
 from megaselect.compatibility import load_compiler
+from megaselect.kernels import preloaded as kernels
 
 load_compiler()
 
-__all__ = ["worker"]
+__all__ = ["kernels", "worker"]

@@ -18,7 +18,7 @@ from megaselect.comparison.provenance import source_commit
 ROOT = Path(__file__).parents[2]
 CASES = [(name, f"measure '{name}'") for name in ("bits a", "bits b", "K1 s=4096", "bits a, compiled")]
 # What a GPU image has, with what belongs to it; wandb is imported where a run is logged to it, pip brings plotly.
-IN_IMAGES = {"torch", "triton", "numpy", "wandb"}
+NOT_CARRIED = {"torch", "triton", "numpy", "wandb", "numba"}
 
 
 def bits(case, *differing, contender="unfused all", status="ok", **more):
@@ -107,7 +107,7 @@ def test_the_wheels_are_all_that_megaselect_needs():
     waiting, seen = [_plain(text) for text in re.findall(r'"(.*?)"', needed)], set()
     while waiting:
         name = waiting.pop()
-        if name in seen | IN_IMAGES:
+        if name in seen | NOT_CARRIED:
             continue
         seen.add(name)
         requires = importlib.metadata.requires(name) or []

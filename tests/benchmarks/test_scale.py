@@ -6,7 +6,16 @@ from benchmarks import scale_targets
 from benchmarks.rank_processes import run_on_ranks
 from megaselect.errors import RankError
 
-TRAINERS = ["none", "none, native", "none, one rank", "all", "plain", "plain, checkpoint", "plain, SAC"]
+TRAINERS = [
+    "none",
+    "none, native",
+    "none, each alone",
+    "none, one rank",
+    "all",
+    "plain",
+    "plain, checkpoint",
+    "plain, SAC",
+]
 
 
 def test_two_ranks(runner, tmp_path):
@@ -20,7 +29,7 @@ def test_two_ranks(runner, tmp_path):
         assert len(row["all_rank_step_ms"]) == row["rank_step_ms"]["count"] == 3
         assert 0 < row["forward_ms"] < row["rank_step_ms"]["median"] * 3
         assert row["processor_ms"] > 0
-    ours = [timed[name] for name in ("none", "none, native", "all")]
+    ours = [timed[name] for name in ("none", "none, native", "none, gradients", "none, replicated", "all")]
     assert all(row["saved_measured"] == row["saved_predicted"] > 0 for row in ours)
     assert timed["plain, checkpoint"]["saved_measured"] < timed["all"]["saved_measured"]
     sent = {(row["ranks"], row["contender"]): row["sent_bytes"] for row in rows if "sent_bytes" in row}

@@ -28,10 +28,11 @@ import torch._dynamo  # torch.optim imports it on first use
 import torch.distributed as dist
 import torch.distributed.fsdp
 
+import megaselect.kernels.preloaded
 from megaselect.cli.main import main
 from megaselect.training.run import train
 
-IMPORTED = train, torch.distributed.fsdp  # `main` would import it in every copy
+IMPORTED = train, torch.distributed.fsdp, megaselect.kernels.preloaded  # `main` would import it in every copy
 
 
 def serve():

@@ -23,7 +23,8 @@ class RankPool:
     def __init__(self, size=4):
         self.size = size
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "megaselect.training.run"])
+        libraries = ["torch", "torch.distributed.fsdp", "megaselect.training.run", "megaselect.kernels.preloaded"]
+        self._context.set_forkserver_preload(libraries)
         self._members = []
 
     def __enter__(self):

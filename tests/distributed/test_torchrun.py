@@ -105,6 +105,19 @@ def test_ctrl_c_ends_a_run_as_one_process_does(start, tmp_path):
     assert step == steps(run_dir)
 
 
+def test_one_run_in_wandb_and_one_in_tensorboard(start, tmp_path):
+    child = start(
+        ["--nproc-per-node", "2"],
+        *("--wandb", "offline", "--tensorboard", "--max-steps", "2", "--run-dir", "run"),
+    )
+    output, errors = child.communicate(timeout=SECONDS)
+    assert child.returncode == 0, errors
+    (written,) = (tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb")
+    assert written.stat().st_size > 0
+    assert len(list((tmp_path / "run").rglob("events.out.tfevents.*"))) == 1
+    assert output.count("wandb: offline") == 1
+
+
 @pytest.fixture
 def start_nodes(start):
     """Two nodes of one rank each, on this machine."""

@@ -14,10 +14,11 @@ import sys
 import torch
 import torch._dynamo  # torch.optim imports it on first use
 
+import megaselect.kernels.preloaded
 from megaselect.cli.main import main
 from megaselect.training.run import train
 
-IMPORTED = train  # `main` would import it in every copy
+IMPORTED = train, megaselect.kernels.preloaded  # `main` would import it in every copy
 
 
 def serve():

@@ -10,7 +10,7 @@ from tiny_models import make_batch, make_config
 
 from megaselect.data.sampler import Batch
 from megaselect.errors import RecomputeError
-from megaselect.kernels import attention_fallback, bias_dropout_residual, softmax_dropout
+from megaselect.kernels import attention_fallback, bias_dropout_residual, softmax_dropout, softmax_dropout_numba
 from megaselect.models.gpt import block
 from megaselect.models.gpt.layers import LayerNorm
 from megaselect.recomputation.plan import Chunk, RecomputePlan, make_plan
@@ -138,7 +138,7 @@ def in_backward_only(monkeypatch, owner, home, name, change):
 
 def test_a_mask_that_backward_rebuilds_off_by_a_column_is_named(monkeypatch):
     in_backward_only(monkeypatch, softmax_dropout.TorchFallback, softmax_dropout, "_keep", shifted_by_a_column)
-    report = report_of()
+    report = report_of(kernel_backend="torch")
     assert failed(report) == each([*DROPPING, "core_attn"], "same bits", "masks")
     assert failed(report, "fused") == {}
     fault = detail(report, "unfused", "selective", "masks")
@@ -156,13 +156,13 @@ def test_a_hidden_mask_that_backward_rebuilds_off_by_a_column_is_named(monkeypat
 
 def test_another_seed_in_a_second_run_is_named(monkeypatch):
     """Each call of forward draws another mask, as a random state that is not put back would."""
-    original, calls = softmax_dropout.TorchFallback.forward, []
+    original, calls = softmax_dropout_numba.forward, []
 
     def forward(scores, sample_index, plane, *flags):
         calls.append(plane)
         return original(scores, sample_index, plane._replace(seed=plane.seed + len(calls)), *flags)
 
-    monkeypatch.setattr(softmax_dropout.TorchFallback, "forward", staticmethod(forward))
+    monkeypatch.setattr(softmax_dropout_numba, "forward", forward)
     report = unfused_report(only=["none", "full"])
     assert "masks" in failed(report)["full"]
     assert detail(report, "unfused", "none", "same bits").startswith(
@@ -185,12 +185,12 @@ def test_a_mask_that_is_wrong_in_every_mode_alike_is_named(monkeypatch):
 
 
 def test_statistics_of_another_sample_are_found_where_probs_are_rebuilt(monkeypatch):
-    original = softmax_dropout.TorchFallback.backward
+    original = softmax_dropout_numba.backward
 
     def backward(*args, row_max, **kwargs):
         return original(*args, row_max=row_max.flip(0) if row_max.numel() else row_max, **kwargs)
 
-    monkeypatch.setattr(softmax_dropout.TorchFallback, "backward", staticmethod(backward))
+    monkeypatch.setattr(softmax_dropout_numba, "backward", backward)
     report = unfused_report()
     recomputing = ["softmax", "core_attn", "selective", "core_attn dropout", "all", "full"]
     assert failed(report) == each(recomputing, "same bits")
@@ -279,13 +279,13 @@ def test_where_none_does_not_repeat_itself_nothing_is_compared_with_it(monkeypat
 
 
 def test_the_worst_of_several_batches_is_reported(monkeypatch):
-    original = softmax_dropout.TorchFallback.backward
+    original = softmax_dropout_numba.backward
 
     def backward(grad_dropped, delta, sample_index, plane, *, row_max, **kwargs):
         second_batch = bool((sample_index >= 9).any())
         statistics = row_max.flip(0) if second_batch and row_max.numel() else row_max
         return original(grad_dropped, delta, sample_index, plane, row_max=statistics, **kwargs)
 
-    monkeypatch.setattr(softmax_dropout.TorchFallback, "backward", staticmethod(backward))
+    monkeypatch.setattr(softmax_dropout_numba, "backward", backward)
     assert failed(unfused_report(batches=1, only=["none", "softmax"])) == {}
     assert failed(unfused_report(batches=2, only=["none", "softmax"])) == {"softmax": {"same bits"}}
