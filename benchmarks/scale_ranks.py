@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -78,7 +79,9 @@ def _trainer(config: dict[str, Any], ranks: Ranks, taken: str) -> Megaselect | N
 def _take_turns(
     trainers: Mapping[str, Trainer | None], ranks: Ranks, rounds: int, seconds: float, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    """A step each a round; each round begins with another one. The round before the first one warms up."""
+    """A step each a round, each round in another order, as a step also depends on the memory that the one before it has
+    left. The round before the first one warms up.
+    """
     labels = list(trainers)
     taken: dict[str, list[_Step]] = {label: [] for label in labels}
     started = 0.0
@@ -87,8 +90,7 @@ def _take_turns(
             started = time.monotonic()
         elif number >= FEWEST_ROUNDS and ranks.from_first(time.monotonic() - started > seconds):
             break
-        start = number % len(labels)
-        for label in labels[start:] + labels[:start]:
+        for label in random.Random(number).sample(labels, len(labels)):  # alike on all ranks
             step = _timed_step(trainers[label], ranks, device)
             if number >= 0:
                 taken[label].append(step)

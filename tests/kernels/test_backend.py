@@ -65,7 +65,8 @@ except ValueError as error:
     print(error)
 from megaselect.cli.main import main
 flags = ["--device", "cpu", "--wandb", "disabled", "--max-steps", "1", "--run-dir", sys.argv[1]]
-print(main(["train", "--config", "tiny", *flags]))
+small = ["--model.num-layers", "1", "--model.hidden-size", "8", "--model.num-attention-heads", "1"]
+print(main(["train", "--config", "tiny", *flags, *small, "--training.eval-samples", "1"]))
 """
 
 

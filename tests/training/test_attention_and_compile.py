@@ -46,6 +46,7 @@ def test_fused_attention_rebuilding_all_trains_to_the_same_bits(run_main, rebuil
     assert read_metrics(recomputed)[0]["saved_bytes"] < read_metrics(kept)[0]["saved_bytes"]
 
 
+@pytest.mark.soak
 @pytest.mark.compiles
 def test_a_compiled_run_evaluates_and_generates_too(run_child, rebuilding_all, read_metrics, tmp_path):
     printed, compiled = fused_run(run_child, tmp_path, *ALL, "--compile")
