@@ -57,9 +57,9 @@ def has_numba() -> bool:
 
 @functools.cache
 def numba_version() -> str | None:
-    """None where it cannot be imported: it refuses a NumPy that is newer than itself."""
+    """None where it cannot be imported, as it refuses a NumPy that is newer than itself, or is told not to compile."""
     try:
         import numba
     except ImportError:
         return None
-    return numba.__version__
+    return None if numba.config.DISABLE_JIT else numba.__version__
