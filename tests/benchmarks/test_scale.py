@@ -46,6 +46,7 @@ def test_two_ranks(runner, tmp_path):
     assert f"not measured on GPUs: `{scale_targets.COMMAND}`" in report
 
 
+@pytest.mark.soak
 def test_bytes_of_two_ranks(runner, tmp_path):
     document = runner.json("scale", "--config", runner.config, "--filter", "bytes", "2 ranks")
     sent = {row["contender"]: row["sent_bytes"] for row in document["rows"]}

@@ -86,6 +86,7 @@ def connections(server):
     return count
 
 
+@pytest.mark.soak
 def test_a_server_that_never_answers_costs_its_timeout_once(tmp_path):
     shorter = "from megaselect.report import wandb_dashboard_save as save\nsave.SERVER_TIMEOUT_SECONDS = 1\n"
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -56,6 +56,7 @@ def test_tables_and_help_in_latin_1(tmp_path):
     assert "red and - do not fit" in " ".join(run(tmp_path, "latin-1", TABLES).split())
 
 
+@pytest.mark.soak
 def test_every_command_in_ascii(tmp_path):
     (tmp_path / "text–1.txt").write_text("“Größer” – 日本, naïve… ✓ ×\n" * 400, encoding="utf-8")
     out = run(tmp_path, "ascii", [*TABLES, *WORK])

@@ -6,7 +6,8 @@ ended, by SIGKILL `patience` seconds later, and starts all of them again up to `
 
 kills: for each start a rank and what it waits for before it gets SIGKILL, {"rank": r, "seconds": s} or {"rank": r,
 "collective": n}, in which it then is: the others wait for it; or {"signals": names, "seconds": s}, which all ranks get,
-one after the other, as torchrun passes on its own. Seconds may be {"file": name}: when it is there.
+one after the other, as torchrun passes on its own. Seconds may be {"file": name, "bytes": n}: when it is there
+with so many.
 troubles: rank -> what happens there instead of, say, its 10th collective, {"collective": 10, "what": a name of
 TROUBLES}, or from the beginning, {"what": "full disk"}.
 places: rank -> the directory that it starts in, where that is not the others'.
@@ -90,10 +91,10 @@ class Agent:
         return {"codes": [codes[rank] for rank in range(len(ranks))], "seconds": time.monotonic() - ended}
 
     def _wait(self, moment, handles):
-        """So many seconds, or until there is a {"file": name}; no longer than there are ranks."""
+        """So many seconds, or until a file has so many bytes; no longer than there are ranks."""
         if isinstance(moment, dict):
             file = Path(self.job["directory"], moment["file"])
-            while not file.exists() and not select.select(handles, [], [], 0.005)[0]:
+            while not _has_bytes(file, moment["bytes"]) and not select.select(handles, [], [], 0.005)[0]:
                 pass
         else:
             select.select(handles, [], [], moment)
@@ -155,6 +156,13 @@ class Agent:
             "TORCHELASTIC_RUN_ID": "none",
             **self.job["environment"],
         }
+
+
+def _has_bytes(file, number):
+    try:
+        return file.stat().st_size >= number
+    except FileNotFoundError:
+        return False
 
 
 def keep_store():

@@ -265,6 +265,7 @@ def test_where_the_last_save_fails_the_run_ends_with_one_error(small_runs, tmp_p
 
 
 @pytest.mark.parametrize("writer", [0, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.soak
 def test_a_save_in_flight_when_the_run_fails_ends_soon(pool, tmp_path, writer):
     """The other rank does not come to it: it may be gone. What was written is removed."""
     results = pool.run(

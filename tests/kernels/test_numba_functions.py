@@ -127,6 +127,7 @@ print(int((keep_planes(torch.tensor([1]), Plane(3, 5, 26), 1, 100, 100) == 0).su
 """
 
 
+@pytest.mark.soak
 def test_without_a_place_for_the_cache_it_compiles_anew():
     environment = os.environ | {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "NUMBA_CACHE_DIR": ""}
     child = subprocess.run(

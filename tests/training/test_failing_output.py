@@ -44,6 +44,7 @@ def assert_complete(read_metrics, tmp_path):
     return check
 
 
+@pytest.mark.soak
 def test_a_run_goes_on_where_neither_output_nor_errors_can_be_written(start, training, assert_complete):
     with open("/dev/full", "w") as full:
         child = start(*training, stdout=full, stderr=subprocess.STDOUT)

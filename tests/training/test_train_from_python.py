@@ -234,6 +234,7 @@ def test_the_process_is_afterwards_as_it_was(config, deterministic, fails):
 
 
 @pytest.mark.usefixtures("unusual_settings")
+@pytest.mark.soak
 def test_the_callers_settings_change_no_bit(config, run_child, read_metrics, tmp_path):
     megaselect.train(config(training__warmup_steps=2))
     child = run_child("--config", tmp_path / "run/config.yaml", "--run-dir", tmp_path / "command")
