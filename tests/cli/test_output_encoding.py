@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from megaselect.cli.main import _COMMANDS
 
 ROOT = Path(__file__).parents[2]
