@@ -29,6 +29,13 @@ _ONLY_READ = {("estimate",), ("runs",), ("data", "inspect"), ("checkpoint", "ver
 _TORCHRUN = "WORLD_SIZE"
 
 
+def keep_connections_silent() -> None:
+    """Before torch is imported: of a rank that is gone torch would write a warning with its own stack on every other
+    one, beside the line that tells it.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 class _Launcher(NamedTuple):
     """The variables that hold how many processes there are, and which of them this is."""
 

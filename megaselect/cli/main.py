@@ -15,7 +15,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from megaselect import __version__
-from megaselect.cli.launchers import Launch, let_others_end, refused_launch, this_launch
+from megaselect.cli.launchers import Launch, keep_connections_silent, let_others_end, refused_launch, this_launch
 from megaselect.cli.words import unknown_command
 from megaselect.errors import MegaselectError, ToldByAnotherRank
 from megaselect.report.output import drop_unwritten, replace_what_cannot_be_encoded
@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None, train_prog: str = "megaselect train"
     debug = "--debug" in arguments
     _open_closed_streams()
     replace_what_cannot_be_encoded(sys.stdout)
+    if this_launch() and not debug:
+        keep_connections_silent()
     try:
         code = _run([word for word in arguments if word != "--debug"], debug, train_prog)
         sys.stdout.flush()  # here, where its failure can be told

@@ -17,7 +17,7 @@ NOT_LASTING = {
     *("step_ms", "tokens_per_s", "mfu", "hfu", "data_ms", "forward_ms", "backward_ms", "optimizer_ms"),
     *("peak_bytes", "peak_bytes_mean", "resident_bytes", "ranks", "replicas", "shards"),
 }
-LIBRARIES = re.compile(r"\[W\d+ \d\d:|\[.*/gloo/|\[rank\d\]:\[W\d+ ")
+LIBRARIES = re.compile(r"\[W\d+ \d\d:|\[.*/gloo/|\[rank\d\]:\[W\d+ |frame #\d+: |$")
 HERE = Path(__file__).parent
 
 
