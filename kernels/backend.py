@@ -62,4 +62,4 @@ def numba_version() -> str | None:
         import numba
     except ImportError:
         return None
-    return None if numba.config.DISABLE_JIT else numba.__version__
+    return None if getattr(numba.config, "DISABLE_JIT", 0) else numba.__version__
