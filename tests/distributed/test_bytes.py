@@ -76,7 +76,7 @@ PEAKS = {
     "native": (2, NATIVE, ["fp32", "bf16"], ["none"], 2, {"batch": 1}),
     "native, each the whole model": (2, NATIVE | {"sharding": "none"}, ["bf16"], ENDS, 2, {"batch": 1}),
 }
-LONG = PEAKS.keys() - {"parameters", "none", "chunks of layers"}
+LONG = PEAKS.keys() - {"parameters", "chunks of layers"}
 
 
 @pytest.mark.filterwarnings("ignore:Expected a tensor")

@@ -105,6 +105,7 @@ def test_ctrl_c_ends_a_run_as_one_process_does(start, tmp_path):
     assert step == steps(run_dir)
 
 
+@pytest.mark.soak
 def test_one_run_in_wandb_and_one_in_tensorboard(start, tmp_path):
     child = start(
         ["--nproc-per-node", "2"],

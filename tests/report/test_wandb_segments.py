@@ -54,6 +54,9 @@ def run(mode, number=None, step=0):
 """
 
 
+pytestmark = pytest.mark.soak  # its runs take a fifth of a minute
+
+
 @pytest.fixture(scope="module")
 def segments(tmp_path_factory):
     """The records of each segment, in the order of their starts, and what the processes printed."""
