@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megaselect.kernels import numba_functions as functions
 from megaselect.kernels.cpu_threads import in_parts
-from megaselect.kernels.dropout_mask import Plane, key_halves
+from megaselect.kernels.dropout_mask import Plane, keep_hidden, key_halves
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -60,6 +60,15 @@ def backward(
         lambda *part: functions.softmax_dropout_backward(*gradients, *statistics, *kept, *part),
     )
     return grad_dropped, dropped if write_dropped else probs
+
+
+def load(dtype: torch.dtype) -> None:
+    """Have Numba compile what a step needs, about ten seconds, or load what it has compiled before, half a one."""
+    samples, plane, scores = torch.zeros(1, dtype=torch.int64), Plane(0, 0, 26), torch.zeros(1, 1, 1, 1, dtype=dtype)
+    keep_hidden(samples, plane, 1, 1)
+    _, row_max, inverse_sum, probs, mask = forward(scores, samples, plane, True, True)
+    saved = {"scores": scores, "row_max": row_max, "inverse_sum": inverse_sum, "probs": probs, "mask": mask}
+    backward(scores, row_max, samples, plane, **saved, write_dropped=True)
 
 
 def _planes(tensor: Tensor) -> np.ndarray:

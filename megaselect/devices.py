@@ -100,6 +100,15 @@ def check_kernels(settings: ModelConfig, placement: Placement) -> None:
         raise DeviceError(refusal)
 
 
+def load_kernels(settings: ModelConfig, placement: Placement) -> None:
+    """Before the first step, so that its time is a step's: what Numba has yet to compile, or to load."""
+    backend = resolve_backend(settings.kernel_backend, placement.device, placement.dtype)
+    if backend == "numba" and placement.dtype in (torch.float32, torch.bfloat16):
+        from megaselect.kernels import softmax_dropout_numba
+
+        softmax_dropout_numba.load(placement.dtype)
+
+
 def missing_for_compile(device: torch.device) -> str | None:
     """What torch.compile would miss on this device, and how to get it; None where nothing is missing."""
     if device.type != "cpu":

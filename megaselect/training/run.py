@@ -12,7 +12,7 @@ import torch
 
 from megaselect.build import build_distributed
 from megaselect.config import Config
-from megaselect.devices import Placement, resolve_placement
+from megaselect.devices import Placement, load_kernels, resolve_placement
 from megaselect.distributed.launch import joined_ranks
 from megaselect.distributed.layout import Layout
 from megaselect.distributed.ranks import Ranks
@@ -105,6 +105,7 @@ def _train(
     found = find_checkpoint(config.training.resume, run_dir, ranks)
     resume_notes = [*found.notes, *changed_settings(found.checkpoint, config, placement.dtype)]
     resume_notes += changed_data(found.checkpoint, config, datasets.fingerprint, run_dir)
+    load_kernels(config.model, placement)
     with memory_errors_explained("building the model", static_remedy(config, placement, ranks.size)):
         model, automatic, spread = build_distributed(config, placement, ranks)
         optimizer = MixedPrecisionAdamW(model, config.training, spread)
