@@ -9,12 +9,13 @@ import os
 import torch
 
 BACKENDS = ("auto", "triton", "numba", "torch")
+NUMBA_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def resolve_backend(requested: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
     """ "triton", "numba" or "torch". `auto` takes Triton on a GPU that has it, Numba on a CPU that has it, else torch.
 
-    Numba computes dropout masks, and softmax in fp32 and bf16; the fallback takes the rest.
+    Of Numba are dropout masks, and softmax in fp32 and bf16; the fallback takes other dtypes and ops.
 
     dtype: of what the op computes, if known. Raises ValueError where Triton is asked for and cannot run (the launch
     itself would only say "0 active drivers"), or would run wrongly: Triton's interpreter computes on bf16's raw bits.
@@ -24,7 +25,7 @@ def resolve_backend(requested: str, device: torch.device, dtype: torch.dtype | N
     if requested == "torch":
         return "torch"
     if requested == "numba" or (requested == "auto" and device.type != "cuda"):
-        return _numba_or_torch(requested, device)
+        return _numba_or_torch(requested, device, dtype)
     if importlib.util.find_spec("triton") is None:
         raise ValueError("the Triton kernels need the package triton: install it, or use --kernel-backend torch")
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -40,9 +41,9 @@ def resolve_backend(requested: str, device: torch.device, dtype: torch.dtype | N
     return "triton"
 
 
-def _numba_or_torch(requested: str, device: torch.device) -> str:
+def _numba_or_torch(requested: str, device: torch.device, dtype: torch.dtype | None) -> str:
     if device.type == "cpu" and has_numba():
-        return "numba"
+        return "numba" if dtype is None or dtype in NUMBA_DTYPES else "torch"
     if requested == "auto":
         return "torch"
     if device.type != "cpu":

@@ -19,10 +19,11 @@ FEWEST_ELEMENTS = 1 << 15  # for a thread: less is done before it has begun
 
 def in_parts(planes: int, elements: int, run: Callable[[int, int], None]) -> None:
     """Call run(start, stop) for ranges that make up the planes; elements: of all of them. Raises what run raises."""
-    parts = max(min(torch.get_num_threads(), planes, elements // FEWEST_ELEMENTS), 1)
+    threads = torch.get_num_threads()
+    parts = max(min(threads, planes, elements // FEWEST_ELEMENTS), 1)
     bounds = [planes * part // parts for part in range(parts + 1)]
     ranges = list(itertools.pairwise(bounds))
-    others = [_pool(os.getpid(), parts).submit(run, *each) for each in ranges[1:]]
+    others = [_pool(os.getpid(), threads).submit(run, *each) for each in ranges[1:]]
     try:
         run(*ranges[0])
     finally:  # they write where the caller may read or free
@@ -33,6 +34,6 @@ def in_parts(planes: int, elements: int, run: Callable[[int, int], None]) -> Non
 
 
 @functools.cache
-def _pool(process: int, parts: int) -> ThreadPoolExecutor:
-    """Of a process: a fork inherits the object and none of its threads."""
-    return ThreadPoolExecutor(parts - 1, "megaselect-kernel")
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """All threads but the caller's. Of a process: a fork inherits the object and none of its threads."""
+    return ThreadPoolExecutor(threads - 1, "megaselect-kernel")

@@ -189,7 +189,7 @@ def _kernels(backend: str, tensor: Tensor):  # noqa: ANN202
         from megaselect.kernels import softmax_dropout_triton
 
         return softmax_dropout_triton
-    if resolved == "numba" and tensor.dtype in (torch.float32, torch.bfloat16):
+    if resolved == "numba":
         from megaselect.kernels import softmax_dropout_numba
 
         return softmax_dropout_numba

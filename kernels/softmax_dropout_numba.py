@@ -1,7 +1,7 @@
 """Softmax and dropout compiled by Numba, for fp32 and bf16 on a CPU: the kernels' maths, saved tensors and rounding.
 
 Shapes: b micro-batch, a heads, q query and k key positions. The masks are the fallback's bits. The probs are not: exp2
-and the row sums are this file's own, the same on every CPU, where torch's depend on the vectors that it has.
+and the row sums are numba_functions.py's own, and do not depend on the vectors that a CPU has, as torch's do.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from torch import Tensor
 from megaselect.kernels import numba_functions as functions
 from megaselect.kernels.cpu_threads import in_parts
 from megaselect.kernels.dropout_mask import Plane, keep_hidden, key_halves
-
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 def forward(

@@ -101,9 +101,8 @@ def check_kernels(settings: ModelConfig, placement: Placement) -> None:
 
 
 def load_kernels(settings: ModelConfig, placement: Placement) -> None:
-    """Before the first step, so that its time is a step's: what Numba has yet to compile, or to load."""
-    backend = resolve_backend(settings.kernel_backend, placement.device, placement.dtype)
-    if backend == "numba" and placement.dtype in (torch.float32, torch.bfloat16):
+    """What Numba has yet to compile or to load, which would else count as time of the first step."""
+    if resolve_backend(settings.kernel_backend, placement.device, placement.dtype) == "numba":
         from megaselect.kernels import softmax_dropout_numba
 
         softmax_dropout_numba.load(placement.dtype)

@@ -105,11 +105,11 @@ def _train(
     found = find_checkpoint(config.training.resume, run_dir, ranks)
     resume_notes = [*found.notes, *changed_settings(found.checkpoint, config, placement.dtype)]
     resume_notes += changed_data(found.checkpoint, config, datasets.fingerprint, run_dir)
-    load_kernels(config.model, placement)
     with memory_errors_explained("building the model", static_remedy(config, placement, ranks.size)):
         model, automatic, spread = build_distributed(config, placement, ranks)
         optimizer = MixedPrecisionAdamW(model, config.training, spread)
         state = load_checkpoint(found.checkpoint, model, optimizer) if found.checkpoint else RunState(0, 0)
+    load_kernels(config.model, placement)
     layout = Layout.of(config.parallel, ranks.size, ranks.rank).to_dict()
     segment = Segment.begin(state.step, placement.device_name, torch.__version__, layout)
     with home.recorded(config, segment, sink.note) as record:

@@ -123,7 +123,6 @@ def kill_at_random_moments(start_python, arguments, num_calls, workers):
     return num_killed
 
 
-@pytest.mark.soak
 def test_killed_at_random_moments(mixed_corpus, tmp_path, start_python, default_dataset):
     arguments = (mixed_corpus, tmp_path / "out" / "text", default_dataset.tokenizer_path)
     assert kill_at_random_moments(start_python, arguments, num_calls=12, workers=1) > 3

@@ -17,7 +17,7 @@ NOT_LASTING = {
     *("step_ms", "tokens_per_s", "mfu", "hfu", "data_ms", "forward_ms", "backward_ms", "optimizer_ms"),
     *("peak_bytes", "peak_bytes_mean", "resident_bytes", "ranks", "replicas", "shards"),
 }
-LIBRARIES = re.compile(r"\[W\d+ \d\d:|\[.*/gloo/|\[rank\d\]:\[W\d+ |frame #\d+: |$")
+LIBRARIES = re.compile(r"\[W\d+ \d\d:|\[.*/gloo/|\[rank\d\]:\[W\d+ ")
 HERE = Path(__file__).parent
 
 
@@ -45,7 +45,7 @@ class LaunchServer:
     def __init__(self, environment):
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "launch_server.py")],
-            env=environment,
+            env=environment | {"TORCH_CPP_LOG_LEVEL": "ERROR"},  # `main` sets it, after this process has imported torch
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -48,6 +48,17 @@ def test_a_gpu_without_the_package_triton(requested, monkeypatch):
     assert resolve_backend("auto", CPU) == "numba"
 
 
+def test_numba_that_is_told_not_to_compile_is_not_used():
+    command = (
+        "import torch; from megaselect.kernels.backend import *; print(resolve_backend('auto', torch.device('cpu')))"
+    )
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
+    child = subprocess.run(
+        [sys.executable, "-c", command], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert child.stdout == "torch\n", child.stderr
+
+
 def test_numba_on_a_gpu_is_refused():
     with pytest.raises(ValueError, match="do not run on device cuda: use --kernel-backend auto or torch"):
         resolve_backend("numba", CUDA)
@@ -127,7 +138,7 @@ def test_the_ops_refuse_triton_on_a_cpu_in_a_process_of_their_own():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_the_interpreter_is_refused_in_bf16_alone(dtype, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert resolve_backend("auto", CPU, dtype) == "numba"
+    assert resolve_backend("auto", CPU, dtype) == ("torch" if dtype == torch.float16 else "numba")
     if dtype != torch.bfloat16:
         assert resolve_backend("triton", CPU, dtype) == "triton"
         return

@@ -120,6 +120,33 @@ def test_a_fork_of_a_process_that_has_used_threads():
     assert all(torch.equal(torch.from_numpy(one), two) for one, two in zip(found, wanted, strict=True))
 
 
+ANY_CPU = """
+import hashlib, torch
+from megaselect.kernels import softmax_dropout_numba
+from megaselect.kernels.dropout_mask import Plane
+generator = torch.Generator().manual_seed(3)
+scores, grad = (4 * torch.randn(2, 3, 130, 130, generator=generator) for _ in "sg")
+samples, plane, empty = torch.tensor([3, 4]), Plane(2**64 - 3, 5, 26), scores.new_empty(0)
+found = softmax_dropout_numba.forward(scores, samples, plane, True, True)
+_, row_max, inverse_sum, *_ = found
+saved = {"scores": scores, "row_max": row_max, "inverse_sum": inverse_sum, "probs": empty, "mask": empty.to(torch.int8)}
+found += softmax_dropout_numba.backward(grad, row_max, samples, plane, **saved, write_dropped=True)
+print(hashlib.sha256(b"".join(each.numpy().tobytes() for each in found)).hexdigest())
+"""
+
+
+@pytest.mark.soak
+def test_a_cpu_without_vectors_of_eight_and_fused_products_gives_the_same_bits():
+    """What Numba is told to compile for: any x86-64, or any ARM."""
+    found = []
+    for variables in ({}, {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}):
+        command = [sys.executable, "-c", ANY_CPU]
+        child = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=600)
+        assert child.returncode == 0, child.stderr
+        found.append(child.stdout)
+    assert found[0] == found[1]
+
+
 NO_CACHE = """
 import torch
 from megaselect.kernels.dropout_mask import Plane, keep_planes

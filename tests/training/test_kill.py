@@ -88,7 +88,6 @@ def kill_at_random(server, arguments, whole, tmp_path, kills):
     return met
 
 
-@pytest.mark.soak
 def test_killed_at_random_moments(server, arguments, whole, tmp_path):
     kill_at_random(server, arguments, whole, tmp_path, kills=8)  # so few may all miss a save
 
