@@ -20,7 +20,9 @@ def stopped(launcher, run_arguments, tmp_path):
 @pytest.mark.parametrize(("names", "code"), [(["SIGTERM"], 143), (["SIGINT", "SIGINT"], 130), (["SIGHUP"], 129)])
 def test_a_signal_ends_the_run_after_a_step_that_is_saved(stopped, tmp_path, names, code):
     run = stopped({"file": "run/metrics.jsonl", "bytes": 1}, *names)  # after a step, which all ranks have taken
-    assert (run.codes, run.lines) == ([code, code], [])
+    # Of a rank that is done a little later the launcher's SIGTERM may end the process; what it saved is compared below.
+    assert sorted(run.codes, reverse=True) in ([code, code], [code, -15]), run
+    assert run.lines == []
     step, _ = last_tensors(tmp_path / "run")
     assert step == len(lasting_metrics(tmp_path / "run")) > 0
     assert run.out.count("goes on") == 1
