@@ -13,17 +13,19 @@ if TYPE_CHECKING:
     from megaselect.build import build_model
     from megaselect.config import Config
     from megaselect.estimation.estimate import estimate
+    from megaselect.recomputation.any_model import recompute
     from megaselect.training.callbacks import Callback
     from megaselect.verification import verify
 
 __version__ = "0.1.0"
-__all__ = ["Callback", "Config", "__version__", "build_model", "estimate", "train", "verify"]
+__all__ = ["Callback", "Config", "__version__", "build_model", "estimate", "recompute", "train", "verify"]
 
 _HOMES = {
     "Callback": "megaselect.training.callbacks",
     "Config": "megaselect.config",
     "build_model": "megaselect.build",
     "estimate": "megaselect.estimation.estimate",
+    "recompute": "megaselect.recomputation.any_model",
     "train": "megaselect.api",
     "verify": "megaselect.verification",
 }

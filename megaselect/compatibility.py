@@ -9,6 +9,7 @@ their meaning.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import logging
@@ -87,6 +88,80 @@ def graph_of(tensor: Tensor) -> torch.autograd.graph.Node | None:
 def argument_names(op: Any) -> list[str]:
     """Of an operator, from its schema."""
     return [argument.name for argument in op._schema.arguments]
+
+
+def written_arguments(op: Any) -> tuple[int, ...]:
+    """Positions of the arguments that an operator writes into, from its schema; (-1,) where one has a keyword alone."""
+    arguments = op._schema.arguments
+    written = [
+        place for place, argument in enumerate(arguments) if argument.alias_info and argument.alias_info.is_write
+    ]
+    return (-1,) if any(arguments[place].kwarg_only for place in written) else tuple(written)
+
+
+_FakeTensor = _found("torch._subclasses.fake_tensor", "FakeTensor")
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether `tensor` has a shape and no values. False where torch cannot say."""
+    return _FakeTensor is not None and isinstance(tensor, _FakeTensor)
+
+
+_FakeTensorMode = _found("torch._subclasses.fake_tensor", "FakeTensorMode")
+_FakeCopyMode = _found("torch._subclasses.fake_tensor", "FakeCopyMode")
+
+
+@contextlib.contextmanager
+def fake_copy(tree: Any) -> Iterator[Any]:
+    """A copy of `tree`, modules too, with tensors of shapes alone; operators on them inside need no memory.
+
+    Raises UnsupportedTorchError where torch cannot make one.
+    """
+    if _FakeTensorMode is None or _FakeCopyMode is None:
+        raise unsupported("has no tensors without values where they were")
+    mode = _FakeTensorMode()
+    with _FakeCopyMode(mode):
+        copied = copy.deepcopy(tree)
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # it prints a stack where an operator refuses, and raises too
+    try:
+        with mode:
+            yield copied
+    finally:
+        log.setLevel(level)
+
+
+_without_functions = _found("torch._C", "DisableTorchFunction")
+_without_modes = _found("torch.utils._python_dispatch", "_disable_current_modes")
+
+
+@contextlib.contextmanager
+def modes_suspended() -> Iterator[None]:
+    """Inside, no mode sees calls or operators: a compiler would trace what a mode does with them."""
+    with contextlib.ExitStack() as stack:
+        for suspend in (_without_functions, _without_modes):
+            if suspend is not None:
+                stack.enter_context(suspend())
+        yield
+
+
+@contextlib.contextmanager
+def compiled_parts(model: nn.Module, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Inside, each compiled module in `model` is called as around(its call): a hook would be compiled with it."""
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():
+            name = "_compiled_call_impl" if module.__dict__.get("_compiled_call_impl") else "forward"
+            if is_compiled_module(module):
+                call = getattr(module, name)
+                stack.callback(module.__dict__.__setitem__, name, call)
+                module.__dict__[name] = around(call)
+        yield
+
+
+def is_observed() -> bool:
+    """Whether a ledger or `verify` watches this step."""
+    return bool(_observers)
 
 
 def is_in_backward() -> bool:

@@ -15,6 +15,7 @@ from megaselect.compatibility import version_of
 from megaselect.ledger import tensor_names
 from megaselect.ledger.families import SHARED, documented_name, is_unused_counter
 from megaselect.ledger.layer_paths import layer_paths
+from megaselect.ledger.remade import Remade
 from megaselect.ledger.rows import Holder, Ledger, SavedRow, Status
 from megaselect.ledger.storages import StorageKeys, place_in_storage, plain_tensors
 from megaselect.trees import tensors_in
@@ -116,6 +117,11 @@ class Recorder:
 
     def packed(self, tensor: Tensor, kept: Any) -> None:
         """Somebody's own saved-tensor hooks keep `kept` for `tensor`; ours are not asked."""
+        if isinstance(kept, Remade):
+            for part in _parts(list(kept.read_tensors())):
+                self._add(part)
+            self.would_keep(tensor)
+            return
         for part in list(_parts(kept)) or plain_tensors(tensor):
             self._add(part, held_by="hook")
 

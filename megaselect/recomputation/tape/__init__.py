@@ -1,0 +1,1 @@
+"""Selective recomputation of any module: a step is recorded once as operators, and followed by number afterwards."""

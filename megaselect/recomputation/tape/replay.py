@@ -1,0 +1,153 @@
+"""Backward's side: making again what was not saved, each operator once."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megaselect.compatibility import version_of
+from megaselect.recomputation.tape.random_states import drawing_from
+from megaselect.recomputation.tape.values import Layout, Leaf, Node, Read, Value, whole_storage, with_tensors
+
+Made = dict[int, Tensor]
+
+
+class Frame:
+    """What the recipes of one forward pass share: results that more than one of them needs, while they need them.
+
+    uses: number of a value -> how many recipes and operators will still ask for it.
+    """
+
+    def __init__(self, uses: dict[int, int] | None = None) -> None:
+        self.uses: dict[int, int] = copy.copy(uses or {})
+        self.made: Made = {}
+        self.changed: set[int] = set()  # values that were written into after autograd asked for them
+
+    def used(self, number: int, made: Made) -> None:
+        """One use less; after the last one the result is let go."""
+        left = self.uses.get(number, 0) - 1
+        self.uses[number] = left
+        if left <= 0:
+            made.pop(number, None)
+            self.made.pop(number, None)
+
+
+class Recipe:
+    """What is kept in place of a tensor that backward asks for: what makes it again, of what.
+
+    leaves: number of a value -> its tensor. states: number of a random state -> the state.
+    """
+
+    __slots__ = ("__weakref__", "alive", "frame", "layout", "leaves", "states", "value", "version")
+
+    def __init__(
+        self,
+        frame: Frame,
+        value: Value,
+        layout: Layout,
+        leaves: dict[int, Leaf],
+        states: dict[int, Tensor],
+        tensor: Tensor,
+    ) -> None:
+        self.frame, self.value, self.layout, self.leaves, self.states = frame, value, layout, leaves, states
+        self.alive, self.version = weakref.ref(tensor), version_of(tensor)
+
+    def read_tensors(self) -> list[Tensor]:
+        """What is kept for it, random states with it."""
+        return [*(leaf.tensor for leaf in self.leaves.values()), *self.states.values()]
+
+    def make(self) -> Tensor:
+        """The tensor. Raises RuntimeError, as autograd does, where it or what it is made of was changed in place."""
+        self._check_unchanged()
+        base = make(self.value, self.frame, self.leaves, self.states)
+        self.frame.used(self.value.number, {})
+        return self.layout.of(base)
+
+    def _check_unchanged(self) -> None:
+        tensor = self.alive()
+        is_changed = tensor is not None and version_of(tensor) != self.version
+        if is_changed or self.value.number in self.frame.changed:
+            raise changed_in_place(self.layout)
+
+
+def make(value: Value, frame: Frame, leaves: dict[int, Leaf], states: dict[int, Tensor]) -> Tensor:
+    """A tensor over the storage of `value`, made from `leaves`."""
+    if value.number in frame.made:
+        return frame.made[value.number]
+    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    if torch.is_grad_enabled() or autocast:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return _make(value, frame, leaves, states)
+    return _make(value, frame, leaves, states)
+
+
+def _make(value: Value, frame: Frame, leaves: dict[int, Leaf], states: dict[int, Tensor]) -> Tensor:
+    made: Made = {}
+    todo = [value]
+    while todo:
+        node = todo[-1].node
+        assert node is not None
+        missing = [read.value for read in node.reads() if not _is_there(read.value, made, frame, leaves)]
+        if missing:
+            todo += missing
+            continue
+        if _is_there(todo.pop(), made, frame, leaves):
+            continue
+        _run(node, made, frame, leaves, states)
+    result = made.get(value.number)
+    return frame.made[value.number] if result is None else result
+
+
+def _is_there(value: Value, made: Made, frame: Frame, leaves: dict[int, Leaf]) -> bool:
+    return value.number in leaves or value.number in made or value.number in frame.made
+
+
+def _run(node: Node, made: Made, frame: Frame, leaves: dict[int, Leaf], states: dict[int, Tensor]) -> None:
+    """Run the operator again and file its results."""
+
+    def tensor_of(read: Read) -> Tensor:
+        number = read.value.number
+        leaf = leaves.get(number)
+        if leaf is None:
+            return read.layout.of(made[number] if number in made else frame.made[number])
+        if version_of(leaf.tensor) != leaf.version:
+            raise changed_in_place(read.layout)
+        return read.layout.of(leaf.tensor)
+
+    args, kwargs = with_tensors(node.args, tensor_of), with_tensors(node.kwargs, tensor_of)
+    if node.written:
+        base = whole_storage(args[0]).clone()
+        args = (node.args[0].layout.of(base), *args[1:])
+    if node.state is None:
+        results = node.func(*args, **kwargs)
+    else:
+        assert node.device is not None
+        with drawing_from(states[node.state], node.device):
+            results = node.func(*args, **kwargs)
+    if node.written:
+        results = base
+    results = results if isinstance(results, tuple | list) else (results,)
+    for index, number in node.results.items():
+        made[number] = results[index]
+        if frame.uses.get(number, 0) > 0:
+            frame.made[number] = results[index]
+    for read in node.reads():
+        if read.value.number not in leaves:
+            frame.used(read.value.number, made)
+
+
+def changed_in_place(layout: Layout) -> RuntimeError:
+    """Autograd's own error, of its type and beginning, so that whoever looks for it finds it."""
+    return RuntimeError(
+        "one of the variables needed for gradient computation has been modified by an inplace operation: a tensor of "
+        f"shape {list(layout.size)} and {layout.dtype}, or what it would be made of again"
+    )
+
+
+def unpack(packed: Any) -> Tensor:
+    """The saved-tensor hook of backward."""
+    return packed.make() if isinstance(packed, Recipe) else packed
