@@ -24,7 +24,7 @@ class CallStep:
 
     constants: (path, value). same: (path, register): this very object came. captured: (path, slot, layout): what came
     is put into the slot. again: the same, where the slot has been filled: over the same storage. results: (path,
-    register). state: slot of the random state before the call, and its device. last: registers that are not read after it.
+    register). state: slot of the random state before the call, and its device. last: registers not read after it.
     """
 
     func: Any
