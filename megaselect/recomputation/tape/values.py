@@ -11,6 +11,8 @@ from torch import Tensor
 
 from megaselect.compatibility import is_made_of_tensors, is_transformed
 
+Place = tuple[str, int]
+
 
 class Layout(NamedTuple):
     """How a tensor reads its storage."""
@@ -80,6 +82,7 @@ class Node:
     """An operator that can run again. Tensors among the arguments are `Read`s.
 
     call: the number of the call of torch's interface that it ran in. state: number of the random state it drew from.
+    place: see Recording; None for what no pass ran.
     """
 
     func: Any
@@ -89,6 +92,7 @@ class Node:
     written: bool = False
     state: int | None = None
     device: torch.device | None = None
+    place: Place | None = None
     results: dict[int, int] = field(default_factory=dict)  # which result -> number of its value
 
     def reads(self) -> Iterator[Read]:
