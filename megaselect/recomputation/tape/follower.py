@@ -12,7 +12,7 @@ from megaselect.compatibility import storage_address, version_of
 from megaselect.recomputation.tape.calls import METADATA, at, is_same_constant
 from megaselect.recomputation.tape.program import CallStep, PackStep, Program
 from megaselect.recomputation.tape.random_states import random_state
-from megaselect.recomputation.tape.replay import Frame, Recipe
+from megaselect.recomputation.tape.replay import Frame, Recipe, Saved
 from megaselect.recomputation.tape.values import Layout, Leaf, is_plain, layout_of
 
 
@@ -25,7 +25,7 @@ class Follower(TorchFunctionMode):
     def __init__(self, program: Program, departed: Callable[[], Any]) -> None:
         super().__init__()
         self.program = program
-        self.frame = Frame(program.uses)
+        self.frame = Frame(program.uses, program.changed)
         self._calls, self._packs = program.calls, program.packs
         self._call, self._pack = 0, 0
         self._slots: list[Any] = [None] * program.slots
@@ -127,13 +127,13 @@ class Follower(TorchFunctionMode):
             return self._heir.pack(tensor)
         return self._recipe(step, tensor)
 
-    def _saved(self, step: PackStep | None, tensor: Tensor) -> Tensor:
-        kept = tensor.detach() if tensor.requires_grad else tensor
+    def _saved(self, step: PackStep | None, tensor: Tensor) -> Saved:
+        kept = Saved(tensor)
         if step is not None and step.slot is not None:
             if step.layout is None or not _reads_as(tensor, step.layout) or step.call != self._call:
                 self._take_over()
             else:
-                self._slots[step.slot] = Leaf(kept, version_of(tensor))
+                self._slots[step.slot] = Leaf(kept.tensor, kept.version)
         return kept
 
     def _recipe(self, step: PackStep, tensor: Tensor) -> Any:

@@ -58,11 +58,12 @@ class PackStep:
 
 @dataclass(eq=False)
 class Program:
-    """Of one recording. uses: as a Frame counts them. saved: bytes of each storage that is saved for backward."""
+    """Of one recording. uses, changed: as a Frame has them. saved: bytes of each storage that is saved for backward."""
 
     calls: list[CallStep]
     packs: list[PackStep]
     uses: dict[int, int]
+    changed: set[int]
     slots: int = 0
     registers: int = 0
     operators: int = 0
@@ -210,7 +211,8 @@ class Compiler:
         packs = [places.packed for _, places in followed]
         states = sum(self.recording.states[state].nbytes for state in self.state_slots)
         return Program(
-            *(self.calls, self.packs, uses_of(packs), len(self.slots), len(self.registers)),
+            *(self.calls, self.packs, uses_of(packs), self.recording.frame.changed),
+            *(len(self.slots), len(self.registers)),
             *(self.recording.operators, self.saved, states),
         )
 

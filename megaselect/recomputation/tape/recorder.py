@@ -23,7 +23,7 @@ from megaselect.compatibility import TorchDispatchMode, is_fake, real_tensors, s
 from megaselect.recomputation.tape.calls import METADATA, Call, Origin, Path, flat
 from megaselect.recomputation.tape.operators import ALLOCATIONS, SHAPE_ONLY, Operator, operator
 from megaselect.recomputation.tape.random_states import random_state
-from megaselect.recomputation.tape.replay import Frame, Recipe, make
+from megaselect.recomputation.tape.replay import Frame, Recipe, Saved, make
 from megaselect.recomputation.tape.values import Leaf, Node, Read, Value, is_plain, layout_of, whole_storage
 
 SMALL = 1 << 16  # bytes: of a parameter that is only there while its module runs, a copy is made
@@ -300,7 +300,7 @@ class Recording:
         packed = Packed(len(self.calls), None, version_of(tensor))
         self.packs.append(packed)
         if not is_plain(tensor) or storage_address(tensor) in self._owned:
-            return tensor.detach() if tensor.requires_grad else tensor
+            return Saved(tensor)
         packed.tensor_layout = layout_of(tensor)
         value = self._known(tensor)
         if value is None:
@@ -311,13 +311,13 @@ class Recording:
             return self._recipe(value, tensor)
         return self._saved(value, tensor, packed)
 
-    def _saved(self, value: Value, tensor: Tensor, packed: Packed) -> Tensor:
-        detached = _detached(tensor)
+    def _saved(self, value: Value, tensor: Tensor, packed: Packed) -> Saved:
+        kept = Saved(tensor)
         packed.saved = value
         if value.saved_by is None:
             value.saved_by = len(self.packs) - 1
-        self._save(value, detached)
-        return detached
+        self._save(value, kept.tensor)
+        return kept
 
     def _save(self, value: Value, tensor: Tensor) -> None:
         """Recipes read it from here on. How it was made is forgotten, so that what it was made of can be let go."""
