@@ -21,7 +21,15 @@ from torch.overrides import TorchFunctionMode
 
 from megaselect.compatibility import TorchDispatchMode, is_fake, real_tensors, storage_address, version_of
 from megaselect.recomputation.tape.calls import METADATA, Call, Origin, Path, flat
-from megaselect.recomputation.tape.operators import ALLOCATIONS, SHAPE_ONLY, Operator, operator
+from megaselect.recomputation.tape.operators import (
+    ALLOCATIONS,
+    BATCH_NORMS,
+    SHAPE_ONLY,
+    STATISTICS,
+    TRAINING,
+    Operator,
+    operator,
+)
 from megaselect.recomputation.tape.random_states import random_state
 from megaselect.recomputation.tape.replay import Frame, Recipe, Saved, make
 from megaselect.recomputation.tape.values import Leaf, Node, Read, Value, is_plain, layout_of, whole_storage
@@ -145,6 +153,10 @@ class Recording:
         made = [part for part in results if isinstance(part, Tensor)]
         if not made or not _can_be_read(tensors, made[0].device) or kwargs.get("generator") is not None:
             return result
+        if known.name in BATCH_NORMS:
+            if not args[TRAINING]:
+                return result
+            args = (*args[: STATISTICS.start], None, None, *args[STATISTICS.stop :])
         if known.name in SHAPE_ONLY:
             args = (self._blank(args[0]), *args[1:])
         node = self._node(known, func, args, kwargs, state, device)
