@@ -193,8 +193,8 @@ class Compiler:
         """The program."""
         followed: list[tuple[int, _Places]] = []
         for number, packed in enumerate(self.recording.packs):
-            if packed.value is None:
-                self._save(packed.saved)
+            if packed.value is None or packed.value.is_leaf:  # or saved later on, where a layer began with it
+                self._save(packed.saved or packed.value)
                 continue
             try:
                 followed.append((number, _Places(self.recording, number, packed)))
