@@ -31,6 +31,7 @@ class Follower(TorchFunctionMode):
         self._slots: list[Any] = [None] * program.slots
         self._registers: list[Any] = [None] * program.registers
         self._states: dict[int, Tensor] = {}
+        self._copied: dict[int, Tensor] = {}  # slot with a copy -> what it is a copy of
         self._depart = departed
         self._heir: Any = None
         self.is_busy = False
@@ -79,6 +80,9 @@ class Follower(TorchFunctionMode):
             for path, slot, layout in step.captured:
                 if not self._capture(at(given, path), slot, layout):
                     return False
+            for path, slot, layout in step.copied:
+                if not self._copy(at(given, path), slot, layout):
+                    return False
             for path, slot, layout in step.again:
                 if not self._is_again(at(given, path), slot, layout):
                     return False
@@ -92,12 +96,22 @@ class Follower(TorchFunctionMode):
         self._slots[slot] = (tensor, version_of(tensor))
         return True
 
+    def _copy(self, tensor: Any, slot: int, layout: Layout) -> bool:
+        """Of a parameter that is freed when its module has run."""
+        if not _reads_as(tensor, layout):
+            return False
+        self._copied[slot] = tensor
+        self._slots[slot] = Leaf(tensor.detach().clone(), 0)
+        return True
+
     def _is_again(self, tensor: Any, slot: int, layout: Layout) -> bool:
         held = self._slots[slot]
         if held is None or not _reads_as(tensor, layout):
             return False
+        if slot in self._copied:
+            return tensor is self._copied[slot]
         leaf, version = (held.tensor, held.version) if type(held) is Leaf else held
-        same = tensor is leaf or isinstance(leaf, nn.Parameter) or storage_address(tensor) == storage_address(leaf)
+        same = tensor is leaf or storage_address(tensor) == storage_address(leaf)
         return same and version_of(tensor) == version
 
     def _file(self, step: CallStep, result: Any) -> None:

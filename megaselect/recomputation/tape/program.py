@@ -23,8 +23,9 @@ class CallStep:
     """What a follower does at a call. is_checked: whether recipes depend on it; if not, its function alone is compared.
 
     constants: (path, value). same: (path, register): this very object came. captured: (path, slot, layout): what came
-    is put into the slot. again: the same, where the slot has been filled: over the same storage. results: (path,
-    register). state: slot of the random state before the call, and its device. last: registers not read after it.
+    is put into the slot. copied: a copy of it is. again: the same, where the slot has been filled: over the same
+    storage. results: (path, register). state: slot of the random state before the call, and its device. last: registers
+    not read after it.
     """
 
     func: Any
@@ -32,6 +33,7 @@ class CallStep:
     constants: list[tuple[Path, Any]] = field(default_factory=list)
     same: list[tuple[Path, int]] = field(default_factory=list)
     captured: list[tuple[Path, int, Layout]] = field(default_factory=list)
+    copied: list[tuple[Path, int, Layout]] = field(default_factory=list)
     again: list[tuple[Path, int, Layout]] = field(default_factory=list)
     results: list[tuple[Path, int]] = field(default_factory=list)
     state: tuple[int, torch.device] | None = None
@@ -269,5 +271,6 @@ class Compiler:
             if (call, path) not in self.seen:
                 self.seen.add((call, path))
                 step = self.calls[call]
-                (step.again if is_filled else step.captured).append((path, slot, layout))
+                first = step.copied if leaf.is_gathered else step.captured
+                (step.again if is_filled else first).append((path, slot, layout))
                 is_filled = True

@@ -256,6 +256,7 @@ class Recording:
             value = self._leaf_of(tensor, argument)
         elif value.node is None and value.leaf is None and argument is not None:
             value.leaf = self._leaf(argument)
+            value.is_gathered = isinstance(argument, nn.Parameter)
         return Read(value, layout_of(tensor), path)
 
     def _argument_of(self, tensor: Tensor) -> tuple[Path | None, Tensor | None]:
@@ -277,6 +278,7 @@ class Recording:
             value.leaf = Leaf(tensor if argument is None else argument, version_of(tensor))
         elif argument is not None:
             value.leaf = self._leaf(argument)
+            value.is_gathered = isinstance(argument, nn.Parameter)
         self._enter(tensor, value)
         return value
 
@@ -311,7 +313,7 @@ class Recording:
     def _pack(self, tensor: Tensor) -> Any:
         packed = Packed(len(self.calls), None, version_of(tensor))
         self.packs.append(packed)
-        if not is_plain(tensor) or storage_address(tensor) in self._owned:
+        if not is_plain(tensor) or storage_address(tensor) in self._owned or self._is_gathered(tensor):
             return Saved(tensor)
         packed.tensor_layout = layout_of(tensor)
         value = self._known(tensor)
@@ -322,6 +324,10 @@ class Recording:
             packed.value = value
             return self._recipe(value, tensor)
         return self._saved(value, tensor, packed)
+
+    def _is_gathered(self, tensor: Tensor) -> bool:
+        """Whether it is over a parameter that is not the model's own: no recipe may count on it."""
+        return isinstance(self._argument_of(tensor)[1], nn.Parameter)
 
     def _saved(self, value: Value, tensor: Tensor, packed: Packed) -> Saved:
         kept = Saved(tensor)
