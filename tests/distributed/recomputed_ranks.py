@@ -1,4 +1,4 @@
-"""What each gloo rank runs for test_any_model.py: a model of any make, replicated or sharded, with and without a plan."""
+"""What each gloo rank runs for test_any_model.py: a model, replicated or sharded, with and without a plan."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`megaselect.recompute` on two ranks: DDP and FSDP2, whose gathered parameters are gone when a recipe would read them."""
+"""`megaselect.recompute` on two ranks: DDP and FSDP2, whose gathered parameters are freed before backward."""
 
 import pytest
 import torch

@@ -102,7 +102,7 @@ class Recording:
                 self._arguments.setdefault(id(part), (path, part))
                 call.origins[path] = self._origin(part)
                 if is_plain(part):
-                    call.layouts[path] = layout_of(part)
+                    call.layouts[path], call.versions[path] = layout_of(part), version_of(part)
             else:
                 call.constants[path] = part
         try:
@@ -251,6 +251,8 @@ class Recording:
 
     def _read(self, tensor: Tensor) -> Read:
         path, argument = self._argument_of(tensor)
+        if self._call is not None and argument is not None and version_of(argument) != self._call.versions.get(path):
+            path = None  # the call has changed it since it came in
         value = self._known(tensor)
         if value is None or _is_allocation(value):
             value = self._leaf_of(tensor, argument)
