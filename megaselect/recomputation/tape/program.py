@@ -213,9 +213,15 @@ class Compiler:
         packs = [places.packed for _, places in followed]
         states = sum(self.recording.states[state].nbytes for state in self.state_slots)
         return Program(
-            *(self.calls, self.packs, uses_of(packs), self.recording.frame.changed),
-            *(len(self.slots), len(self.registers)),
-            *(self.recording.operators, self.saved, states),
+            calls=self.calls,
+            packs=self.packs,
+            uses=uses_of(packs),
+            changed=self.recording.frame.changed,
+            slots=len(self.slots),
+            registers=len(self.registers),
+            operators=self.recording.operators,
+            saved=self.saved,
+            states=states,
         )
 
     def _save(self, value: Value | None) -> None:

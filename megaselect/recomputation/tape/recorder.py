@@ -251,7 +251,12 @@ class Recording:
 
     def _read(self, tensor: Tensor) -> Read:
         path, argument = self._argument_of(tensor)
-        if self._call is not None and argument is not None and version_of(argument) != self._call.versions.get(path):
+        if (
+            self._call is not None
+            and path is not None
+            and argument is not None
+            and version_of(argument) != self._call.versions.get(path)
+        ):
             path = None  # the call has changed it since it came in
         value = self._known(tensor)
         if value is None or _is_allocation(value):
