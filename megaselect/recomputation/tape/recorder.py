@@ -21,9 +21,17 @@ from torch.overrides import TorchFunctionMode
 
 from megaselect.compatibility import TorchDispatchMode, is_fake, real_tensors, storage_address, version_of
 from megaselect.recomputation.tape.calls import METADATA, Call, Origin, Path, flat
-from megaselect.recomputation.tape.operators import ALLOCATIONS, SHAPE_ONLY, Operator, operator
+from megaselect.recomputation.tape.operators import (
+    ALLOCATIONS,
+    BATCH_NORMS,
+    SHAPE_ONLY,
+    STATISTICS,
+    TRAINING,
+    Operator,
+    operator,
+)
 from megaselect.recomputation.tape.random_states import random_state
-from megaselect.recomputation.tape.replay import Frame, Recipe, make, unpack
+from megaselect.recomputation.tape.replay import Frame, Recipe, Saved, make, unpack
 from megaselect.recomputation.tape.values import Leaf, Node, Place, Read, Value, is_plain, layout_of, whole_storage
 
 SMALL = 1 << 16  # bytes: of a parameter that is only there while its module runs, a copy is made
@@ -110,7 +118,7 @@ class Recording:
                 self._arguments.setdefault(id(part), (path, part))
                 call.origins[path] = self._origin(part)
                 if is_plain(part):
-                    call.layouts[path] = layout_of(part)
+                    call.layouts[path], call.versions[path] = layout_of(part), version_of(part)
             else:
                 call.constants[path] = part
         try:
@@ -164,6 +172,10 @@ class Recording:
         made = [part for part in results if isinstance(part, Tensor)]
         if not made or not _can_be_read(tensors, made[0].device) or kwargs.get("generator") is not None:
             return result
+        if known.name in BATCH_NORMS:
+            if not args[TRAINING]:
+                return result
+            args = (*args[: STATISTICS.start], None, None, *args[STATISTICS.stop :])
         if known.name in SHAPE_ONLY:
             args = (self._blank(args[0]), *args[1:])
         number = -1 if self._call is None else self._call.number
@@ -259,11 +271,19 @@ class Recording:
 
     def _read(self, tensor: Tensor) -> Read:
         path, argument = self._argument_of(tensor)
+        if (
+            self._call is not None
+            and path is not None
+            and argument is not None
+            and version_of(argument) != self._call.versions.get(path)
+        ):
+            path = None  # the call has changed it since it came in
         value = self._known(tensor)
         if value is None or _is_allocation(value):
             value = self._leaf_of(tensor, argument)
         elif value.node is None and value.leaf is None and argument is not None:
             value.leaf = self._leaf(argument)
+            value.is_gathered = isinstance(argument, nn.Parameter)
         return Read(value, layout_of(tensor), path)
 
     def _argument_of(self, tensor: Tensor) -> tuple[Path | None, Tensor | None]:
@@ -285,6 +305,7 @@ class Recording:
             value.leaf = Leaf(tensor if argument is None else argument, version_of(tensor))
         elif argument is not None:
             value.leaf = self._leaf(argument)
+            value.is_gathered = isinstance(argument, nn.Parameter)
         self._enter(tensor, value)
         return value
 
@@ -319,8 +340,8 @@ class Recording:
     def _pack(self, tensor: Tensor) -> Any:
         packed = Packed(len(self.calls), None, version_of(tensor))
         self.packs.append(packed)
-        if not is_plain(tensor) or storage_address(tensor) in self._owned:
-            return tensor.detach() if tensor.requires_grad else tensor
+        if not is_plain(tensor) or storage_address(tensor) in self._owned or self._is_gathered(tensor):
+            return Saved(tensor)
         packed.tensor_layout = layout_of(tensor)
         value = self._known(tensor)
         if value is None:
@@ -331,13 +352,17 @@ class Recording:
             return self._recipe(value, tensor)
         return self._saved(value, tensor, packed)
 
-    def _saved(self, value: Value, tensor: Tensor, packed: Packed) -> Tensor:
-        detached = _detached(tensor)
+    def _is_gathered(self, tensor: Tensor) -> bool:
+        """Whether it is over a parameter that is not the model's own: no recipe may count on it."""
+        return isinstance(self._argument_of(tensor)[1], nn.Parameter)
+
+    def _saved(self, value: Value, tensor: Tensor, packed: Packed) -> Saved:
+        kept = Saved(tensor)
         packed.saved = value
         if value.saved_by is None:
             value.saved_by = len(self.packs) - 1
-        self._save(value, detached)
-        return detached
+        self._save(value, kept.tensor)
+        return kept
 
     def _save(self, value: Value, tensor: Tensor) -> None:
         """Recipes read it from here on. How it was made is forgotten, so that what it was made of can be let go."""

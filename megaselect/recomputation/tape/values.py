@@ -56,6 +56,7 @@ class Value:
     """The content of a storage at one version. Without a node, only `leaf` has it.
 
     number: its own in a recording. is_owned: a parameter or buffer, in memory whether anybody reads it or not.
+    is_gathered: a parameter that is only there while its module runs, of which `leaf` has a copy.
     is_saved: its bytes are counted among what is saved for backward. changed: written into after recipes read it.
     in_recipe: a recipe makes it again. saved_by: number of the first request of autograd's that saved it.
     """
@@ -66,6 +67,7 @@ class Value:
     index: int = 0
     leaf: Leaf | None = None
     is_owned: bool = False
+    is_gathered: bool = False
     is_saved: bool = False
     changed: bool = False
     in_recipe: bool = False
