@@ -122,14 +122,53 @@ def fake_copy(tree: Any) -> Iterator[Any]:
     mode = _FakeTensorMode()
     with _FakeCopyMode(mode):
         copied = copy.deepcopy(tree)
+    with _refusals_untold(), mode:
+        yield copied
+
+
+@contextlib.contextmanager
+def fake_tensors() -> Iterator[None]:
+    """Inside, what is made has a shape and no values, and takes no memory: a model of any size can be built.
+
+    Raises UnsupportedTorchError where torch cannot do so.
+    """
+    if _FakeTensorMode is None:
+        raise unsupported("has no tensors without values where they were")
+    with _refusals_untold(), _FakeTensorMode():
+        yield
+
+
+@contextlib.contextmanager
+def _refusals_untold() -> Iterator[None]:
+    """Where an operator refuses fake tensors torch prints a stack, and raises too."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
-    log.setLevel(logging.CRITICAL)  # it prints a stack where an operator refuses, and raises too
+    log.setLevel(logging.CRITICAL)
     try:
-        with mode:
-            yield copied
+        yield
     finally:
         log.setLevel(level)
+
+
+_NEEDS_VALUES = tuple(
+    filter(
+        None,
+        (
+            _found("torch._subclasses.fake_tensor", name)
+            for name in (
+                "DataDependentOutputException",
+                "DynamicOutputShapeException",
+                "UnsupportedFakeTensorException",
+                "UnsupportedOperatorException",
+            )
+        ),
+    )
+)
+
+
+def needs_values(error: BaseException) -> bool:
+    """Whether an operator refused since tensors had no values. False where torch cannot say."""
+    return isinstance(error, _NEEDS_VALUES)
 
 
 _without_functions = _found("torch._C", "DisableTorchFunction")
