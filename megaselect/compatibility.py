@@ -115,14 +115,14 @@ _FakeCopyMode = _found("torch._subclasses.fake_tensor", "FakeCopyMode")
 def fake_copy(tree: Any) -> Iterator[Any]:
     """A copy of `tree`, modules too, with tensors of shapes alone; operators on them inside need no memory.
 
-    Raises UnsupportedTorchError where torch cannot make one.
+    Samples of transformers count as not packed. Raises UnsupportedTorchError where torch cannot make one.
     """
     if _FakeTensorMode is None or _FakeCopyMode is None:
         raise unsupported("has no tensors without values where they were")
     mode = _FakeTensorMode()
     with _FakeCopyMode(mode):
         copied = copy.deepcopy(tree)
-    with _refusals_untold(), mode:
+    with _refusals_untold(), _samples_not_packed(), mode:
         yield copied
 
 
@@ -148,6 +148,17 @@ def _refusals_untold() -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
+
+
+@contextlib.contextmanager
+def _samples_not_packed() -> Iterator[None]:
+    """transformers reads from positions whether samples are packed; where these have no values it makes masks for such
+    as are, in every layer, which it does not for those that are not."""
+    masks, name = sys.modules.get("transformers.masking_utils"), "find_packed_sequence_indices"
+    with contextlib.ExitStack() as stack:
+        if hasattr(masks, name):
+            stack.enter_context(replaced(masks, name, lambda _: lambda *args, **kwargs: None))
+        yield
 
 
 _NEEDS_VALUES = tuple(
