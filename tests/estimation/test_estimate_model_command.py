@@ -21,6 +21,8 @@ PARAMETERS = LAYERS * (2 * HIDDEN + 2 * 128 * HIDDEN + 128 + HIDDEN)
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 113, "hidden_size": 40}
 LLAMA |= {"num_hidden_layers": 2, "intermediate_size": 72, "num_attention_heads": 5, "num_key_value_heads": 5}
 LLAMA |= {"max_position_embeddings": 32}
+GPT2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 113, "n_embd": 40, "n_layer": 2}
+GPT2 |= {"n_head": 5, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 0}
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def directory(tmp_path):
     """directory(**changes): one with the config.json of a tiny Llama."""
 
     def make(**changes):
-        (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **changes}))
+        (tmp_path / "config.json").write_text(json.dumps(LLAMA | changes))
         return str(tmp_path)
 
     return make
@@ -118,18 +120,22 @@ def test_rows_are_those_of_the_setting(estimated):
     assert sum(row["bytes"] for row in rows if row["status"] == "saved") == measured(net, "selective")
 
 
-def test_a_directory_is_enough_for_a_model_of_transformers(estimated, directory):
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2 with dropout"])
+def test_a_directory_is_enough_for_a_model_of_transformers(config, estimated, directory):
     transformers = pytest.importorskip("transformers")
-    config = {**LLAMA, "use_cache": False}
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).train()
-    tokens = torch.randint(113, (3, 16))
-    with record(model) as rows:
-        model(input_ids=tokens, labels=tokens.clone())
-    data = estimated(directory(), "--batch-size", "3", "--seq-length", "16")
-    assert data["model"] == "LlamaForCausalLM"
+    folder = directory(**config)
+    data = estimated(folder, "--batch-size", "3", "--seq-length", "16")
     assert data["batch"] == "input_ids 3x16 int64, labels 3x16 int64"
+    tokens = torch.randint(113, (3, 16))
+    for setting, found in data["settings"].items():
+        made_by = getattr(transformers, data["model"])
+        model = made_by(transformers.AutoConfig.from_pretrained(folder, use_cache=False)).train()
+        megaselect.recompute(model, setting)
+        with record(model) as rows:
+            model(input_ids=tokens, labels=tokens.clone())
+        assert found["saved_bytes"] == rows.total
+    assert [data["model"]] == config["architectures"]
     assert data["parameters"] == sum(weight.numel() for weight in model.parameters())
-    assert data["settings"]["none"]["saved_bytes"] == rows.total
 
 
 def test_a_token_batch_is_as_long_as_the_config_allows(estimated, directory):
@@ -194,7 +200,7 @@ def test_a_mistake_is_one_line(arguments, message, tmp_path, monkeypatch, capsys
         pytest.importorskip("transformers")
     (tmp_path / "broken.py").write_text("1 / 0\n")
     (tmp_path / "needs.py").write_text("import not_there\n")
-    configs = {"unknown": json.dumps({**LLAMA, "architectures": ["NoSuchModel"]}), "torn": "{", "empty": None}
+    configs = {"unknown": json.dumps(LLAMA | {"architectures": ["NoSuchModel"]}), "torn": "{", "empty": None}
     for name, content in configs.items():
         (tmp_path / name).mkdir()
         if content is not None:
