@@ -276,7 +276,8 @@ def other_hooks_watched(packed: Callable[[Tensor, Any], None]) -> Iterator[None]
 
             def watched_pack(tensor: Tensor) -> Any:
                 kept = pack(tensor)
-                packed(tensor, kept)
+                with _without_functions() if _without_functions else contextlib.nullcontext():
+                    packed(tensor, kept)  # what the observer asks of tensors is no call of the model's
                 return kept
 
             self.pack_hook = watched_pack

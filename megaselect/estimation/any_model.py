@@ -15,8 +15,8 @@ from megaselect.errors import ModelError, RecomputeError
 from megaselect.factories import Factory, arguments_of, as_line, batch_for, default_dtype, find_factory, positions_of
 from megaselect.ledger import Ledger, record
 from megaselect.ledger.layer_paths import layer_paths
+from megaselect.planning.any_model import recompute
 from megaselect.prediction.weights import StaticBytes
-from megaselect.recomputation.any_model import recompute
 from megaselect.recomputation.tape.settings import SETTINGS
 from megaselect.trees import tensors_in
 

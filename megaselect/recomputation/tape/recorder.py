@@ -35,7 +35,6 @@ from megaselect.recomputation.tape.replay import Frame, Recipe, Saved, make, unp
 from megaselect.recomputation.tape.values import Leaf, Node, Place, Read, Value, is_plain, layout_of, whole_storage
 
 SMALL = 1 << 16  # bytes: of a parameter that is only there while its module runs, a copy is made
-_ALWAYS: dict[int, int] = defaultdict(lambda: 1 << 30)  # uses of a result: it is kept
 Keep = Callable[[Operator, Place], bool]
 _SWEEP = 64  # operators between two looks for storages that are gone
 
@@ -77,7 +76,7 @@ class Recording:
         self.states: list[Tensor] = []
         self.operators = 0
         self._values = 0
-        self.proofs = Frame(_ALWAYS if has_long_recipes else {})  # long ones share what they make, up to the next layer
+        self.proofs = Frame(keeps_all=has_long_recipes)  # long ones share what they make, up to the next layer
         self._table: dict[int, _Entry] = {}
         self._owned = {storage_address(part) for part in (*model.parameters(), *model.buffers()) if is_plain(part)}
         self._made: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}  # id of a tensor -> the call that made it
@@ -392,7 +391,7 @@ class Recording:
             self._save_inputs(tensors)
 
     def _save_inputs(self, tensors: list[Tensor]) -> None:
-        self.proofs = Frame(self.proofs.uses)
+        self.proofs = Frame(keeps_all=self.proofs.keeps_all)
         for tensor in tensors:
             if not is_plain(tensor) or not tensor.requires_grad or storage_address(tensor) in self._owned:
                 continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from typing import Any
 
@@ -20,11 +19,15 @@ class Frame:
     """What the recipes of one forward pass share: results that more than one of them needs, while they need them.
 
     uses: number of a value -> how many recipes and operators will still ask for it. changed: numbers of the values
-    that are written into after autograd asked for them.
+    that are written into after autograd asked for them. keeps_all: whether every result stays, since it is not known
+    who will ask.
     """
 
-    def __init__(self, uses: dict[int, int] | None = None, changed: set[int] | None = None) -> None:
-        self.uses: dict[int, int] = copy.copy(uses or {})
+    def __init__(
+        self, uses: dict[int, int] | None = None, changed: set[int] | None = None, keeps_all: bool = False
+    ) -> None:
+        self.uses: dict[int, int] = dict(uses or {})
+        self.keeps_all = keeps_all
         self.made: Made = {}
         self.changed: set[int] = set() if changed is None else changed
 
@@ -34,7 +37,8 @@ class Frame:
         self.uses[number] = left
         if left <= 0:
             made.pop(number, None)
-            self.made.pop(number, None)
+            if not self.keeps_all:
+                self.made.pop(number, None)
 
 
 class Saved:
@@ -150,7 +154,7 @@ def _run(node: Node, made: Made, frame: Frame, leaves: dict[int, Leaf], states: 
     results = results if isinstance(results, tuple | list) else (results,)
     for index, number in node.results.items():
         made[number] = results[index]
-        if frame.uses.get(number, 0) > 0:
+        if frame.keeps_all or frame.uses.get(number, 0) > 0:
             frame.made[number] = results[index]
     for read in node.reads():
         if read.value.number not in leaves:
