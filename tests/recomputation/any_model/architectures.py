@@ -36,6 +36,7 @@ BART |= {"encoder_layers": LAYERS, "encoder_attention_heads": 4, "encoder_ffn_di
 BART |= {"decoder_layers": LAYERS, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
 BART |= {"dropout": P, "attention_dropout": P, "activation_dropout": P}
 WHISPER = BART | {"num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 32}
+LAYERDROP = {"encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5}
 IMAGE = {"image_size": 16, "patch_size": 4}
 EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
@@ -43,23 +44,13 @@ DEEPSEEK = LATENT | {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "firs
 DEEPSEEK |= {"num_key_value_heads": 4}
 NEXT = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 NEXT |= {"layer_types": ["linear_attention", "full_attention"], "shared_expert_intermediate_size": 32}
+MAMBA2 = {"state_size": 16, "num_heads": 8, "n_groups": 1, "chunk_size": 8}
 CONVNEXT = {"hidden_sizes": [16, 32], "depths": [1, 1], "num_stages": 2, "image_size": 16, "patch_size": 2}
 
-MASKED, SEQUENCES, IMAGES, BACKBONE = (
-    f"AutoModel{name}" for name in ("ForMaskedLM", "ForSeq2SeqLM", "ForImageClassification", "")
+MASKED, SEQUENCES, SPOKEN, IMAGES, BACKBONE = (
+    f"AutoModel{name}" for name in ("ForMaskedLM", "ForSeq2SeqLM", "ForSpeechSeq2Seq", "ForImageClassification", "")
 )
 
-# transformers looks whether several sequences are packed into one: by the values of position_ids, which tensors without
-# values have not. So a fake run masks as if they were, and a recipe of such a mask reads four int64 tensors of batch x
-# length that no real pass makes: the sequence of each query and key, and the position of each.
-# find_packed_sequence_indices and packed_sequence_compatibility_function in its masking_utils.
-PACKED = 4 * 8 * BATCH * LENGTH
-ONE_MASK = {"attention": PACKED, "full": PACKED}
-TWO_MASKS = {
-    "selective": 2 * PACKED,
-    "attention": 2 * PACKED,
-    "full": 2 * PACKED,
-}  # full and sliding
 # A padding mask of ones is left out after a look at its values: _ignore_bidirectional_mask_sdpa. A bool for each token.
 PADDING = {"attention": BATCH * LENGTH, "full": BATCH * LENGTH}
 GROUPED = "torch's grouped product takes fp32 with values, and bfloat16 alone without"
@@ -124,53 +115,50 @@ class Architecture:
 
 def _causal(*configs: dict[str, Any], **options: Any) -> Architecture:
     config = {name: value for part in (SMALL, *configs) for name, value in part.items()}
-    return Architecture(config, **({"predicted_more": ONE_MASK} | options))
+    return Architecture(config, **options)
 
 
 ARCHITECTURES = {
     "gpt2": Architecture(GPT),
-    "gptj": Architecture(GPT | {"rotary_dim": 4}),
     "gpt_neox": _causal(HIDDEN),
-    "opt": _causal({"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": P}, predicted_more={}),
+    "opt": Architecture(SMALL | {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": P}),
     "bloom": Architecture(GPT | HIDDEN | {"hidden_size": 32, "attention_dropout": P}),
-    "falcon": Architecture(FALCON | HIDDEN, predicted_more=ONE_MASK),
+    "falcon": Architecture(FALCON | HIDDEN),
     "llama": _causal(),
-    "llama, eager": _causal(of="llama", options={"attn_implementation": "eager"}),
-    "mistral": _causal({"sliding_window": 8}),
     "qwen3": _causal(),
     "gemma3_text": _causal({"sliding_window": 8}),
     "phi3": _causal(RESIDUAL),
-    "olmo2": _causal(),
-    "starcoder2": _causal({"residual_dropout": P, "embedding_dropout": P}),
     "mixtral": _causal(EXPERTS, {"router_jitter_noise": 0.01}, needs_values=GROUPED),
     "mixtral, eager": _causal(
         EXPERTS, of="mixtral", options={"experts_implementation": "eager"}, differs=CHOICE, needs_values=CHOICE
     ),
     "qwen3_moe": _causal(EXPERTS, needs_values=GROUPED),
     "deepseek_v3": _causal(EXPERTS, DEEPSEEK, needs_values=GROUPED),
-    "mamba2": _causal({"state_size": 16, "num_heads": 8, "n_groups": 1, "chunk_size": 8}, has_dropout=False),
+    "mamba2": Architecture(SMALL | MAMBA2, has_dropout=False),
     "bert": Architecture(SMALL | HIDDEN, MASKED),
-    "roberta": Architecture(SMALL | HIDDEN, MASKED),
-    "electra": Architecture(SMALL | HIDDEN, MASKED),
     "t5": Architecture(T5, SEQUENCES),
     "bart": Architecture(BART, SEQUENCES, predicted_more=PADDING),
     "vit": Architecture(SMALL | IMAGE | HIDDEN, IMAGES, images),
     "siglip_vision_model": Architecture(SMALL | IMAGE, BACKBONE, images_alone),
     "clip_text_model": Architecture(SMALL, BACKBONE, text_alone),
-    "whisper": Architecture(WHISPER, "AutoModelForSpeechSeq2Seq", speech, needs_values=READS),
+    "whisper": Architecture(WHISPER, SPOKEN, speech),
     "whisper, layerdrop": Architecture(
-        *(WHISPER | {"encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5}, "AutoModelForSpeechSeq2Seq", speech),
-        of="whisper",
-        differs="layerdrop leaves layers out by chance",
-        needs_values=READS,
+        WHISPER | LAYERDROP, SPOKEN, speech, of="whisper", differs="it leaves layers out by chance", needs_values=READS
     ),
 }
-# More of them, for a longer look.
+# More of them, which take their tests as long again.
 MORE_ARCHITECTURES = {
+    "llama, eager": _causal(of="llama", options={"attn_implementation": "eager"}),
+    "roberta": Architecture(SMALL | HIDDEN, MASKED),
+    "gptj": Architecture(GPT | {"rotary_dim": 4}),
+    "mistral": _causal({"sliding_window": 8}),
+    "olmo2": _causal(),
+    "starcoder2": _causal({"residual_dropout": P, "embedding_dropout": P}),
+    "electra": Architecture(SMALL | HIDDEN, MASKED),
     "gpt_bigcode": Architecture(GPT),
     "gpt_neo": _causal(NEO),
     "qwen2": _causal(),
-    "gemma2": _causal({"sliding_window": 8}, predicted_more=TWO_MASKS),
+    "gemma2": _causal({"sliding_window": 8}),
     "phi": _causal(RESIDUAL),
     "granite": _causal(),
     "cohere": _causal(),
@@ -179,13 +167,13 @@ MORE_ARCHITECTURES = {
     "olmoe": _causal(EXPERTS, needs_values=GROUPED),
     "gpt_oss": _causal(EXPERTS, needs_values=GROUPED),
     "qwen3_next": _causal(EXPERTS, NEXT, needs_values=GROUPED),
-    "mamba": _causal({"state_size": 8}, has_dropout=False, predicted_more={}),
+    "mamba": Architecture(SMALL | {"state_size": 8}, has_dropout=False),
     "distilbert": Architecture(DISTIL, MASKED),
     "deberta-v2": Architecture(SMALL | HIDDEN | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}, MASKED),
     "modernbert": Architecture(SMALL | {"mlp_dropout": P, "embedding_dropout": P}, MASKED),
     "dinov2": Architecture(SMALL | IMAGE | HIDDEN | {"drop_path_rate": P}, IMAGES, images),
     "clip_vision_model": Architecture(SMALL | IMAGE, BACKBONE, images_alone),
-    "convnext": Architecture(CONVNEXT | {"drop_path_rate": P}, IMAGES, images),
+    "convnext": Architecture(CONVNEXT | {"drop_path_rate": 0.5, "layer_scale_init_value": 1.0}, IMAGES, images),
 }
 ALL_ARCHITECTURES = ARCHITECTURES | MORE_ARCHITECTURES
 

@@ -1,4 +1,4 @@
-"""megaselect.recompute on architectures of Hugging Face: bits, bytes, and that later passes follow the first."""
+"""megaselect.recompute on architectures of Hugging Face: same bits, known bytes, and later passes follow the first."""
 
 import pytest
 import torch
