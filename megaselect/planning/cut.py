@@ -74,14 +74,14 @@ def fastest(graph: Graph, seconds: Mapping[Place, float], budget: int) -> Cut | 
     if nothing is not None and nothing.saved <= budget:
         return nothing
     low, high = 0.0, 1e15  # bytes that a second is worth
-    fits = _cheapest(graph, seconds, low)
+    fits = cheapest(graph, seconds, low)
     if fits is None or fits.saved > budget:
         return None
     over: Cut | None = nothing
     low = 1.0
     for _ in range(_STEPS):
         price = math.sqrt(low * high)
-        cut = _cheapest(graph, seconds, price)
+        cut = cheapest(graph, seconds, price)
         if cut is not None and cut.saved <= budget:
             fits, low = min(fits, cut, key=lambda one: one.seconds), price
         else:
@@ -108,8 +108,8 @@ def _cut(graph: Graph, seconds: Mapping[Place, float], rerun: Iterable[Place]) -
     return None if saved is None else Cut(used, saved, sum(seconds[number] for number in used))
 
 
-def _cheapest(graph: Graph, seconds: Mapping[Place, float], price: float) -> Cut | None:
-    """The least of bytes + price * seconds."""
+def cheapest(graph: Graph, seconds: Mapping[Place, float], price: float) -> Cut | None:
+    """The least of bytes + price * seconds; None where something must be saved that cannot be."""
     network = networkx.DiGraph()
     for value in graph.values.values():
         _add_value(network, graph, value)
@@ -127,7 +127,7 @@ def _add_value(network: networkx.DiGraph, graph: Graph, value: GraphValue) -> No
     if value.is_needed:
         network.add_edge("yes", ("value", value.number))
     target = "no" if value.maker is None else ("run", value.maker)
-    if value.can_be_saved or value.maker is None:
+    if value.can_be_saved:
         network.add_edge(("value", value.number), target, capacity=float(value.nbytes))
     else:
         network.add_edge(("value", value.number), target)

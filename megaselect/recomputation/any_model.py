@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from types import FrameType
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ from megaselect.trees import tensors_in
 
 KINDS = 64  # of forward passes that are remembered
 PLANNED = "planned"  # in place of a setting where operators are chosen one by one
+_MODULE_FILE = inspect.getsourcefile(nn.Module)
 _ATTRIBUTE = "megaselect_plan"  # of a model that has one
 PATIENCE = 3  # forward passes in a row that are not as the one before, after which each is recorded
 
@@ -90,10 +93,10 @@ class _Kind:
 
 
 class _Pass:
-    """A forward pass that runs: contexts to leave, and who notes it."""
+    """A forward pass that runs: contexts to leave, and who notes it. caller: the frame that runs it."""
 
-    def __init__(self, kind: _Kind) -> None:
-        self.kind = kind
+    def __init__(self, kind: _Kind, caller: FrameType) -> None:
+        self.kind, self.caller = kind, caller
         self.stack = ExitStack()
         self.recording: Recording | None = None
         self.follower: Follower | None = None
@@ -211,15 +214,23 @@ class AnyModelPlan:
         if torch.compiler.is_compiling():
             return
         passes = self._running.passes
+        self._drop_interrupted(passes)
         if passes or not torch.is_grad_enabled() or set(self.settings.values()) == {NONE}:
             passes.append(None)
             return
-        current = _Pass(self._kind(model, args, kwargs))
+        current = _Pass(self._kind(model, args, kwargs), _callers()[0])
         passes.append(current)
         if current.kind.program is None:
             self._record(current)
         else:
             self._follow(current, current.kind.program)
+
+    @staticmethod
+    def _drop_interrupted(passes: list[_Pass | None]) -> None:
+        """A KeyboardInterrupt, no Exception, ends a forward pass without its hooks: torch runs them for Exceptions."""
+        if passes and passes[0] is not None and all(passes[0].caller is not one for one in _callers()):
+            passes[0].stack.close()
+            passes.clear()
 
     def _end(self, _: nn.Module, __: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not self._running.passes:
@@ -325,6 +336,16 @@ class AnyModelPlan:
     def _step_aside(self, stack: ExitStack) -> None:
         """Compiled modules run as they would without us; what they save is saved."""
         stack.enter_context(compiled_parts(self.model, _Aside))
+
+
+def _callers() -> list[FrameType]:
+    """The frames that run modules, the innermost first."""
+    found, frame = [], inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_filename == _MODULE_FILE:
+            found.append(frame)
+        frame = frame.f_back
+    return found
 
 
 class _Aside:

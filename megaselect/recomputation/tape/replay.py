@@ -110,15 +110,16 @@ def _make(value: Value, frame: Frame, leaves: dict[int, Leaf], states: dict[int,
     made: Made = {}
     todo = [value]
     while todo:
+        if _is_there(todo[-1], made, frame, leaves):  # first of all: what it was made of may be gone again
+            todo.pop()
+            continue
         node = todo[-1].node
         assert node is not None
         missing = [read.value for read in node.reads() if not _is_there(read.value, made, frame, leaves)]
         if missing:
             todo += missing
-            continue
-        if _is_there(todo.pop(), made, frame, leaves):
-            continue
-        _run(node, made, frame, leaves, states)
+        else:
+            _run(node, made, frame, leaves, states)
     result = made.get(value.number)
     return frame.made[value.number] if result is None else result
 

@@ -118,7 +118,7 @@ def _causal(*configs: dict[str, Any], **options: Any) -> Architecture:
     return Architecture(config, **options)
 
 
-ARCHITECTURES = {
+ALL_ARCHITECTURES = {
     "gpt2": Architecture(GPT),
     "gpt_neox": _causal(HIDDEN),
     "opt": Architecture(SMALL | {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": P}),
@@ -145,9 +145,6 @@ ARCHITECTURES = {
     "whisper, layerdrop": Architecture(
         WHISPER | LAYERDROP, SPOKEN, speech, of="whisper", differs="it leaves layers out by chance", needs_values=READS
     ),
-}
-# More of them, which take their tests as long again.
-MORE_ARCHITECTURES = {
     "llama, eager": _causal(of="llama", options={"attn_implementation": "eager"}),
     "roberta": Architecture(SMALL | HIDDEN, MASKED),
     "gptj": Architecture(GPT | {"rotary_dim": 4}),
@@ -175,7 +172,6 @@ MORE_ARCHITECTURES = {
     "clip_vision_model": Architecture(SMALL | IMAGE, BACKBONE, images_alone),
     "convnext": Architecture(CONVNEXT | {"drop_path_rate": 0.5, "layer_scale_init_value": 1.0}, IMAGES, images),
 }
-ALL_ARCHITECTURES = ARCHITECTURES | MORE_ARCHITECTURES
 
 
 def build(name: str) -> nn.Module:
