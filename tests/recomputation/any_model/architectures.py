@@ -57,11 +57,8 @@ MASKED, SEQUENCES, SPOKEN, IMAGES, BACKBONE = (
 # find_packed_sequence_indices and packed_sequence_compatibility_function.
 PACKED = 4 * 8 * BATCH * LENGTH
 ONE_MASK = {"attention": PACKED, "full": PACKED}
-TWO_MASKS = {
-    "selective": 2 * PACKED,
-    "attention": 2 * PACKED,
-    "full": 2 * PACKED,
-}  # full and sliding; scores are capped
+# A full and a sliding mask; softmax of capped scores is made again under `selective` too, and reads them.
+TWO_MASKS = {"selective": 2 * PACKED, "attention": 2 * PACKED, "full": 2 * PACKED}
 # A padding mask of ones is left out after a look at its values: _ignore_bidirectional_mask_sdpa. A bool for each token.
 PADDING = {"attention": BATCH * LENGTH, "full": BATCH * LENGTH}
 GROUPED = "torch's grouped product takes fp32 with values, and bfloat16 alone without"
