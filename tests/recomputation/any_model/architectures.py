@@ -12,8 +12,8 @@ import transformers
 from torch import nn
 from transformers import AutoConfig
 
-# A dropout mask has one byte an element, and on a CPU the random state to make it again of has 5,056: smaller models would
-# save their masks, and prove nothing about random states.
+# On a CPU the random state that a dropout mask is made again of has 5,056 bytes: smaller models would save their masks,
+# and prove nothing about random states.
 BATCH, LENGTH, WIDTH, VOCABULARY, LAYERS, P = 4, 32, 64, 64, 2, 0.1
 
 # Values by the names that most configs give them; a config keeps what it does not know as an attribute.
@@ -56,7 +56,7 @@ IMAGE = {"image_size": 24, "patch_size": 4}
 EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 DEEPSEEK = LATENT | {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1}
-DEEPSEEK |= {"num_key_value_heads": 4}
+DEEPSEEK |= {"num_key_value_heads": 4, "head_dim": 8}
 NEXT = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 NEXT |= {"layer_types": ["linear_attention", "full_attention"], "shared_expert_intermediate_size": 32}
 MAMBA2 = {"state_size": 16, "num_heads": 8, "head_dim": 16, "n_groups": 1, "chunk_size": 8}
@@ -66,14 +66,6 @@ MASKED, SEQUENCES, SPOKEN, IMAGES, BACKBONE = (
     f"AutoModel{name}" for name in ("ForMaskedLM", "ForSeq2SeqLM", "ForSpeechSeq2Seq", "ForImageClassification", "")
 )
 
-# Whether several sequences are packed into one, transformers reads from the values of position_ids, and tensors without
-# values have none: a fake run masks as if they were. A recipe of such a mask reads four int64 tensors of batch x length
-# that no real pass makes: sequence and position of each query and of each key. In its masking_utils these are
-# find_packed_sequence_indices and packed_sequence_compatibility_function.
-PACKED = 4 * 8 * BATCH * LENGTH
-ONE_MASK = {"attention": PACKED, "full": PACKED}
-# A full and a sliding mask; softmax of capped scores is made again under `selective` too, and reads them.
-TWO_MASKS = {"selective": 2 * PACKED, "attention": 2 * PACKED, "full": 2 * PACKED}
 # A padding mask of ones is left out after a look at its values: _ignore_bidirectional_mask_sdpa. A bool for each token.
 PADDING = {"attention": BATCH * LENGTH, "full": BATCH * LENGTH}
 GROUPED = "torch's grouped product takes fp32 with values, and bfloat16 alone without"
@@ -138,11 +130,11 @@ class Architecture:
 
 def _causal(*configs: dict[str, Any], **options: Any) -> Architecture:
     config = {name: value for part in (SMALL, *configs) for name, value in part.items()}
-    return Architecture(config, **({"predicted_more": ONE_MASK} | options))
+    return Architecture(config, **options)
 
 
 ARCHITECTURES = {
-    "gpt2": Architecture(GPT, predicted_more=ONE_MASK),
+    "gpt2": Architecture(GPT),
     "gpt_neox": _causal(HIDDEN),
     "opt": Architecture(SMALL | {"ffn_dim": 2 * WIDTH, "word_embed_proj_dim": WIDTH, "dropout": P}),
     "bloom": Architecture(GPT | HIDDEN | {"hidden_size": WIDTH, "attention_dropout": P}),
@@ -164,7 +156,7 @@ ARCHITECTURES = {
     "vit": Architecture(SMALL | IMAGE | HIDDEN, IMAGES, images),
     "siglip_vision_model": Architecture(SMALL | IMAGE, BACKBONE, images_alone),
     "clip_text_model": Architecture(SMALL, BACKBONE, text_alone),
-    "whisper": Architecture(WHISPER, SPOKEN, speech, predicted_more=ONE_MASK),
+    "whisper": Architecture(WHISPER, SPOKEN, speech),
     "whisper, layerdrop": Architecture(
         WHISPER | LAYERDROP, SPOKEN, speech, of="whisper", differs="it leaves layers out by chance", needs_values=READS
     ),
@@ -173,15 +165,15 @@ ARCHITECTURES = {
 MORE_ARCHITECTURES = {
     "llama, eager": _causal(of="llama", options={"attn_implementation": "eager"}),
     "roberta": Architecture(SMALL | HIDDEN, MASKED),
-    "gptj": Architecture(GPT | {"rotary_dim": 4}, predicted_more=ONE_MASK),
+    "gptj": Architecture(GPT | {"rotary_dim": 4}),
     "mistral": _causal({"sliding_window": 8}),
     "olmo2": _causal(),
     "starcoder2": _causal({"residual_dropout": P, "embedding_dropout": P}),
     "electra": Architecture(SMALL | HIDDEN, MASKED),
-    "gpt_bigcode": Architecture(GPT, predicted_more=ONE_MASK),
+    "gpt_bigcode": Architecture(GPT),
     "gpt_neo": _causal(NEO),
     "qwen2": _causal(),
-    "gemma2": _causal({"sliding_window": 8}, predicted_more=TWO_MASKS),
+    "gemma2": _causal({"sliding_window": 8}),
     "phi": _causal(RESIDUAL),
     "granite": _causal(),
     "cohere": _causal(),
