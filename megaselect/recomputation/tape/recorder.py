@@ -127,9 +127,17 @@ class Recording:
             came_in = self._arguments
             self._call, self._arguments = outside
         for path, part in flat(result):
-            if isinstance(part, Tensor) and id(part) not in came_in:
+            if isinstance(part, Tensor) and not self._is_unchanged(part, call, came_in):
                 self._made[id(part)] = (weakref.ref(part), (call.number, path))
         return result
+
+    @staticmethod
+    def _is_unchanged(part: Tensor, call: Call, came_in: dict[int, tuple[Path, Tensor]]) -> bool:
+        """Whether a result is an argument as it was: what a call writes into and returns is made by that call."""
+        if id(part) not in came_in:
+            return False
+        version = call.versions.get(came_in[id(part)][0])
+        return version is None or version == version_of(part)
 
     def _origin(self, tensor: Tensor) -> Origin | None:
         found = self._made.get(id(tensor))
