@@ -135,14 +135,12 @@ def _causal(*configs: dict[str, Any], **options: Any) -> Architecture:
 
 ARCHITECTURES = {
     "gpt2": Architecture(GPT),
-    "gpt_neox": _causal(HIDDEN),
     "opt": Architecture(SMALL | {"ffn_dim": 2 * WIDTH, "word_embed_proj_dim": WIDTH, "dropout": P}),
     "bloom": Architecture(GPT | HIDDEN | {"hidden_size": WIDTH, "attention_dropout": P}),
     "falcon": Architecture(FALCON | HIDDEN),
     "llama": _causal(),
     "qwen3": _causal(),
     "gemma3_text": _causal({"sliding_window": 8}),
-    "phi3": _causal(RESIDUAL),
     "mixtral": _causal(EXPERTS, {"router_jitter_noise": 0.01}, needs_values=GROUPED),
     "mixtral, eager": _causal(
         EXPERTS, of="mixtral", options={"experts_implementation": "eager"}, differs=CHOICE, needs_values=CHOICE
@@ -156,13 +154,15 @@ ARCHITECTURES = {
     "vit": Architecture(SMALL | IMAGE | HIDDEN, IMAGES, images),
     "siglip_vision_model": Architecture(SMALL | IMAGE, BACKBONE, images_alone),
     "clip_text_model": Architecture(SMALL, BACKBONE, text_alone),
-    "whisper": Architecture(WHISPER, SPOKEN, speech),
     "whisper, layerdrop": Architecture(
         WHISPER | LAYERDROP, SPOKEN, speech, of="whisper", differs="it leaves layers out by chance", needs_values=READS
     ),
 }
 # More of them, which take their tests as long again.
 MORE_ARCHITECTURES = {
+    "whisper": Architecture(WHISPER, SPOKEN, speech),
+    "phi3": _causal(RESIDUAL),
+    "gpt_neox": _causal(HIDDEN),
     "llama, eager": _causal(of="llama", options={"attn_implementation": "eager"}),
     "roberta": Architecture(SMALL | HIDDEN, MASKED),
     "gptj": Architecture(GPT | {"rotary_dim": 4}),
