@@ -117,6 +117,8 @@ SHAPE_ONLY = frozenset(
         "new_empty_strided",
     ]
 )
+# They write random numbers over all of their first argument and read nothing of it.
+DRAWS = frozenset(["bernoulli_", "uniform_", "normal_", "exponential_"])
 # Their results are not what they made: somebody writes into these, perhaps past the dispatcher.
 ALLOCATIONS = frozenset(["empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"])
 _ALIASES = frozenset(["detach", "_unsafe_view", "alias", "lift_fresh", "_reshape_alias"])

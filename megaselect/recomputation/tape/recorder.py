@@ -24,6 +24,7 @@ from megaselect.recomputation.tape.calls import METADATA, Call, Origin, Path, fl
 from megaselect.recomputation.tape.operators import (
     ALLOCATIONS,
     BATCH_NORMS,
+    DRAWS,
     SHAPE_ONLY,
     STATISTICS,
     TRAINING,
@@ -126,9 +127,17 @@ class Recording:
             came_in = self._arguments
             self._call, self._arguments = outside
         for path, part in flat(result):
-            if isinstance(part, Tensor) and id(part) not in came_in:
+            if isinstance(part, Tensor) and not self._is_unchanged(part, call, came_in):
                 self._made[id(part)] = (weakref.ref(part), (call.number, path))
         return result
+
+    @staticmethod
+    def _is_unchanged(part: Tensor, call: Call, came_in: dict[int, tuple[Path, Tensor]]) -> bool:
+        """Whether a result is an argument as it was: what a call writes into and returns is made by that call."""
+        if id(part) not in came_in:
+            return False
+        version = call.versions.get(came_in[id(part)][0])
+        return version is None or version == version_of(part)
 
     def _origin(self, tensor: Tensor) -> Origin | None:
         found = self._made.get(id(tensor))
@@ -211,7 +220,11 @@ class Recording:
             if _can_be_read(tensors, targets[0].device) and kwargs.get("generator") is None:
                 state = self._state(known, targets[0].device, kwargs)
                 number = -1 if self._call is None else self._call.number
-                reads = self._reads(args), self._reads(kwargs)
+                if known.name in DRAWS and _is_whole(targets[0]):
+                    args_read = (self._blank(args[0]), *args[1:])  # also where it is an allocation, as for dropout
+                else:
+                    args_read = args
+                reads = self._reads(args_read), self._reads(kwargs)
                 node = Node(func, *reads, number, True, state, targets[0].device, self._place)
         if node is None:
             self._count_draws(known)
@@ -492,6 +505,11 @@ def needed(value: Value, visit: Callable[[Value], None] = lambda _: None) -> tup
 def _maker(value: Value) -> str:
     """Name of the operator that made it; "" where none is known."""
     return operator(value.node.func).name if value.node else ""
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether `tensor` is all of its storage."""
+    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
 
 
 def _is_allocation(value: Value) -> bool:

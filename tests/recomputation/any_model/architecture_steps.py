@@ -10,7 +10,7 @@ from torch import nn
 
 import megaselect
 from megaselect.errors import RecomputeError
-from megaselect.ledger import record
+from megaselect.ledger import Ledger, SavedRow, record
 from megaselect.recomputation.any_model import AnyModelPlan
 
 SETTINGS = ("selective", "attention", "full")
@@ -23,6 +23,7 @@ class Cell:
 
     saved: bytes after the first step, as the plan says. totals: as a ledger counts two passes, the second of which
     follows the first: its plan's passes are in `observed`. passes: (recorded, followed, departed) in the two steps.
+    states: how many random states are among what is saved, to draw from them again.
     """
 
     predicted: int | RecomputeError
@@ -32,6 +33,7 @@ class Cell:
     unproved: dict[str, int]
     passes: tuple[int, int, int]
     observed: tuple[int, int, int]
+    states: int
 
 
 @functools.cache
@@ -45,23 +47,24 @@ def cell(name: str, setting: str) -> Cell:
         saved.append(plan.bytes)
         different += [part for part, tensor in plain.items() if not _same(now.get(part), tensor)]
         different += sorted(now.keys() - plain.keys())
-    totals, observed = _totals(name, setting)
-    return Cell(predicted, saved[0], totals, different, plan.unproved, _passes(plan), observed)
+    ledgers, observed = _ledgers(name, setting)
+    totals, states = [rows.total for rows in ledgers], sum(_is_random_state(row) for row in ledgers[0].rows)
+    return Cell(predicted, saved[0], totals, different, plan.unproved, _passes(plan), observed, states)
 
 
 @functools.cache
 def bytes_without_recompute(name: str) -> int:
     """What a pass of the untouched model saves, as a ledger counts it."""
-    return saved_bytes(name, build(name))
+    return ledger_of(name, build(name)).total
 
 
-def saved_bytes(name: str, model: nn.Module) -> int:
-    """What a pass saves, as a ledger counts it. The same random numbers each time."""
+def ledger_of(name: str, model: nn.Module) -> Ledger:
+    """What a pass saves. The same random numbers each time."""
     torch.manual_seed(0)
     with record(model) as rows:
         output = model(**batch_of(name))
     loss_of(output).backward()
-    return rows.total
+    return rows
 
 
 @functools.cache
@@ -97,10 +100,15 @@ def _predicted(plan: AnyModelPlan, name: str) -> int | RecomputeError:
         return error
 
 
-def _totals(name: str, setting: str) -> tuple[list[int], tuple[int, int, int]]:
+def _ledgers(name: str, setting: str) -> tuple[list[Ledger], tuple[int, int, int]]:
     model = build(name)
     plan = megaselect.recompute(model, setting)
-    return [saved_bytes(name, model) for _ in range(2)], _passes(plan)
+    return [ledger_of(name, model) for _ in range(2)], _passes(plan)
+
+
+def _is_random_state(row: SavedRow) -> bool:
+    state = torch.get_rng_state()
+    return (row.dtype, row.shape) == (state.dtype, state.shape)
 
 
 def _passes(plan: AnyModelPlan) -> tuple[int, int, int]:

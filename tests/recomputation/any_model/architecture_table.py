@@ -14,19 +14,16 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[3])]
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from architecture_steps import SETTINGS, Cell, bytes_without_recompute, cell, saved_bytes  # noqa: E402
+from architecture_steps import SETTINGS, Cell, bytes_without_recompute, cell, ledger_of  # noqa: E402
 from architectures import ALL_ARCHITECTURES, build  # noqa: E402
 from torch.utils.checkpoint import create_selective_checkpoint_contexts  # noqa: E402
 
 from megaselect.errors import RecomputeError  # noqa: E402
 
-PRODUCTS = [
-    *(getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm", "convolution")),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._grouped_mm.default,
-]
+PRODUCTS = ["mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm"]
+ATTENTION = [f"_scaled_dot_product_{kind}_attention" for kind in ("flash", "efficient")]
+ATTENTION += ["_scaled_dot_product_flash_attention_for_cpu"]
+SAVED_BY_SAC = [getattr(torch.ops.aten, name).default for name in (*PRODUCTS, *ATTENTION)]
 HEADER = "| architecture | bits | none | bytes of each setting | predicted | ÷ none | ÷ SAC | ÷ HF |"
 
 
@@ -34,7 +31,7 @@ def row(name: str) -> str:
     """One architecture; numbers of the settings in their order."""
     cells = [cell(name, setting) for setting in SETTINGS]
     none = bytes_without_recompute(name)
-    selective = functools.partial(create_selective_checkpoint_contexts, PRODUCTS)
+    selective = functools.partial(create_selective_checkpoint_contexts, SAVED_BY_SAC)
     rivals = [none, _checkpointed(name, context_fn=selective), _checkpointed(name)]
     columns = [name, " · ".join(_bits(one) for one in cells), f"{none:,}"]
     columns += [" · ".join(f"{one.saved:,}" for one in cells), " · ".join(_prediction(one) for one in cells)]
@@ -61,7 +58,7 @@ def _checkpointed(name: str, **settings: object) -> int | None:
     model = build(name)
     try:
         model.gradient_checkpointing_enable({"use_reentrant": False, **settings})
-        return saved_bytes(name, model)
+        return ledger_of(name, model).total
     except (ValueError, RuntimeError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return None
