@@ -98,7 +98,7 @@ class _Planner:
             if saved <= budget:
                 return self._plan(names, cut, f"{size(budget)} saved")
             limit = min(limit, cut.saved) - (saved - budget)
-        raise self._too_little(budget, "saved", self._least().saved)
+        raise self._too_little(budget, "saved", self._least(with_backward=False).saved)
 
     def within_memory(self, budget: int) -> AnyModelPlan:
         """The fastest plan whose step takes at most so many bytes."""
@@ -114,15 +114,15 @@ class _Planner:
             if needed <= budget:
                 return self._plan(names, cut, f"{size(budget)} of memory, of which it takes {size(needed)}")
             limit = min(limit, cut.saved) - max(needed - budget, 1)
-        raise self._too_little(budget, "memory", there + self._least().peak)
+        raise self._too_little(budget, "memory", there + self._least(with_backward=True).peak)
 
     def _fastest(self, limit: int) -> Cut | None:
         return fastest(self.graph, self.seconds, limit) if limit > 0 else None
 
-    def _least(self) -> _Step:
+    def _least(self, with_backward: bool) -> _Step:
         """Of the plan that saves the fewest bytes."""
         every = {place: operator(one.node.func).name for place, one in self.graph.operators.items()}
-        return self._step(every, with_backward=True)
+        return self._step(every, with_backward)
 
     def _graph(self) -> Graph:
         with without_values(self.model), fake_copy((self.model, self.batch)) as (model, batch), torch.enable_grad():
