@@ -1,4 +1,4 @@
-"""Which operators run again in backward so that what is saved fits a budget, in the least time. No torch.
+"""Which operators run again in backward so that what is saved fits a budget, in the least time.
 
 A value that backward needs is saved, or its operator runs again; then what that operator reads is needed too. To weigh
 bytes against time at one price is a minimum cut of a graph, and is solved exactly (Picard 1976, maximum closure). The

@@ -192,6 +192,8 @@ class AnyModelPlan:
             lines.append(
                 f"  {self.recorded} forward passes recorded, {self.followed} followed, {self.departed} departed"
             )
+        else:
+            lines.append("  no forward pass has been recorded yet; of a model that is compiled as a whole none is")
         if any(kind.departures > PATIENCE for kind in self._kinds.values()):
             lines.append("  its forward passes differ from step to step: each is recorded, which takes longer")
         for name, count in self.unproved.items():
