@@ -112,7 +112,8 @@ def speech() -> dict[str, Any]:
 class Architecture:
     """config: values, as SMALL. head: the class of transformers that makes the model. options: more for that class.
 
-    of: the model type of transformers, where it is not the name. has_dropout: or another source of randomness.
+    of: the model type of transformers, where it is not the name. has_masks: whether it has dropout
+    whose masks are larger than a random state.
     differs: why forward passes are not alike from step to step. needs_values: why a run without values is refused.
     predicted_more: setting -> bytes that a fake run saves and a real one does not. Empty: none of these.
     """
@@ -122,7 +123,7 @@ class Architecture:
     batch: Callable[[], dict[str, Any]] = text
     of: str = ""
     options: dict[str, str] = field(default_factory=dict)
-    has_dropout: bool = True
+    has_masks: bool = True
     differs: str = ""
     needs_values: str = ""
     predicted_more: dict[str, int] = field(default_factory=dict)
@@ -147,7 +148,7 @@ ALL_ARCHITECTURES = {
     ),
     "qwen3_moe": _causal(EXPERTS, needs_values=GROUPED),
     "deepseek_v3": _causal(EXPERTS, DEEPSEEK, needs_values=GROUPED),
-    "mamba2": Architecture(SMALL | MAMBA2, has_dropout=False),
+    "mamba2": Architecture(SMALL | MAMBA2, has_masks=False),
     "bert": Architecture(SMALL | HIDDEN, MASKED),
     "t5": Architecture(T5, SEQUENCES),
     "bart": Architecture(BART, SEQUENCES, predicted_more=PADDING),
@@ -179,13 +180,16 @@ ALL_ARCHITECTURES = {
     "olmoe": _causal(EXPERTS, needs_values=GROUPED),
     "gpt_oss": _causal(EXPERTS, needs_values=GROUPED),
     "qwen3_next": _causal(EXPERTS, NEXT, needs_values=GROUPED),
-    "mamba": Architecture(SMALL | {"state_size": 8}, has_dropout=False),
+    "mamba": Architecture(SMALL | {"state_size": 8}, has_masks=False),
     "distilbert": Architecture(DISTIL, MASKED),
     "deberta-v2": Architecture(SMALL | HIDDEN | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}, MASKED),
     "modernbert": Architecture(SMALL | {"mlp_dropout": P, "embedding_dropout": P}, MASKED),
     "dinov2": Architecture(SMALL | IMAGE | HIDDEN | {"drop_path_rate": P}, IMAGES, images),
     "clip_vision_model": Architecture(SMALL | IMAGE, BACKBONE, images_alone),
-    "convnext": Architecture(CONVNEXT | {"drop_path_rate": 0.5, "layer_scale_init_value": 1.0}, IMAGES, images),
+    # Its drop path draws a number for each image, and saves them.
+    "convnext": Architecture(
+        CONVNEXT | {"drop_path_rate": 0.5, "layer_scale_init_value": 1.0}, IMAGES, images, has_masks=False
+    ),
 }
 
 

@@ -55,8 +55,8 @@ def test_each_setting_saves_no_more_than_the_one_before(name):
 
 
 @architecture
-def test_what_an_architecture_draws_is_drawn_again(name):
-    assert (cell(name, "full").states > 0) == ALL_ARCHITECTURES[name].has_dropout
+def test_dropout_masks_are_drawn_again(name):
+    assert (cell(name, "full").states > 0) == ALL_ARCHITECTURES[name].has_masks
 
 
 @every_setting
