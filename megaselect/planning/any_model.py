@@ -140,7 +140,7 @@ class _Planner:
     def _step(self, names: dict[Place, str], with_backward: bool) -> _Step:
         """A step of a copy without values, by this plan."""
         with without_values(self.model), fake_copy((self.model, self.batch)) as (model, batch), torch.enable_grad():
-            AnyModelPlan(model, "", rerun=names)
+            plan = AnyModelPlan(model, "", rerun=names)
             model.zero_grad(set_to_none=True)
             live = LiveBytes()
             with live:
@@ -148,7 +148,8 @@ class _Planner:
                     output = called_with(model, batch)
                 if with_backward:
                     loss_of(output, self.loss_fn).backward()
-            return _Step(ledger.total, live.peak)
+            followed = plan.bytes or 0  # a pass that follows may find less of what it could make again
+            return _Step(max(ledger.total, followed), live.peak + max(followed - ledger.total, 0))
 
     def _there_anyway(self) -> int:
         trained = sum(part.nbytes for part in self.model.parameters() if part.requires_grad)
