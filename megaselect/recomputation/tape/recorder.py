@@ -63,8 +63,8 @@ class _Entry:
 class Recording:
     """keep(operator, place): whether the results of an operator are saved if backward reads them.
 
-    place: the path of the module that it runs in, and how many ran there before it. is_exact: all others are made
-    again, whatever that needs; else only what costs fewer bytes than it saves.
+    place: the path of the module that it runs in, its name, and how many of that name ran there before it. is_exact:
+    all others are made again, whatever that needs; else only what costs fewer bytes than it saves.
     """
 
     def __init__(self, model: nn.Module, keep: Keep, *, has_long_recipes: bool = False, is_exact: bool = False) -> None:
@@ -85,8 +85,8 @@ class Recording:
         self._arguments: dict[int, tuple[Path, Tensor]] = {}  # id of a tensor that came into the call -> its path
         self._is_busy = False
         self._modules = [""]
-        self._ran_in: dict[str, int] = defaultdict(int)
-        self._place: Place = ("", 0)
+        self._ran_in: dict[tuple[str, str], int] = defaultdict(int)
+        self._place: Place = ("", "", 0)
 
     def enter_module(self, path: str) -> None:
         """What runs from here on runs in the module of this path."""
@@ -153,9 +153,9 @@ class Recording:
         if known.is_view or func.namespace == "prim":  # tensors without values are asked for their device so
             return func(*args, **kwargs)
         self.operators += 1
-        path = self._modules[-1]
-        self._place = (path, self._ran_in[path])
-        self._ran_in[path] += 1
+        kind = (self._modules[-1], known.name)
+        self._place = (*kind, self._ran_in[kind])
+        self._ran_in[kind] += 1
         if self.operators % _SWEEP == 0:
             self._sweep()
         if self._call is not None:

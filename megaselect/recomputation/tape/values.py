@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megaselect.compatibility import is_made_of_tensors, is_transformed
 
-Place = tuple[str, int]
+Place = tuple[str, str, int]
 
 
 class Layout(NamedTuple):

@@ -87,7 +87,7 @@ def random_graph(generator, count):
     """Operators in a row, each of which reads some values before it."""
     values, operators = {0: GraphValue(0, 100, None, False, True)}, {}
     for number in range(1, count + 1):
-        place = ("", number)
+        place = ("", "", number)
         reads = tuple(int(one) for one in torch.randperm(number, generator=generator)[: 1 + number % 2])
         nbytes, needed = (int(torch.randint(low, 100, (), generator=generator)) for low in (1, 0))
         values[number] = GraphValue(number, nbytes, place, needed > 40 or number == count, True)
