@@ -23,7 +23,7 @@ def step(model, batch):
     return rows.total, [loss.detach(), *(part.grad.clone() for part in model.parameters() if part.grad is not None)]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", pytest.param("t5", marks=pytest.mark.soak)])
 def test_a_plan_saves_no_more_than_its_budget_and_has_the_same_bits(name):
     model, batch = build(name), batch_of(name)
     none, wanted = step(model, batch)
