@@ -137,7 +137,7 @@ class CheckpointSaver:
             raise CheckpointError(f"{self._failure}, then continue with --resume auto")
 
     def wait(self) -> None:
-        """Until nothing is in flight; a failure becomes a note. Raises LostRank where another rank did not do its part."""
+        """Until nothing is in flight; a failure becomes a note. Raises LostRank where another rank is gone."""
         if self._in_flight is None:
             return
         in_flight, self._in_flight = self._in_flight, None
