@@ -163,7 +163,7 @@ class AnyModelPlan:
         if torch.compiler.is_compiling() or not self._running.passes:
             return
         current = self._running.passes.pop()
-        current.stack.close()
+        current.end()
         if current.recording is not None and current.kind is not None:
             self._finish(current, current.kind, current.recording)
         elif current.kind is not None:
@@ -207,6 +207,7 @@ class AnyModelPlan:
         self.followed += 1
         current.stack.enter_context(torch.autograd.graph.saved_tensors_hooks(follower.pack, unpack))
         leave_compiled_alone(current.stack, self.model)
+        # current.stack.callback(follower.let_go)
         current.stack.enter_context(follower)
 
     def _finish(self, current: Pass, kind: Kind, recording: Recording) -> None:

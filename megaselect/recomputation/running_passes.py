@@ -35,7 +35,12 @@ class Pass:
         self.stack = ExitStack()
         self.recording: Recording | None = None
         self.follower: Follower | None = None
-        self._caller = _module_frames()[0]
+        self._caller: FrameType | None = _module_frames()[0]
+
+    def end(self) -> None:
+        """Leave its contexts, and let go of the frame that ran it: that holds the model's output."""
+        self.stack.close()
+        self._caller = None
 
     def is_gone(self) -> bool:
         """Whether an exception has ended it without its hooks: for a KeyboardInterrupt torch runs none."""
@@ -51,7 +56,7 @@ class RunningPasses(threading.local):
     def drop_interrupted(self) -> None:
         """Of a pass that is gone, what was inside it is gone too."""
         if self.passes and self.passes[0].is_gone():
-            self.passes[0].stack.close()
+            self.passes[0].end()
             self.passes.clear()
 
 

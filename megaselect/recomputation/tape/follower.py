@@ -173,8 +173,13 @@ class Follower(TorchFunctionMode):
         return self._heir.call(func, args, kwargs or {})
 
     def _take_over(self) -> None:
-        self._slots, self._registers = [], []
+        self.let_go()
         self._heir = self._depart()
+
+    def let_go(self) -> None:
+        """Of tensors: what recipes need they hold themselves."""
+        self._slots, self._registers = [], []
+        self._states, self._copied = {}, {}
 
 
 def _reads_as(tensor: Any, layout: Layout | None) -> bool:
