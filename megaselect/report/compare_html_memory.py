@@ -16,13 +16,13 @@ from megaselect.report.compare_html_groups import (
     static_groups,
 )
 from megaselect.report.compare_html_style import (
-    DASHES,
-    SYMBOLS,
     Figure,
     add_bars,
     bar_pixels,
     colours,
+    dash,
     lay_bars,
+    symbol,
     unit_of,
 )
 from megaselect.units import GIB_BYTES, size
@@ -77,7 +77,7 @@ def timeline_figure(settings: Sequence[TrainedSetting]) -> Figure | None:
             x=[100 * point.seconds / length for point in setting.timeline],
             y=[point.bytes / unit_bytes for point in setting.timeline],
             mode="lines",
-            line={"color": paints[setting.name], "dash": DASHES[setting.attention], "width": 1.8},
+            line={"color": paints[setting.name], "dash": dash(setting), "width": 1.8},
             hovertemplate=f"<b>{setting.name}</b><br>%{{y:.2f}} {unit}<extra></extra>",
         )
     figure.update_layout(
@@ -91,8 +91,13 @@ def timeline_figure(settings: Sequence[TrainedSetting]) -> Figure | None:
     return Figure("timeline", "Memory in the course of a step", caption, figure, 380)
 
 
-def sequence_figure(context: Context, settings: Sequence[TrainedSetting]) -> Figure:
-    """Predicted bytes, both axes logarithmic. auto is left out: it would plan anew at every length."""
+def sequence_figure(context: Context, settings: Sequence[TrainedSetting]) -> Figure | None:
+    """Predicted bytes, both axes logarithmic. auto is left out: it would plan anew at every length.
+
+    None for a model of anybody's, whose bytes have no formula.
+    """
+    if context.model is not None:
+        return None
     figure, paints = go.Figure(), colours(settings)
     lengths = sequence_lengths(context)
     for setting in (setting for setting in settings if setting.recompute["mode"] != "auto"):
@@ -102,8 +107,8 @@ def sequence_figure(context: Context, settings: Sequence[TrainedSetting]) -> Fig
             x=lengths,
             y=[count / GIB_BYTES for count in sizes],
             mode="lines+markers",
-            line={"color": paints[setting.name], "dash": DASHES[setting.attention], "width": 2},
-            marker={"symbol": SYMBOLS[setting.attention], "size": 6},
+            line={"color": paints[setting.name], "dash": dash(setting), "width": 2},
+            marker={"symbol": symbol(setting), "size": 6},
             customdata=[size(count) for count in sizes],
             hovertemplate=f"<b>{setting.name}</b><br>sequence %{{x:,}}: %{{customdata}}<extra></extra>",
         )

@@ -16,6 +16,8 @@ MODE_COLOURS = {"none": "#7f7f7f", "selective": "#56b4e9", "all": "#009e73", "fu
 OTHER_COLOURS = ("#0072b2", "#cc79a7", "#e69f00", "#b8a800")
 SYMBOLS = {"unfused": "circle", "fused": "square", "sdpa": "diamond"}
 DASHES = {"unfused": "solid", "fused": "dash", "sdpa": "dot"}
+# Of a model of anybody's, settings have the looks of the first attention, and peers those of the last.
+SETTINGS_LOOK, PEERS_LOOK = "unfused", "sdpa"
 MARKER_PIXELS = 13
 
 
@@ -39,6 +41,20 @@ def colours(settings: Sequence[SettingResult]) -> dict[str, str]:
             others.setdefault(mode, OTHER_COLOURS[len(others) % len(OTHER_COLOURS)])
         result[setting.name] = MODE_COLOURS.get(mode) or others[mode]
     return result
+
+
+def symbol(setting: SettingResult) -> str:
+    """Of its points, by its attention."""
+    return SYMBOLS[_look(setting)]
+
+
+def dash(setting: SettingResult) -> str:
+    """Of its lines, by its attention."""
+    return DASHES[_look(setting)]
+
+
+def _look(setting: SettingResult) -> str:
+    return setting.attention or (PEERS_LOOK if setting.is_peer else SETTINGS_LOOK)
 
 
 def unit_of(largest: int) -> tuple[str, int]:
