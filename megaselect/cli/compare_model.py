@@ -28,19 +28,20 @@ from megaselect.config import LoggingConfig
 from megaselect.errors import ConfigError, MegaselectError
 
 _DESCRIPTION = """\
-Train a model of any make on one batch, untouched, with the settings of
+Train a model of any make on one batch: untouched, with the settings of
 megaselect.recompute, and with what others offer (transformers' checkpointing,
-torch's selective checkpointing around each layer, torch_remat), in rounds of fresh
-processes with the same seed. Shows of each: bytes saved, predicted and measured,
-peak memory, step time, and whether losses, gradients and weights are those of the
-untouched model to the bit. Writes compare.json and compare.html.
+torch's selective checkpointing around each layer, torch_remat), in rounds of
+fresh processes with the same seed. Shows of each the bytes that are saved,
+predicted and measured, peak memory, step time, and whether losses, gradients
+and weights are those of the untouched model to the bit. Writes compare.json and
+compare.html.
 
 --model takes package.module:function, a function without arguments that returns
 an nn.Module, or a module and its batch; or a directory with a config.json of
-transformers. A batch is a tensor, a tuple of arguments or a dictionary of keyword
-arguments; a model without one whose config has a vocabulary gets random input_ids
-and labels. The loss is what the model returns, its .loss or its "loss"; of a model
-without one it is the mean of its output's squares."""
+transformers. A batch is a tensor, a tuple of arguments or a dictionary of
+keyword arguments; a model without one whose config has a vocabulary gets random
+input_ids and labels. The loss is what the model returns, its .loss or its
+"loss"; of a model without one it is the mean of its output's squares."""
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -98,7 +99,7 @@ def _logging(options: argparse.Namespace) -> dict[str, str | None]:
 def _parser(prog: str) -> OneLineParser:
     parser = OneLineParser(
         prog=prog,
-        usage="%(prog)s --model FACTORY [--settings NAME ...] [--steps N] [--rounds R] [flags]",
+        usage="%(prog)s --model FACTORY [flags]",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

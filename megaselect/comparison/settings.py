@@ -15,7 +15,7 @@ from megaselect.comparison.row import Rounds
 from megaselect.config import Config, ModelConfig, RecomputeConfig
 from megaselect.errors import ComparisonError
 from megaselect.estimation.memory_check import missing_for_training
-from megaselect.recomputation.presets import AUTO, PRESETS, setting_name
+from megaselect.recomputation.presets import AUTO, PRESETS, setting_label
 from megaselect.recompute_modules import MODULES
 
 # The modes of the config's attention, and what not to recompute is worth with the attentions that keep no scores.
@@ -117,8 +117,3 @@ def _row(config: Config, attention: str, recompute: RecomputeConfig) -> ConfigRo
         note = f"without attention dropout ({config.model.attention_dropout_p} in the config): another training"
     own = Config.from_dict(sections)
     return ConfigRow(setting_label(attention, own.recompute), own, note)
-
-
-def setting_label(attention: str, recompute: RecomputeConfig) -> str:
-    """What a row is called: `none`, `core_attn dropout`, `fused all`, `full sqrt`. unfused is not spelled out."""
-    return ("" if attention == "unfused" else f"{attention} ") + setting_name(recompute)

@@ -108,9 +108,9 @@ def _difference_to(base: TrainedSetting, peer: TrainedSetting) -> str:
 
 
 def _saving(setting: TrainedSetting, base: TrainedSetting, more: str = "") -> str:
-    unit = "micro-batch" if setting.attention is not None else "step"
+    batch = "micro-batch" if setting.attention is not None else "batch"
     return (
-        f"With {setting.name}, a {unit} saves {size(_kept(setting))} for backward, {_saved(setting, base):.0%} "
+        f"With {setting.name}, a {batch} saves {size(_kept(setting))} for backward, {_saved(setting, base):.0%} "
         f"less than with {base.name}, and a step takes {_times(setting, base)} times as long{more}."
     )
 

@@ -19,6 +19,7 @@ from megaselect.report.compare_html_style import (
     Figure,
     add_bars,
     bar_pixels,
+    batch_name,
     colours,
     dash,
     lay_bars,
@@ -52,8 +53,8 @@ def stacked_memory_figure(settings: Sequence[TrainedSetting]) -> Figure:
         )
     lay_bars(figure, f"memory, {unit}")
     caption = (
-        "What training holds whatever it recomputes, and what one micro-batch saves for backward, by kind of tensor. "
-        "Not all of it is there at the same time: the measured peak may lie below the sum, or above it."
+        f"What training holds whatever it recomputes, and what one {batch_name(settings)} saves for backward, by kind "
+        "of tensor. Not all of it is there at the same time: the measured peak may lie below the sum, or above it."
     )
     return Figure("memory", "What the memory is", caption, figure, bar_pixels(names))
 

@@ -17,6 +17,7 @@ from megaselect.report.compare_html_style import (
     colours,
     dash,
     lay_bars,
+    none_of,
     symbol,
     unit_of,
 )
@@ -81,8 +82,8 @@ def time_split_figure(settings: Sequence[TrainedSetting]) -> Figure:
         )
     lay_bars(figure, "milliseconds a step")
     caption = (
-        "Medians of the timed steps. Recompute is what backward takes longer than that of none with the same "
-        "attention; where noise makes it negative, it is drawn as 0."
+        f"Medians of the timed steps. Recompute is what backward takes longer than that of {none_of(settings)}; where "
+        "noise makes it negative, it is drawn as 0."
     )
     return Figure("time", "Where a step's time goes", caption, figure, bar_pixels(names))
 
@@ -132,7 +133,7 @@ def loss_figure(settings: Sequence[TrainedSetting]) -> Figure:
     )
     caption = (
         "Above: every setting's loss; where lines fall together, each is drawn thinner than the one below it. "
-        "Below: the loss minus that of none with the same attention, step by step."
+        f"Below: the loss minus that of {none_of(settings)}, step by step."
     )
     return Figure("loss", "Loss, and its difference to none", caption, figure, 440)
 
