@@ -22,7 +22,7 @@ from megaselect.cli.compare_output import (
 from megaselect.cli.flags import OneLineParser
 from megaselect.comparison.compare import Request
 from megaselect.comparison.measurement import ModelChoices
-from megaselect.comparison.model_rows import LEAST_WARMUP_STEPS, MODEL_SETTINGS, PEERS_NOTE, make_model_rows
+from megaselect.comparison.model_rows import LEAST_WARMUP_STEPS, MODEL_SETTINGS, make_model_rows
 from megaselect.comparison.row import Rounds
 from megaselect.config import LoggingConfig
 from megaselect.errors import ConfigError, MegaselectError
@@ -72,7 +72,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     out = Path(options.out or fresh_directory(re.sub(r"[^\w.]+", "-", name)))
     config = {"model": asdict(choices)}
     typed = shlex.join([*prog.split(), *argv])
-    request = Request(config, name, rows, rounds, typed, notes=[PEERS_NOTE])
+    request = Request(config, name, rows, rounds, typed)
     try:
         compare_and_report(request, logging, out, options.json)
     except MegaselectError:

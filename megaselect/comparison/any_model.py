@@ -209,7 +209,7 @@ def _measured(
         timeline=memory.thin_out(timeline),
         gradients_sha256=tuple(run.gradients_sha256),
         model=_facts(run),
-        notes=tuple(_notes(plan, predicted)),
+        notes=tuple(_notes(run, plan, predicted)),
     )
 
 
@@ -233,10 +233,12 @@ def _tokens(batch: Any) -> int | None:
     return first.numel()
 
 
-def _notes(plan: AnyModelPlan | None, predicted: _Prediction | None) -> list[str]:
+def _notes(run: ModelRun, plan: AnyModelPlan | None, predicted: _Prediction | None) -> list[str]:
     notes = []
+    if not run.has_loss:
+        notes.append("the model returns no loss: the mean of its output's squares is taken")
     if predicted is not None and predicted.ledger is None:
-        notes.append(f"bytes are not predicted, since it does not run without values ({predicted.reason})")
+        notes.append(f"bytes are not predicted, since the model does not run without values ({predicted.reason})")
     if plan is not None and plan.departed:
         notes.append("its forward passes differ from step to step, and are recorded anew, which takes longer")
     if plan is not None and plan.unproved:

@@ -10,6 +10,7 @@ from typing import Any
 
 from megaselect import __version__
 from megaselect.comparison.children import Ask, Children, largest_micro_batch
+from megaselect.comparison.model_rows import PEERS_NOTE
 from megaselect.comparison.provenance import source_commit
 from megaselect.comparison.result import Comparison, Context
 from megaselect.comparison.rounds import Report, run_rounds
@@ -60,10 +61,23 @@ def _find_largest(measured: Sequence[Measured], request: Request, ask: Ask, repo
             report(f"{largest}{f'; beyond it: {beyond}' if beyond else ' or more'}\n")
 
 
+def _shared_notes(measured: Sequence[Measured]) -> list[str]:
+    """What the measurements note, once for rows that share it, without names where all do."""
+    names: dict[str, list[str]] = {}
+    for item in measured:
+        for note in item.rounds[0].notes if item.rounds else ():
+            names.setdefault(note, []).append(item.row.name)
+    count = sum(bool(item.rounds) for item in measured)
+    return [note if len(rows) == count else f"{', '.join(rows)}: {note}" for note, rows in names.items()]
+
+
 def _context(request: Request, measured: Sequence[Measured]) -> Context:
     one = next(item.rounds[0] for item in measured if item.rounds)
     plan, model = request.rounds, one.model
     notes = list(request.notes)
+    if any(item.rounds and item.row.about.is_peer for item in measured):
+        notes.append(PEERS_NOTE)
+    notes += _shared_notes(measured)
     notes += [f"{item.row.name} is left out: {item.absence}" for item in measured if item.absence is not None]
     if request.limit_bytes is not None:
         notes.append(f"largest micro-batch within {size(request.limit_bytes)}")

@@ -64,7 +64,7 @@ class ModelJob:
 class TrainMeasurement:
     """What one process measured in one setting; the fields are those of TrainedSetting and Context.
 
-    notes: on the row, beside its own note.
+    notes: on what was measured, which rows may share.
     """
 
     device: str

@@ -47,7 +47,6 @@ def _setting(item: Measured, reference: Measured | None, tokens_per_step: int | 
     if item.failure is not None:
         return FailedSetting(**about, failure=item.failure)
     first = item.rounds[0]
-    about |= {"note": "; ".join(filter(None, [about["note"], *first.notes])) or None}
     if reference is item or (reference and reference.failure is not None):
         reference = None  # nothing to compare with
     return TrainedSetting(

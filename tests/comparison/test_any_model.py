@@ -95,6 +95,7 @@ def test_peers_stand_beside_the_settings_and_save_what_they_save_by_hand(encoder
     assert [row.name for row in encoder.result.settings] == [*MODEL_SETTINGS, SAC, *names]
     assert [row.is_peer for row in encoder.result.settings] == [False] * 4 + [True] * (1 + len(names))
     assert encoder.result.context.notes[1:] == (
+        "the model returns no loss: the mean of its output's squares is taken",
         f"{HUGGING_FACE} is left out: TransformerEncoder has no gradient_checkpointing_enable",
     )
     model, batch = compared_models.encoder()
@@ -250,7 +251,8 @@ def test_a_model_that_needs_values_is_measured_and_not_predicted():
     items = [measured(name, choices) for name in ("none", "full", SAC)]
     none, full = summarise(items, 15)
     assert (none.saved.predicted, full.agreement.equal) == (None, True)
-    assert none.note.startswith("bytes are not predicted, since it does not run without values (")
+    (note,) = items[0].rounds[0].notes
+    assert note.startswith("bytes are not predicted, since the model does not run without values (")
     assert items[2].absence == "Looks has no list of alike modules, the layers that it goes around"
     assert items[0].rounds[0].model.tokens == 15
     model, batch = compared_models.looks()
