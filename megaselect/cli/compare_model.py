@@ -62,7 +62,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         autocast=options.autocast,
         batch_size=options.batch_size,
         seq_length=options.seq_length,
-        seed=options.seed,
+        seed=at_least(options.seed, "--seed", 0),
         deterministic=options.deterministic,
     )
     rows = make_model_rows(choices, options.settings or MODEL_SETTINGS)
@@ -124,7 +124,8 @@ def _parser(prog: str) -> OneLineParser:
         "--dtype", choices=("fp32", "bf16", "fp16"), help="torch's default as the model is made (default: fp32)"
     )
     parser.add_argument("--autocast", choices=("bf16", "fp16"), help="run under torch.autocast in this dtype")
-    _add_count(parser, "--seed", "N", "of the weights, of a token batch and of every step's random numbers", 1234)
+    text = "of the weights, of a token batch and of every step's random numbers"
+    _add_count(parser, "--seed", "N", text, ModelChoices.seed)
     parser.add_argument(
         "--deterministic", action="store_true", help="refuse operations whose bits vary from run to run"
     )

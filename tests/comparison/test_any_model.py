@@ -282,6 +282,7 @@ def test_the_names_of_settings_are_those_of_recompute():
             "--settings 'all': unknown setting; with --model a setting is none, selective, attention or full",
         ),
         (["compared_models:encoder", "--rounds", "0"], "--rounds 0: must be at least 1"),
+        (["compared_models:encoder", "--seed", "-1"], "--seed -1: must be at least 0"),
         (
             ["compared_models:encoder", "--warmup", "1"],
             "--warmup 1: must be at least 2 with --model: the ledger watches the first, and a plan records the second",

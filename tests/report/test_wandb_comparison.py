@@ -169,13 +169,15 @@ def test_a_training_run_of_the_group_overlays_the_comparison(recorded):
 
 def test_a_comparison_of_any_model_is_drawn_over_steps_where_it_has_no_tokens(tmp_path, run_python):
     code = LOG.replace("COMPARISON", "MODEL_COMPARISON")
-    output = run_python(code + "log_comparison(MODEL_COMPARISON, 'offline', 'p', 'g', 'out', print)")
+    code += "import dataclasses\ncontext = dataclasses.replace(MODEL_COMPARISON.context, config_name='m' * 70)\n"
+    code += "comparison = dataclasses.replace(MODEL_COMPARISON, context=context)\n"
+    output = run_python(code + "log_comparison(comparison, 'offline', 'p', 'g', 'out', print)")
     assert (output.returncode, output.stderr) == (0, "")
     runs = inspect_all(run_python, list((tmp_path / "out/wandb").glob("offline-run-*")))
     named = {of_kind(records, "run")[0]["display_name"]: records for records in runs}
     assert set(named) == {"none", "full", "torch SAC", "comparison"}
     head = of_kind(named["torch SAC"], "run")[0]
-    assert head["tags"] == ["torch SAC", "cpu", "float32", "models:net"]
+    assert head["tags"] == ["torch SAC", "cpu", "float32", "m" * 64]  # no more than the SDK takes
     assert head["notes"] == "around each layer"
     config = head["config"]["update"]
     assert (config["model"]["model"], config["recompute"]) == ("models:net", {"mode": "torch SAC"})
