@@ -107,7 +107,7 @@ def _parser(prog: str) -> OneLineParser:
     known = ", ".join(MODEL_SETTINGS)
     parser.add_argument("--model", required=True, metavar="FACTORY", help="package.module:function, or a directory")
     parser.add_argument(
-        "--settings", nargs="+", action="extend", metavar="NAME", help=f"what to compare of {known} (default: all)"
+        "--settings", nargs="+", action="extend", metavar="NAME", help=f"which of {known} to compare (default: all)"
     )
     _add_count(parser, "--steps", "N", "timed steps in each process", DEFAULT_STEPS)
     _add_count(parser, "--warmup", "N", "steps before them, not timed", DEFAULT_WARMUP_STEPS)
