@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import shlex
-import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megaselect.cli.commands import SETTINGS_OF_COMMAND
+from megaselect.cli.compare_output import (
+    DEFAULT_ROUNDS,
+    DEFAULT_STEPS,
+    DEFAULT_WARMUP_STEPS,
+    at_least,
+    check_reports,
+    compare_and_report,
+    fresh_directory,
+)
 from megaselect.cli.flags import CommandFlags, RunCommand, parse_run_args
 from megaselect.errors import ComparisonError, DeviceError
 from megaselect.units import parse_size, size_notes
 
 if TYPE_CHECKING:
     from megaselect.comparison.compare import Request
-    from megaselect.comparison.result import Comparison
-
-DEFAULT_STEPS, DEFAULT_WARMUP_STEPS, DEFAULT_ROUNDS = 6, 2, 2
 
 _DESCRIPTION = """\
 Train the first steps of a run with every recompute setting, in rounds of fresh
@@ -32,25 +36,27 @@ compare.html, which opens offline."""
 
 def main(argv: Sequence[str], prog: str) -> int:
     """Compare, print and write; 0 also where a setting did not train, as long as another one did."""
+    if any(argument == "--model" or argument.startswith("--model=") for argument in argv):
+        return importlib.import_module("megaselect.cli.compare_model").main(argv, prog)
     usage = "%(prog)s [--config FILE] [--settings NAME ...] [--steps N] [--rounds R] [flags]"
     flags = CommandFlags(prog, usage, _DESCRIPTION, SETTINGS_OF_COMMAND["compare"], _add_options)
     command = parse_run_args(argv, flags)
-    if importlib.util.find_spec("plotly") is None:  # before the minutes of measuring, not after them
-        raise ModuleNotFoundError("No module named 'plotly'", name="plotly")
-    from megaselect.comparison.compare import compare
-    from megaselect.report.wandb_connection import check_key
-
-    check_key(command.config.logging.wandb)
-    out = Path(getattr(command.options, "out", None) or _fresh_directory(command))
+    logging = command.config.logging
+    check_reports(logging)
+    out = Path(getattr(command.options, "out", None) or fresh_directory(command.config_path.stem))
     request = _request(command, out, shlex.join([*prog.split(), *argv]))
-    _make_directory(out)
-    comparison = compare(request, _show_progress)
-    _finish(comparison, command, out)
+    compare_and_report(request, logging, out, getattr(command.options, "json", False))
     return 0
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("compare")
+    group.add_argument(
+        "--model",
+        metavar="FACTORY",
+        help="another model, without a config of ours: package.module:function, or a directory with a config.json of "
+        "transformers; `megaselect compare --model FACTORY --help` lists its flags",
+    )
     group.add_argument(
         "--settings",
         nargs="+",
@@ -87,7 +93,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _request(command: RunCommand, out: Path, typed: str) -> Request:
     from megaselect.comparison.compare import Request
-    from megaselect.comparison.rounds import Rounds
+    from megaselect.comparison.row import Rounds
     from megaselect.comparison.settings import DEFAULT_SETTINGS, make_rows
     from megaselect.training.data_choice import follow_vocabulary
 
@@ -102,29 +108,23 @@ def _request(command: RunCommand, out: Path, typed: str) -> Request:
     if snapshot or (largest and limit is None):
         _check_device(command, snapshot)
     plan = Rounds(
-        rounds=_number(options, "rounds", DEFAULT_ROUNDS),
-        steps=_number(options, "steps", DEFAULT_STEPS),
-        warmup_steps=_number(options, "warmup", DEFAULT_WARMUP_STEPS),
+        rounds=at_least(getattr(options, "rounds", DEFAULT_ROUNDS), "--rounds"),
+        steps=at_least(getattr(options, "steps", DEFAULT_STEPS), "--steps"),
+        warmup_steps=at_least(getattr(options, "warmup", DEFAULT_WARMUP_STEPS), "--warmup"),
         snapshot_dir=out if snapshot else None,
     )
     config, notes = follow_vocabulary(command.config)
     return Request(
-        config=config,
+        config=config.to_dict(),
         config_name=command.config_path.stem,
         rows=make_rows(config, getattr(options, "settings", DEFAULT_SETTINGS)),
         rounds=plan,
         command=typed,
+        tokens_per_step=config.training.global_batch_size * config.model.seq_length,
         notes=[*command.notes, *limit_notes, *notes],
         find_largest_micro_batch=largest,
         limit_bytes=limit_bytes,
     )
-
-
-def _number(options: argparse.Namespace, name: str, default: int) -> int:
-    value = getattr(options, name, default)
-    if value < 1:
-        raise ComparisonError(f"--{name} {value}: must be at least 1")
-    return value
 
 
 def _check_device(command: RunCommand, snapshot: bool) -> None:
@@ -137,47 +137,4 @@ def _check_device(command: RunCommand, snapshot: bool) -> None:
         raise DeviceError("--memory-snapshot needs a GPU, whose allocator records it: leave it out on a CPU")
     raise ComparisonError(
         "--largest-micro-batch on a CPU needs a limit, or the machine would run out of memory: --memory-limit 2GiB"
-    )
-
-
-def _fresh_directory(command: RunCommand) -> str:
-    return f"runs/compare-{command.config_path.stem}-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}"
-
-
-def _make_directory(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / "compare.json"
-        if not probe.exists():
-            probe.touch()
-            probe.unlink()
-    except OSError as error:
-        raise ComparisonError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
-
-
-def _show_progress(piece: str) -> None:
-    print(piece, end="", file=sys.stderr, flush=True)
-
-
-def _finish(comparison: Comparison, command: RunCommand, out: Path) -> None:
-    """Files first, then what is printed, then W&B, which may have to wait for a network."""
-    from megaselect.comparison.result import to_json, write_comparison
-    from megaselect.report.compare_html import write_html
-    from megaselect.report.compare_table import print_comparison
-    from megaselect.report.stdout import stdout_console
-    from megaselect.report.wandb_comparison import log_comparison
-    from megaselect.report.wandb_environment import group_for, project_for
-
-    page = out / "compare.html"
-    write_comparison(comparison, out / "compare.json")
-    write_html(comparison, page)
-    if getattr(command.options, "json", False):
-        print(to_json(comparison))
-    else:
-        print_comparison(comparison, stdout_console())
-        print(f"written to {out}: compare.json, {page.name}")
-    logging = command.config.logging
-    group = group_for(logging) or out.name
-    log_comparison(
-        comparison, logging.wandb, project_for(logging), group, out, lambda note: _show_progress(f"{note}\n"), page
     )

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter, ValidationError
 
-from megaselect.comparison.measurement import OUT_OF_MEMORY, Answer, BatchJob, Task
+from megaselect.comparison.measurement import OUT_OF_MEMORY, Answer, BatchJob, ModelJob, Task
 from megaselect.comparison.search import search_after
 from megaselect.estimation.driver import first_gpu
 
@@ -54,7 +54,8 @@ def context_for(task: Task) -> ForkServerContext | SpawnContext:
 
     CUDA does not work in a copy of a process that has begun to use it, and a library may do so as it loads.
     """
-    if task.config["training"]["device"] != "cpu" and first_gpu() is not None:
+    device = task.choices.device if isinstance(task, ModelJob) else task.config["training"]["device"]
+    if device != "cpu" and first_gpu() is not None:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["megaselect.comparison.preloaded"])

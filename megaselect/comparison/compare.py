@@ -6,28 +6,34 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from megaselect import __version__
 from megaselect.comparison.children import Ask, Children, largest_micro_batch
+from megaselect.comparison.model_rows import PEERS_NOTE
 from megaselect.comparison.provenance import source_commit
 from megaselect.comparison.result import Comparison, Context
-from megaselect.comparison.rounds import Report, Rounds, run_rounds
-from megaselect.comparison.settings import Row
+from megaselect.comparison.rounds import Report, run_rounds
+from megaselect.comparison.row import Rounds, Row
+from megaselect.comparison.settings import ConfigRow
 from megaselect.comparison.summary import Measured, summarise
 from megaselect.comparison.verdict import make_verdict
-from megaselect.config import Config
 from megaselect.units import size
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to compare. command: as typed, for the record. limit_bytes: for the search, see BatchJob."""
+    """What to compare. command: as typed, for the record. limit_bytes: for the search, see BatchJob.
 
-    config: Config
+    config, config_name, tokens_per_step: see Context; the tokens of a model of anybody's are told by who measures it.
+    """
+
+    config: dict[str, Any]
     config_name: str
     rows: Sequence[Row]
     rounds: Rounds
     command: str
+    tokens_per_step: int | None = None
     notes: Sequence[str] = ()
     find_largest_micro_batch: bool = False
     limit_bytes: int | None = None
@@ -46,27 +52,42 @@ def compare(request: Request, report: Report) -> Comparison:
 
 def _find_largest(measured: Sequence[Measured], request: Request, ask: Ask, report: Report) -> None:
     for item in measured:
-        if item.failure is None:
+        if item.failure is None and isinstance(item.row, ConfigRow):
             report(f"largest micro-batch, {item.row.name}: ")
-            start = item.row.config.training.micro_batch_size
-            largest, beyond = largest_micro_batch(ask, item.row.config.to_dict(), start, request.limit_bytes)
+            config = item.row.config
+            start = config.training.micro_batch_size
+            largest, beyond = largest_micro_batch(ask, config.to_dict(), start, request.limit_bytes)
             item.largest_micro_batch = largest
             report(f"{largest}{f'; beyond it: {beyond}' if beyond else ' or more'}\n")
 
 
+def _shared_notes(measured: Sequence[Measured]) -> list[str]:
+    """What the measurements note, once for rows that share it, without names where all do."""
+    names: dict[str, list[str]] = {}
+    for item in measured:
+        for note in item.rounds[0].notes if item.rounds else ():
+            names.setdefault(note, []).append(item.row.name)
+    count = sum(bool(item.rounds) for item in measured)
+    return [note if len(rows) == count else f"{', '.join(rows)}: {note}" for note, rows in names.items()]
+
+
 def _context(request: Request, measured: Sequence[Measured]) -> Context:
     one = next(item.rounds[0] for item in measured if item.rounds)
-    config, plan = request.config, request.rounds
+    plan, model = request.rounds, one.model
     notes = list(request.notes)
+    if any(item.rounds and item.row.about.is_peer for item in measured):
+        notes.append(PEERS_NOTE)
+    notes += _shared_notes(measured)
+    notes += [f"{item.row.name} is left out: {item.absence}" for item in measured if item.absence is not None]
     if request.limit_bytes is not None:
         notes.append(f"largest micro-batch within {size(request.limit_bytes)}")
     return Context(
         config_name=request.config_name,
-        config=config.to_dict(),
+        config=request.config,
         device=one.device,
         dtype=one.dtype,
         parameters=one.parameters,
-        tokens_per_step=config.training.global_batch_size * config.model.seq_length,
+        tokens_per_step=model.tokens if model else request.tokens_per_step,
         peak_flops=one.peak_flops,
         steps=plan.steps,
         warmup_steps=plan.warmup_steps,
@@ -78,4 +99,5 @@ def _context(request: Request, measured: Sequence[Measured]) -> Context:
         command=request.command,
         commit=source_commit(),
         notes=tuple(notes),
+        model=model,
     )

@@ -24,10 +24,11 @@ FORMAT_VERSION = 1
 class Context:
     """What every setting shares, and where and how it was measured.
 
-    config: nested, as Config.to_dict gives it, before a setting's own attention and recompute are laid over it.
-    config_name: the file's stem. device, dtype: ready to print. parameters: how many. tokens_per_step: of the global
-    batch. peak_flops: dense FLOP/s of the device. steps: timed ones a process; warmup_steps run before them, untimed.
-    date: ISO 8601, UTC. command: as typed. commit: of the source tree, where there is one.
+    config: nested, as Config.to_dict gives it, before a setting's own attention and recompute are laid over it; of a
+    model of anybody's, its ModelChoices. config_name: the file's stem, or the model's name. model: of a model of
+    anybody's. device, dtype: ready to print. parameters: how many. tokens_per_step: of the global batch; None where it
+    is not one of tokens. peak_flops: dense FLOP/s of the device. steps: timed ones a process; warmup_steps run before
+    them, untimed. date: ISO 8601, UTC. command: as typed. commit: of the source tree, where there is one.
     """
 
     config_name: str
@@ -35,7 +36,7 @@ class Context:
     device: str
     dtype: str
     parameters: int
-    tokens_per_step: int
+    tokens_per_step: int | None
     peak_flops: float | None
     steps: int
     warmup_steps: int
@@ -47,13 +48,33 @@ class Context:
     command: str
     commit: str | None
     notes: tuple[str, ...] = ()
+    model: ModelFacts | None = None
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What there is to say of a model of anybody's. kind: its class. layers: how many of its modules are layers.
+
+    batch, optimizer: ready to print. tokens: in the batch; None where it is not one of tokens. has_loss: whether the
+    model returns a loss; else it is the mean of its output's squares.
+    """
+
+    kind: str
+    layers: int
+    batch: str
+    tokens: int | None
+    has_loss: bool
+    optimizer: str
 
 
 @dataclass(frozen=True)
 class SavedBytes:
-    """What one micro-batch saves for backward. per_layer: layer or chunk -> bytes; by_name: tensor, over all layers."""
+    """What one micro-batch saves for backward. per_layer: layer or chunk -> bytes; by_name: tensor, over all layers.
 
-    predicted: int
+    predicted: None, and the other predictions empty, where a model does not run without values.
+    """
+
+    predicted: int | None
     measured: int
     predicted_per_layer: dict[str, int]
     measured_per_layer: dict[str, int]
@@ -96,7 +117,7 @@ class Speed:
     """Over all timed steps of all rounds; rates are taken from the median step.
 
     backward_seconds includes recomputation. recompute_seconds: what backward takes more than that of none with the same
-    attention, the median over rounds; None for none itself.
+    attention, the median over rounds; None for none itself. tokens_per_s: None where batches are not of tokens.
     """
 
     step_seconds: Spread
@@ -104,14 +125,15 @@ class Speed:
     backward_seconds: Spread
     optimizer_seconds: Spread
     recompute_seconds: float | None
-    tokens_per_s: float
+    tokens_per_s: float | None
     mfu: float | None
     hfu: float | None
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Whether this setting trained as `reference` did. equal: losses, gradient norms and final weights, to the bit.
+    """Whether this setting trained as `reference` did. equal: losses, gradient norms and final weights, to the bit;
+    of a model of anybody's every gradient of every step as well.
 
     first_different_step: from 1; None where they agree, or only the final weights differ. loss_differences: this
     setting's loss minus the reference's, step by step; None where a loss is not finite.
@@ -136,14 +158,16 @@ class Setting:
     """What a row says of its setting, whether it trained or not.
 
     recompute: the config's section, as Config.to_dict gives it. note: in what the row differs from the config, if it
-    does.
+    does. is_peer: it is no setting of ours, but another library's recomputation. A model of anybody's has an attention
+    of its own, of which nothing is known: None.
     """
 
     name: str
-    attention: str
-    attention_dropout_p: float
+    attention: str | None
+    attention_dropout_p: float | None
     recompute: dict[str, Any]
     note: str | None = None
+    is_peer: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,21 +178,23 @@ class TrainedSetting(Setting):
     the last step. rounds_equal: whether every round trained to the same bits; None where there was one round.
     agreement: with none of the same attention; None for none itself. hardware_flops, model_flops: of one step.
     predicted_peak_bytes: of tensors, to be set beside peak.allocated. largest_micro_batch: None where it was not looked
-    for. timeline: of a step after the timed ones.
+    for. timeline: of a step after the timed ones. gradients_sha256: of each step's gradients, where
+    they were looked at. FLOPs and the predicted peak of a model of anybody's are not known: None.
     """
 
     failure: None = None
-    model_flops: int
-    hardware_flops: int
+    model_flops: int | None
+    hardware_flops: int | None
     saved: SavedBytes
     static: StaticBytes
     peak: PeakBytes
-    predicted_peak_bytes: int
+    predicted_peak_bytes: int | None
     speed: Speed
     samples: tuple[StepSample, ...] = ()
     losses: tuple[float | None, ...] = ()
     grad_norms: tuple[float | None, ...] = ()
     weights_sha256: str
+    gradients_sha256: tuple[str, ...] = ()
     rounds_equal: bool | None = None
     agreement: Agreement | None = None
     largest_micro_batch: int | None = None

@@ -5,28 +5,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from megaselect.comparison.children import Ask
-from megaselect.comparison.measurement import Answer, TrainJob, TrainMeasurement
-from megaselect.comparison.settings import Row
+from megaselect.comparison.measurement import Answer, TrainMeasurement
+from megaselect.comparison.row import Rounds, Row
 from megaselect.comparison.summary import Measured
 from megaselect.errors import ComparisonError
-from megaselect.estimation.memory_check import missing_for_training
 from megaselect.units import size
 
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """How often, and how long each time. snapshot_dir: where a GPU's memory snapshots go, if they are wanted."""
-
-    rounds: int
-    steps: int
-    warmup_steps: int
-    snapshot_dir: Path | None = None
 
 
 def order(count: int, rounds: int) -> list[list[int]]:
@@ -44,46 +31,36 @@ def order(count: int, rounds: int) -> list[list[int]]:
 
 def run_rounds(rows: Sequence[Row], plan: Rounds, ask: Ask, report: Report) -> list[Measured]:
     """Measure all rows. A row that fails once is not tried again. Raises ComparisonError where none trains."""
-    measured = [Measured(row, failure=missing_for_training(row.config)) for row in rows]
+    measured = [Measured(row, failure=row.missing()) for row in rows]
     total, done = len(rows) * plan.rounds, 0
     for number, places in enumerate(order(len(rows), plan.rounds), 1):
         for item in (measured[place] for place in places):
             done += 1
-            if item.failure is None:
+            if item.failure is None and item.absence is None:
                 report(f"[{done:>{len(str(total))}}/{total}] round {number}, {item.row.name}: ")
                 started = time.monotonic()
-                answer = ask(_job(item.row, plan, number))
+                answer = ask(item.row.job(plan, number))
                 report(f"{_outcome(answer)} ({time.monotonic() - started:.1f} s)\n")
                 _take(item, answer)
-    if all(item.failure is not None for item in measured):
+    if not any(item.rounds and item.failure is None for item in measured):
         raise ComparisonError(f"no setting trains; {measured[0].row.name}: {measured[0].failure}")
     return measured
-
-
-def _job(row: Row, plan: Rounds, number: int) -> TrainJob:
-    snapshot = None
-    if plan.snapshot_dir is not None and number == 1:
-        snapshot = str(plan.snapshot_dir / f"memory-{row.name.replace(' ', '-').replace(':', '')}.pickle")
-    return TrainJob(
-        config=row.config.to_dict(),
-        round=number,
-        steps=plan.steps,
-        warmup_steps=plan.warmup_steps,
-        with_timeline=number == 1,
-        snapshot_path=snapshot,
-    )
 
 
 def _take(item: Measured, answer: Answer) -> None:
     if answer.shared:
         raise ComparisonError(answer.failure or "a process failed")
-    if answer.measurement is None:
+    if answer.absence is not None:
+        item.absence = answer.absence
+    elif answer.measurement is None:
         item.failure = answer.failure or "a process failed"
     else:
         item.rounds.append(answer.measurement)
 
 
 def _outcome(answer: Answer) -> str:
+    if answer.absence is not None:
+        return f"left out: {answer.absence}"
     if answer.measurement is None:
         return "stopped" if answer.shared else f"{answer.failure}"
     return f"{1e3 * _median_step(answer.measurement):.1f} ms a step, {size(answer.measurement.saved.measured)} saved"

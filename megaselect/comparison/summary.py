@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from megaselect.comparison.measurement import TrainMeasurement
@@ -17,40 +17,40 @@ from megaselect.comparison.result import (
     StepSample,
     TrainedSetting,
 )
-from megaselect.comparison.settings import Row
+from megaselect.comparison.row import Row
 from megaselect.comparison.step_times import quantiles
 
 
 @dataclass
 class Measured:
-    """What the rounds of one row brought. rounds: in order; failure: why there are no more."""
+    """What the rounds of one row brought. rounds: in order; failure: why there are no more; absence: see Answer."""
 
     row: Row
     rounds: list[TrainMeasurement] = field(default_factory=list)
     failure: str | None = None
+    absence: str | None = None
     largest_micro_batch: int | None = None
 
 
-def summarise(measured: Sequence[Measured], tokens_per_step: int) -> tuple[SettingResult, ...]:
-    """The rows of the result, in the same order. A row with a failure keeps nothing but its name and the failure."""
-    references = {item.row.config.model.attention: item for item in measured if _is_reference(item.row)}
-    return tuple(_setting(item, references.get(item.row.config.model.attention), tokens_per_step) for item in measured)
+def summarise(measured: Sequence[Measured], tokens_per_step: int | None) -> tuple[SettingResult, ...]:
+    """The rows of the result, in the same order, without those that are absent.
+
+    A row with a failure keeps nothing but its name and the failure.
+    """
+    references = {item.row.about.attention: item for item in measured if item.row.is_reference}
+    present = [item for item in measured if item.absence is None]
+    return tuple(_setting(item, references.get(item.row.about.attention), tokens_per_step) for item in present)
 
 
-def _is_reference(row: Row) -> bool:
-    return row.config.recompute.mode == "none"
-
-
-def _setting(item: Measured, reference: Measured | None, tokens_per_step: int) -> SettingResult:
-    row, model = item.row, item.row.config.model
-    about = (row.name, model.attention, model.attention_dropout_p, row.config.to_dict()["recompute"], row.note)
+def _setting(item: Measured, reference: Measured | None, tokens_per_step: int | None) -> SettingResult:
+    about = dict(vars(item.row.about))
     if item.failure is not None:
-        return FailedSetting(*about, failure=item.failure)
+        return FailedSetting(**about, failure=item.failure)
     first = item.rounds[0]
     if reference is item or (reference and reference.failure is not None):
         reference = None  # nothing to compare with
     return TrainedSetting(
-        *about,
+        **about,
         model_flops=first.model_flops,
         hardware_flops=first.hardware_flops,
         saved=first.saved,
@@ -62,6 +62,7 @@ def _setting(item: Measured, reference: Measured | None, tokens_per_step: int) -
         losses=first.losses,
         grad_norms=first.grad_norms,
         weights_sha256=first.weights_sha256,
+        gradients_sha256=first.gradients_sha256,
         rounds_equal=all(_trace(one) == _trace(first) for one in item.rounds) if len(item.rounds) > 1 else None,
         agreement=_agreement(first, reference.row.name, reference.rounds[0]) if reference else None,
         largest_micro_batch=item.largest_micro_batch,
@@ -78,7 +79,7 @@ def _peak(rounds: Sequence[TrainMeasurement]) -> PeakBytes:
 
 
 def _speed(
-    rounds: Sequence[TrainMeasurement], references: Sequence[TrainMeasurement] | None, tokens_per_step: int
+    rounds: Sequence[TrainMeasurement], references: Sequence[TrainMeasurement] | None, tokens_per_step: int | None
 ) -> Speed:
     first = rounds[0]
     samples = [sample for one in rounds for sample in one.samples]
@@ -90,10 +91,14 @@ def _speed(
         backward_seconds=_spread(samples, lambda sample: sample.backward_seconds),
         optimizer_seconds=_spread(samples, lambda sample: sample.optimizer_seconds),
         recompute_seconds=_recompute_seconds(rounds, references) if references else None,
-        tokens_per_s=tokens_per_step / step.median,
-        mfu=first.model_flops / peak_per_step if peak_per_step else None,
-        hfu=first.hardware_flops / peak_per_step if peak_per_step else None,
+        tokens_per_s=tokens_per_step / step.median if tokens_per_step else None,
+        mfu=_share(first.model_flops, peak_per_step),
+        hfu=_share(first.hardware_flops, peak_per_step),
     )
+
+
+def _share(flops: int | None, peak_per_step: float | None) -> float | None:
+    return flops / peak_per_step if flops is not None and peak_per_step else None
 
 
 def _spread(samples: Sequence[StepSample], value: Callable[[StepSample], float]) -> Spread:
@@ -113,17 +118,17 @@ def _backward(samples: Sequence[StepSample]) -> float:
 
 def _trace(one: TrainMeasurement) -> tuple[object, ...]:
     """All that two equal trainings share."""
-    return one.losses, one.grad_norms, one.weights_sha256
+    return one.losses, one.grad_norms, one.weights_sha256, one.gradients_sha256
+
+
+def _steps(one: TrainMeasurement) -> Iterator[tuple[object, ...]]:
+    """What two equal trainings share of each step."""
+    digests = one.gradients_sha256 or (None,) * len(one.losses)
+    return zip(one.losses, one.grad_norms, digests, strict=True)
 
 
 def _agreement(own: TrainMeasurement, reference_name: str, reference: TrainMeasurement) -> Agreement:
-    pairs = list(
-        zip(
-            zip(own.losses, own.grad_norms, strict=True),
-            zip(reference.losses, reference.grad_norms, strict=True),
-            strict=True,
-        )
-    )
+    pairs = zip(_steps(own), _steps(reference), strict=True)
     differing = [step for step, (mine, theirs) in enumerate(pairs, 1) if mine != theirs]
     losses = [
         None if mine is None or theirs is None else mine - theirs

@@ -13,9 +13,12 @@ SAME_SPEED = 1.05  # a step that takes so much longer is not called slower: roun
 
 
 def make_verdict(settings: Sequence[SettingResult]) -> str:
-    """Whether the settings trained alike, what the leanest and the free ones save, what no recomputation would."""
+    """Whether the settings trained alike, what the leanest and the free ones save, what no recomputation would.
+
+    Of a model of anybody's also whether bytes are those predicted, and what the peers save.
+    """
     trained = [setting for setting in settings if isinstance(setting, TrainedSetting)]
-    sentences = [_agreement(trained), *_trade(trained), _failures(settings)]
+    sentences = [_agreement(trained), *_predictions(trained), *_trade(trained), *_peers(trained), _failures(settings)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -30,6 +33,11 @@ def _agreement(trained: Sequence[TrainedSetting]) -> str:
     if not compared:
         return ""
     steps = len(trained[0].losses)
+    if trained[0].attention is None:
+        return (
+            f"Every row trained bitwise equal to the untouched model, `none`: losses, gradients and final weights over "
+            f"{steps} steps."
+        )
     return (
         f"Every recompute setting trained bitwise equal to the setting `none` under the same attention: losses, "
         f"gradient norms and final weights over {steps} steps."
@@ -51,7 +59,9 @@ def _trade(trained: Sequence[TrainedSetting]) -> list[str]:
     if base is None:
         return []
     alike = [
-        setting for setting in trained if setting is not base and setting.note is None and _saved(setting, base) > 0
+        setting
+        for setting in trained
+        if setting is not base and _is_same_training(setting) and not setting.is_peer and _saved(setting, base) > 0
     ]
     recomputing = [setting for setting in alike if setting.recompute["mode"] != "none"]
     free = [setting for setting in recomputing if slowdown(setting, base) <= SAME_SPEED]
@@ -64,9 +74,43 @@ def _trade(trained: Sequence[TrainedSetting]) -> list[str]:
     return [_roughness(trained), *sentences]
 
 
+def _is_same_training(setting: TrainedSetting) -> bool:
+    """A config's row with a note is another training; a model's is not, whatever is noted of it."""
+    return setting.attention is None or setting.note is None
+
+
+def _predictions(trained: Sequence[TrainedSetting]) -> list[str]:
+    """Of a model of anybody's: a config's predictions have a gate of their own."""
+    own = [setting for setting in trained if setting.attention is None and setting.saved.predicted is not None]
+    missed = [setting for setting in own if setting.saved.predicted != setting.saved.measured]
+    if own and not missed:
+        where = "" if len(own) == len(trained) else ", where they were"
+        return [f"Saved bytes are those predicted, to the byte{where}."]
+    return [
+        f"{setting.name} saves {setting.saved.measured:,} bytes, and {setting.saved.predicted:,} were predicted."
+        for setting in missed
+    ]
+
+
+def _peers(trained: Sequence[TrainedSetting]) -> list[str]:
+    """What each saves, and how long a step takes."""
+    base = next((setting for setting in trained if setting.recompute["mode"] == "none"), None)
+    peers = [setting for setting in trained if setting.is_peer]
+    if base is None or not peers:
+        return []
+    each = [f"{one.name} saves {_difference_to(base, one)} in {_times(one, base)} times the time" for one in peers]
+    return [f"Beside them, {_list(each)}."]
+
+
+def _difference_to(base: TrainedSetting, peer: TrainedSetting) -> str:
+    share = _saved(peer, base)
+    return f"{abs(share):.0%} {'less' if share >= 0 else 'more'}"
+
+
 def _saving(setting: TrainedSetting, base: TrainedSetting, more: str = "") -> str:
+    batch = "micro-batch" if setting.attention is not None else "batch"
     return (
-        f"With {setting.name}, a micro-batch saves {size(_kept(setting))} for backward, {_saved(setting, base):.0%} "
+        f"With {setting.name}, a {batch} saves {size(_kept(setting))} for backward, {_saved(setting, base):.0%} "
         f"less than with {base.name}, and a step takes {_times(setting, base)} times as long{more}."
     )
 
@@ -103,7 +147,8 @@ def _kept(setting: TrainedSetting) -> int:
 
 
 def _saved(setting: TrainedSetting, base: TrainedSetting) -> float:
-    return 1 - _kept(setting) / _kept(base)
+    """As a share of what the base saves, which is nothing where a model has nothing to save."""
+    return 1 - _kept(setting) / _kept(base) if _kept(base) else 0.0
 
 
 def _list(names: Sequence[str]) -> str:

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter
 
+from megaselect.comparison.any_model import measure_model
 from megaselect.comparison.batch import try_batches
 from megaselect.comparison.measure import measure
-from megaselect.comparison.measurement import OUT_OF_MEMORY, Answer, Task, TrainJob
+from megaselect.comparison.measurement import OUT_OF_MEMORY, Answer, BatchJob, ModelJob, Task, TrainJob
 from megaselect.config import Config
 from megaselect.devices import is_out_of_memory, resolve_placement
 from megaselect.errors import MegaselectError
@@ -30,11 +31,11 @@ def main(task_path: str, answer_path: str) -> None:
     if threads.isdigit():  # torch has read it as it loaded, which may have been in the server of an earlier comparison
         torch.set_num_threads(int(threads))
     task: Task = TypeAdapter(Task).validate_json(Path(task_path).read_bytes())
-    answer = _attempt(lambda: _prepare_and_run(task))
+    answer = _attempt(lambda: measure_model(task) if isinstance(task, ModelJob) else _prepare_and_run(task))
     Path(answer_path).write_text(json.dumps(asdict(answer)))
 
 
-def _prepare_and_run(task: Task) -> Answer:
+def _prepare_and_run(task: TrainJob | BatchJob) -> Answer:
     config = Config.from_dict(task.config)
     torch.manual_seed(config.training.seed)  # for a user's own modules; nothing of ours draws from it
     set_determinism(config.training.deterministic)

@@ -58,6 +58,11 @@ def setting_flags(settings: RecomputeConfig) -> str:
     return " ".join(words)
 
 
+def setting_label(attention: str, recompute: RecomputeConfig) -> str:
+    """What a row is called: `none`, `core_attn dropout`, `fused all`, `full sqrt`. unfused is not spelled out."""
+    return ("" if attention == "unfused" else f"{attention} ") + setting_name(recompute)
+
+
 def _essence(settings: RecomputeConfig) -> tuple[object, ...]:
     """What two settings share that do the same, in whichever order their modules were named."""
     if settings.mode == "selective":

@@ -85,6 +85,12 @@ def _asset(name: str) -> str:
 
 
 def _facts(context: Context) -> str:
+    if own := context.model:
+        layers = f"{own.layers} layers, " if own.layers else ""
+        return (
+            f"{own.kind}, {context.parameters:,} parameters ({layers}batch {own.batch}), {context.dtype} on "
+            f"{context.device}"
+        )
     model = context.config["model"]
     return (
         f"{context.parameters:,} parameters ({model['num_layers']} layers, hidden {model['hidden_size']}, sequence "
@@ -135,7 +141,8 @@ def _provenance(context: Context) -> str:
         _Fact(
             "Measured",
             f"{context.rounds} round{'' if context.rounds == 1 else 's'}, a fresh process for each setting and round, "
-            f"each {warm_up} and {context.steps} timed steps from the same seed, over the same data; the order of the "
+            f"each {warm_up} and {context.steps} timed steps from the same seed, over the same "
+            f"{f'batch, with {context.model.optimizer}' if context.model else 'data'}; the order of the "
             "settings turns from round to round",
         ),
         _Fact("Device", f"{context.device}, {context.dtype}"),

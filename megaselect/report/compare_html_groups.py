@@ -30,6 +30,7 @@ _STORED = {
     "outside the layers": (),
 }
 _OTHER = "outside the layers"
+_LAYERS = "in the layers"  # of a model of anybody's, whose tensors have names of its own
 # Greys for what every setting holds, Okabe and Ito's colours for what is saved for backward.
 GROUP_COLOURS = {
     "parameters": "#5a5a5a",
@@ -42,6 +43,7 @@ GROUP_COLOURS = {
     "MLP": "#56b4e9",
     "layernorms": "#cc79a7",
     "block inputs": "#009e73",
+    "in the layers": "#56b4e9",
     "outside the layers": "#b8a800",
 }
 
@@ -59,6 +61,9 @@ def static_groups(setting: TrainedSetting) -> dict[str, int]:
 
 def saved_groups(setting: TrainedSetting) -> dict[str, int]:
     """Group -> measured bytes that one micro-batch saves for backward."""
+    if setting.attention is None:
+        outside = setting.saved.measured_per_layer.get("", 0)
+        return {_LAYERS: setting.saved.measured - outside, _OTHER: outside}
     group_of = {name: group for group, names in _STORED.items() for name in names}
     if setting.attention != "unfused":  # otherwise it is the loss's
         group_of["log-sum-exp"] = "scores, probs"

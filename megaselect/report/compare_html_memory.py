@@ -16,13 +16,14 @@ from megaselect.report.compare_html_groups import (
     static_groups,
 )
 from megaselect.report.compare_html_style import (
-    DASHES,
-    SYMBOLS,
     Figure,
     add_bars,
     bar_pixels,
+    batch_name,
     colours,
+    dash,
     lay_bars,
+    symbol,
     unit_of,
 )
 from megaselect.units import GIB_BYTES, size
@@ -52,8 +53,8 @@ def stacked_memory_figure(settings: Sequence[TrainedSetting]) -> Figure:
         )
     lay_bars(figure, f"memory, {unit}")
     caption = (
-        "What training holds whatever it recomputes, and what one micro-batch saves for backward, by kind of tensor. "
-        "Not all of it is there at the same time: the measured peak may lie below the sum, or above it."
+        f"What training holds whatever it recomputes, and what one {batch_name(settings)} saves for backward, by kind "
+        "of tensor. Not all of it is there at the same time: the measured peak may lie below the sum, or above it."
     )
     return Figure("memory", "What the memory is", caption, figure, bar_pixels(names))
 
@@ -77,7 +78,7 @@ def timeline_figure(settings: Sequence[TrainedSetting]) -> Figure | None:
             x=[100 * point.seconds / length for point in setting.timeline],
             y=[point.bytes / unit_bytes for point in setting.timeline],
             mode="lines",
-            line={"color": paints[setting.name], "dash": DASHES[setting.attention], "width": 1.8},
+            line={"color": paints[setting.name], "dash": dash(setting), "width": 1.8},
             hovertemplate=f"<b>{setting.name}</b><br>%{{y:.2f}} {unit}<extra></extra>",
         )
     figure.update_layout(
@@ -91,8 +92,13 @@ def timeline_figure(settings: Sequence[TrainedSetting]) -> Figure | None:
     return Figure("timeline", "Memory in the course of a step", caption, figure, 380)
 
 
-def sequence_figure(context: Context, settings: Sequence[TrainedSetting]) -> Figure:
-    """Predicted bytes, both axes logarithmic. auto is left out: it would plan anew at every length."""
+def sequence_figure(context: Context, settings: Sequence[TrainedSetting]) -> Figure | None:
+    """Predicted bytes, both axes logarithmic. auto is left out: it would plan anew at every length.
+
+    None for a model of anybody's, whose bytes have no formula.
+    """
+    if context.model is not None:
+        return None
     figure, paints = go.Figure(), colours(settings)
     lengths = sequence_lengths(context)
     for setting in (setting for setting in settings if setting.recompute["mode"] != "auto"):
@@ -102,8 +108,8 @@ def sequence_figure(context: Context, settings: Sequence[TrainedSetting]) -> Fig
             x=lengths,
             y=[count / GIB_BYTES for count in sizes],
             mode="lines+markers",
-            line={"color": paints[setting.name], "dash": DASHES[setting.attention], "width": 2},
-            marker={"symbol": SYMBOLS[setting.attention], "size": 6},
+            line={"color": paints[setting.name], "dash": dash(setting), "width": 2},
+            marker={"symbol": symbol(setting), "size": 6},
             customdata=[size(count) for count in sizes],
             hovertemplate=f"<b>{setting.name}</b><br>sequence %{{x:,}}: %{{customdata}}<extra></extra>",
         )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from megaselect.comparison.model_rows import PEERS
 from megaselect.comparison.result import SettingResult
 from megaselect.units import GIB_BYTES, MIB_BYTES
 
@@ -14,8 +15,11 @@ from megaselect.units import GIB_BYTES, MIB_BYTES
 # every comparison has, so that they keep their colours from page to page.
 MODE_COLOURS = {"none": "#7f7f7f", "selective": "#56b4e9", "all": "#009e73", "full": "#d55e00"}
 OTHER_COLOURS = ("#0072b2", "#cc79a7", "#e69f00", "#b8a800")
+MODEL_COLOURS = dict(zip(("attention", *PEERS), OTHER_COLOURS, strict=True))  # of models of anybody's
 SYMBOLS = {"unfused": "circle", "fused": "square", "sdpa": "diamond"}
 DASHES = {"unfused": "solid", "fused": "dash", "sdpa": "dot"}
+# Of a model of anybody's, settings have the looks of the first attention, and peers those of the last.
+SETTINGS_LOOK, PEERS_LOOK = "unfused", "sdpa"
 MARKER_PIXELS = 13
 
 
@@ -35,10 +39,35 @@ def colours(settings: Sequence[SettingResult]) -> dict[str, str]:
     result = {}
     for setting in settings:
         mode = setting.name.removeprefix(f"{setting.attention} ")
-        if mode not in MODE_COLOURS:
+        known = MODE_COLOURS if setting.attention else MODE_COLOURS | MODEL_COLOURS
+        if mode not in known:
             others.setdefault(mode, OTHER_COLOURS[len(others) % len(OTHER_COLOURS)])
-        result[setting.name] = MODE_COLOURS.get(mode) or others[mode]
+        result[setting.name] = known.get(mode) or others[mode]
     return result
+
+
+def symbol(setting: SettingResult) -> str:
+    """Of its points, by its attention."""
+    return SYMBOLS[_look(setting)]
+
+
+def dash(setting: SettingResult) -> str:
+    """Of its lines, by its attention."""
+    return DASHES[_look(setting)]
+
+
+def _look(setting: SettingResult) -> str:
+    return setting.attention or (PEERS_LOOK if setting.is_peer else SETTINGS_LOOK)
+
+
+def none_of(settings: Sequence[SettingResult]) -> str:
+    """The setting that others are held against, in words."""
+    return "none with the same attention" if settings[0].attention else "none"
+
+
+def batch_name(settings: Sequence[SettingResult]) -> str:
+    """What a forward pass takes, in words: a step of a model of anybody's has one."""
+    return "micro-batch" if settings[0].attention else "batch"
 
 
 def unit_of(largest: int) -> tuple[str, int]:

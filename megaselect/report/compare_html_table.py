@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from megaselect.comparison.result import Comparison, FailedSetting, SettingResult, TrainedSetting
 from megaselect.comparison.step_times import slowdown
-from megaselect.report.compare_html_style import SYMBOLS, colours
+from megaselect.report.compare_html_style import colours, symbol
 from megaselect.units import size
 
 UNKNOWN = "—"
@@ -55,11 +55,11 @@ def _table(comparison: Comparison, columns: Sequence[Column]) -> str:
 def _headline(trained: Sequence[TrainedSetting]) -> list[Column]:
     base = trained[0]
     name = html.escape(base.name)
-    most = max(setting.saved.measured for setting in trained)
+    most = max(setting.saved.measured for setting in trained) or 1  # a model may have nothing to save
     slowest = max(setting.speed.step_seconds.median for setting in trained)
     return [
         Column("saved", "for backward", lambda row: size(row.saved.measured), lambda row: row.saved.measured / most),
-        Column("saved", f"of {name}", lambda row: f"{row.saved.measured / base.saved.measured:.0%}"),
+        Column("saved", f"of {name}", lambda row: f"{row.saved.measured / (base.saved.measured or 1):.0%}"),
         Column("peak", "allocated", lambda row: _size(row.peak.allocated)),
         Column("step", "median (20–80 %)", _step, lambda row: row.speed.step_seconds.median / slowest),
         Column(
@@ -67,7 +67,7 @@ def _headline(trained: Sequence[TrainedSetting]) -> list[Column]:
             f"× {name}",
             lambda row: f"{slowdown(row, base):.2f}",
         ),
-        Column("tokens/s", "&nbsp;", lambda row: f"{row.speed.tokens_per_s:,.0f}"),
+        Column("tokens/s", "&nbsp;", lambda row: _count(row.speed.tokens_per_s)),
         Column("MFU", "&nbsp;", lambda row: _percent(row.speed.mfu)),
         Column("HFU", "&nbsp;", lambda row: _percent(row.speed.hfu)),
         Column("largest", "micro-batch", lambda row: _count(row.largest_micro_batch)),
@@ -76,7 +76,7 @@ def _headline(trained: Sequence[TrainedSetting]) -> list[Column]:
 
 
 def _row(setting: SettingResult, paint: str, columns: Sequence[Column]) -> str:
-    swatch = f'<svg class="swatch" viewBox="0 0 12 12" fill="{paint}">{_SWATCHES[SYMBOLS[setting.attention]]}</svg>'
+    swatch = f'<svg class="swatch" viewBox="0 0 12 12" fill="{paint}">{_SWATCHES[symbol(setting)]}</svg>'
     head = f'<th scope="row"><span class="name">{swatch}{html.escape(setting.name)}</span></th>'
     if isinstance(setting, FailedSetting):
         reason = html.escape(setting.failure)
@@ -92,6 +92,8 @@ def _cell(setting: TrainedSetting, column: Column) -> str:
 
 
 def _measured(row: TrainedSetting) -> str:
+    if row.saved.predicted is None:
+        return size(row.saved.measured)
     difference = row.saved.measured - row.saved.predicted
     if not difference:
         return '<span class="equal">equal to the byte</span>'
@@ -124,12 +126,12 @@ def _percent(share: float | None) -> str | None:
     return None if share is None else f"{share:.1%}"
 
 
-def _count(count: int | None) -> str | None:
-    return None if count is None else f"{count:,}"
+def _count(count: float | None) -> str | None:
+    return None if count is None else f"{count:,.0f}"
 
 
-def _tera(flops: int) -> str:
-    return f"{flops / 1e12:,.4g}"
+def _tera(flops: int | None) -> str | None:
+    return None if flops is None else f"{flops / 1e12:,.4g}"
 
 
 DETAILS = (

@@ -10,14 +10,15 @@ import plotly.graph_objects as go
 from megaselect.comparison.result import TrainedSetting
 from megaselect.report.compare_html_groups import allocated_peaks
 from megaselect.report.compare_html_style import (
-    DASHES,
     MARKER_PIXELS,
-    SYMBOLS,
     Figure,
     add_bars,
     bar_pixels,
     colours,
+    dash,
     lay_bars,
+    none_of,
+    symbol,
     unit_of,
 )
 from megaselect.units import size
@@ -27,30 +28,33 @@ REST_COLOUR = "#9a9a9a"
 
 
 def throughput_figure(settings: Sequence[TrainedSetting]) -> Figure:
-    """A point a setting."""
+    """A point a setting: tokens a second, or steps where batches are not of tokens."""
+    has_tokens = all(setting.speed.tokens_per_s is not None for setting in settings)
+    counted, number = ("tokens", ",.0f") if has_tokens else ("steps", ",.4g")
     peaks, what = _peaks(settings)
     unit, unit_bytes = unit_of(max(peaks))
     figure = go.Figure()
     paints = colours(settings)
     for setting, peak in zip(settings, peaks, strict=True):
-        tokens, step = setting.speed.tokens_per_s, setting.speed.step_seconds
-        per_second = tokens * step.median
-        text = f"<b>{setting.name}</b><br>{size(peak)}<br>{tokens:,.0f} tokens/s<extra></extra>"
+        step = setting.speed.step_seconds
+        rate = setting.speed.tokens_per_s or 1 / step.median
+        a_step = rate * step.median
+        text = f"<b>{setting.name}</b><br>{size(peak)}<br>{rate:{number}} {counted}/s<extra></extra>"
         figure.add_scatter(
             name=setting.name,
-            x=[tokens],
+            x=[rate],
             y=[peak / unit_bytes],
             error_x={
-                "array": [per_second / step.q20 - tokens],
-                "arrayminus": [tokens - per_second / step.q80],
+                "array": [a_step / step.q20 - rate],
+                "arrayminus": [rate - a_step / step.q80],
                 "thickness": 1,
             },
             mode="markers",
-            marker={"size": MARKER_PIXELS, "color": paints[setting.name], "symbol": SYMBOLS[setting.attention]},
+            marker={"size": MARKER_PIXELS, "color": paints[setting.name], "symbol": symbol(setting)},
             hovertemplate=text,
         )
     figure.update_layout(
-        xaxis={"title": {"text": "tokens per second"}, "tickformat": ",d"},
+        xaxis={"title": {"text": f"{counted} per second"}, "tickformat": ",d" if has_tokens else "~g"},
         yaxis={"title": {"text": f"{what}, {unit}"}, "rangemode": "tozero"},
     )
     caption = (
@@ -78,8 +82,8 @@ def time_split_figure(settings: Sequence[TrainedSetting]) -> Figure:
         )
     lay_bars(figure, "milliseconds a step")
     caption = (
-        "Medians of the timed steps. Recompute is what backward takes longer than that of none with the same "
-        "attention; where noise makes it negative, it is drawn as 0."
+        f"Medians of the timed steps. Recompute is what backward takes longer than that of {none_of(settings)}; where "
+        "noise makes it negative, it is drawn as 0."
     )
     return Figure("time", "Where a step's time goes", caption, figure, bar_pixels(names))
 
@@ -104,7 +108,7 @@ def loss_figure(settings: Sequence[TrainedSetting]) -> Figure:
     figure, paints = go.Figure(), colours(settings)
     widths = [max(7 - 0.8 * place, 1.5) for place in range(len(settings))]
     for setting, width in zip(settings, widths, strict=True):
-        line = {"color": paints[setting.name], "dash": DASHES[setting.attention]}
+        line = {"color": paints[setting.name], "dash": dash(setting)}
         steps = list(range(1, len(setting.losses) + 1))
         hover = f"<b>{setting.name}</b><br>step %{{x}}: %{{y:.6f}}<extra></extra>"
         shared = {"name": setting.name, "legendgroup": setting.name, "x": steps, "mode": "lines"}
@@ -129,7 +133,7 @@ def loss_figure(settings: Sequence[TrainedSetting]) -> Figure:
     )
     caption = (
         "Above: every setting's loss; where lines fall together, each is drawn thinner than the one below it. "
-        "Below: the loss minus that of none with the same attention, step by step."
+        f"Below: the loss minus that of {none_of(settings)}, step by step."
     )
     return Figure("loss", "Loss, and its difference to none", caption, figure, 440)
 

@@ -33,6 +33,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         for kind, words in (("did not train", setting.failure), ("note", setting.note)):
             if words:
                 _wrapped(console, f"{setting.name}: {kind}: {words}", "yellow" if setting.failure else "")
+    for note in comparison.context.notes:
+        _wrapped(console, note)
     _wrapped(console, comparison.verdict, "bold")
 
 
@@ -52,11 +54,11 @@ def _headline(base: TrainedSetting, unit_bytes: int) -> dict[str, Cell]:
     """base: what the others' savings and times are relative to."""
     return {
         "saved": lambda row: _bytes(row.saved.measured, unit_bytes),
-        f"of\n{base.name}": lambda row: f"{row.saved.measured / base.saved.measured:.0%}",
+        f"of\n{base.name}": lambda row: f"{row.saved.measured / (base.saved.measured or 1):.0%}",
         "peak\nallocated": lambda row: _bytes(row.peak.allocated, unit_bytes),
         "step ms": lambda row: _milliseconds(row.speed.step_seconds.median),
         f"times\n{base.name}": lambda row: f"{slowdown(row, base):.2f}",
-        "tokens/s": lambda row: f"{row.speed.tokens_per_s:,.0f}",
+        "tokens/s": lambda row: None if row.speed.tokens_per_s is None else f"{row.speed.tokens_per_s:,.0f}",
         "MFU": lambda row: _percent(row.speed.mfu),
         "HFU": lambda row: _percent(row.speed.hfu),
         "largest\nbatch": lambda row: None if row.largest_micro_batch is None else f"{row.largest_micro_batch:,}",

@@ -12,11 +12,10 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from megaselect.comparison.settings import setting_label
 from megaselect.config import Config
 from megaselect.prediction.saved_bytes import LayerShape, saved_tensors
 from megaselect.recomputation.plan import make_plan
-from megaselect.recomputation.presets import PRESETS
+from megaselect.recomputation.presets import PRESETS, setting_label
 
 BARS = (  # attention, preset
     *(("unfused", name) for name in ("none", "selective", "core_attn dropout", "all", "full")),

@@ -18,9 +18,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from megaselect.comparison.settings import setting_label
 from megaselect.config import RecomputeConfig
 from megaselect.errors import RunDirectoryError
+from megaselect.recomputation.presets import setting_label
 from megaselect.training.metrics_file import METRICS_NAME, read_tail
 from megaselect.training.run_dir import CONFIG_NAME
 from megaselect.training.run_lock import is_locked

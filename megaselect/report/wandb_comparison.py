@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,6 +54,8 @@ def log_comparison(
     """
     connection = WandbConnection(mode, note, without="the comparison is complete without it")
     shared: dict[str, Any] = {"project": project, "group": group}
+    if comparison.context.tokens_per_step is None:
+        shared["axis"] = "step"
     for setting in comparison.settings:
         _log_setting(connection, Path(directory), shared, comparison, setting)
     run = connection.open(
@@ -84,15 +87,17 @@ def _log_setting(
     context = comparison.context
     config = _run_config(context)
     config["recompute"] = setting.recompute
-    config["model"] = {**config["model"], "attention": setting.attention}
-    config["model"]["attention_dropout_p"] = setting.attention_dropout_p
+    if setting.attention is not None:
+        config["model"] = {**config["model"], "attention": setting.attention}
+        config["model"]["attention_dropout_p"] = setting.attention_dropout_p
+    own_tags = [setting.recompute["mode"], *([setting.attention] if setting.attention else [])]
     run = connection.open(
         directory,
         SETTINGS,
         **shared,
         name=setting.name,
         job_type="compare",
-        tags=tags_for([setting.recompute["mode"], setting.attention, *_device_tags(context), context.config_name]),
+        tags=tags_for([*own_tags, *_device_tags(context), context.config_name]),
         config=config,
         notes=setting.note,
         id=run_id(setting.name),
@@ -114,7 +119,8 @@ def _device_tags(context: Context) -> list[str]:
 def _run_config(context: Context) -> dict[str, Any]:
     """The shared config, and under `resolved`, as in a training run, where and how it was measured."""
     facts = ("device", "dtype", "parameters", "steps", "warmup_steps", "rounds", "torch_version", "commit", "command")
-    return {**context.config, "resolved": {fact: getattr(context, fact) for fact in facts}}
+    resolved = {fact: getattr(context, fact) for fact in facts}
+    return {**context.config, "resolved": resolved | (asdict(context.model) if context.model else {})}
 
 
 def history_rows(context: Context, setting: TrainedSetting) -> list[dict[str, float | int]]:
@@ -126,16 +132,17 @@ def history_rows(context: Context, setting: TrainedSetting) -> list[dict[str, fl
     rows = []
     for step, loss in enumerate(setting.losses, start=1):
         step_seconds = median(seconds[step]) if step in seconds else None
+        tokens = context.tokens_per_step
         metrics = {
             "step": step,
-            "tokens": step * context.tokens_per_step,
+            "tokens": step * tokens if tokens else None,
             "loss": loss,
             "loss_difference": differences[step - 1] if step <= len(differences) else None,
             "grad_norm": setting.grad_norms[step - 1] if step <= len(setting.grad_norms) else None,
             "saved_bytes": setting.saved.measured,
             "peak_bytes": _peak_bytes(setting),
             "step_ms": step_seconds * MS_PER_SECOND if step_seconds else None,
-            "tokens_per_s": context.tokens_per_step / step_seconds if step_seconds else None,
+            "tokens_per_s": tokens / step_seconds if tokens and step_seconds else None,
         }
         rows.append({METRIC_NAMES[name]: value for name, value in metrics.items() if value is not None})
     return rows
@@ -160,7 +167,7 @@ def summary_values(comparison: Comparison, setting: SettingResult) -> dict[str, 
     none = next((other for other in comparison.settings if other.recompute["mode"] == "none"), None)
     values = {
         "steps": len(setting.losses) or None,
-        "tokens": len(setting.losses) * comparison.context.tokens_per_step or None,
+        "tokens": len(setting.losses) * (comparison.context.tokens_per_step or 0) or None,
         "train/final_loss": setting.losses[-1] if setting.losses else None,
         "train/equal": setting.agreement.equal if setting.agreement else None,
         "train/rounds_equal": setting.rounds_equal,
@@ -176,7 +183,9 @@ def summary_values(comparison: Comparison, setting: SettingResult) -> dict[str, 
 
 def _memory_values(setting: TrainedSetting) -> dict[str, int | bool | None]:
     saved, peak = setting.saved, setting.peak
-    exact = saved.predicted_per_layer == saved.measured_per_layer and saved.predicted == saved.measured
+    exact = None
+    if saved.predicted is not None:
+        exact = saved.predicted_per_layer == saved.measured_per_layer and saved.predicted == saved.measured
     return {
         "mem/peak_bytes": _peak_bytes(setting),
         "mem/predicted_peak_bytes": setting.predicted_peak_bytes,

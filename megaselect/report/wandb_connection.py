@@ -69,11 +69,14 @@ class WandbConnection:
             self._mode = "offline" if problem else "online"
             self._offline_because = f" ({problem})" if problem else ""
 
-    def open(self, directory: Path, settings: dict[str, Any] | None = None, **init: Any) -> Run | None:
+    def open(
+        self, directory: Path, settings: dict[str, Any] | None = None, axis: str = "tokens", **init: Any
+    ) -> Run | None:
         """A run in directory/wandb: online where that is the mode and the server answers in time, else offline.
 
         The variable WANDB_DIR takes the directory's place.
-        settings and init are further arguments of wandb.Settings and wandb.init. None: nothing is recorded.
+        settings and init are further arguments of wandb.Settings and wandb.init. axis: the column that the others are
+        drawn over. None: nothing is recorded.
         """
         if not self.records:
             return None
@@ -82,7 +85,7 @@ class WandbConnection:
             (directory / "wandb").mkdir(parents=True, exist_ok=True)
             run = self._init(directory, settings or {}, init)
             for namespace in NAMESPACES:
-                run.define_metric(f"{namespace}/*", step_metric="tokens")
+                run.define_metric(f"{namespace}/*", step_metric=axis)
             return run
         return None
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Mode = Literal["auto", "online", "offline", "disabled"]
 # What WANDB_MODE may say, older names among them; others, such as run and shared, are kinds of online.
 _OFFLINE, _DISABLED = ("offline", "dryrun"), ("disabled",)
+TAG_LENGTH = 64
 _TRUE = ("true", "1", "yes", "on")
 
 
@@ -51,9 +52,9 @@ def job_type_for(default: str) -> str:
 
 
 def tags_for(own: Sequence[str]) -> list[str]:
-    """Our tags, then the user's."""
+    """Our tags, cut to the length that the SDK allows, then the user's."""
     users = [tag.strip() for tag in _variable("WANDB_TAGS").split(",")]
-    return list(dict.fromkeys([*own, *filter(None, users)]))
+    return list(dict.fromkeys([*(tag[:TAG_LENGTH] for tag in own), *filter(None, users)]))
 
 
 def directory_for(default: Path) -> Path:

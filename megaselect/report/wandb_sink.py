@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megaselect.comparison.settings import setting_label
 from megaselect.config import RecomputeConfig
+from megaselect.recomputation.presets import setting_label
 from megaselect.report.wandb_connection import WandbConnection
 from megaselect.report.wandb_environment import Mode, job_type_for, name_for, run_id_for, tags_for
 from megaselect.report.wandb_names import SUMMARY_NAMES, columns, device_type, run_id

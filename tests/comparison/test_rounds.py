@@ -3,9 +3,9 @@ import io
 import pytest
 from measurements import measurement, row
 
-from megaselect.comparison import rounds
 from megaselect.comparison.measurement import Answer
-from megaselect.comparison.rounds import Rounds, order, run_rounds
+from megaselect.comparison.rounds import order, run_rounds
+from megaselect.comparison.row import Rounds
 from megaselect.errors import ComparisonError
 
 ROWS = [row(name) for name in ("none", "all", "full")]
@@ -74,7 +74,7 @@ def test_a_comparison_in_which_nothing_trains_is_an_error():
 
 def test_snapshots_are_asked_for_once_a_row_under_names_of_their_own(tmp_path):
     plan = Rounds(2, 2, 1, snapshot_dir=tmp_path)
-    jobs = [rounds._job(row(name), plan, number) for number in (1, 2) for name in ("fused all", "full")]
+    jobs = [row(name).job(plan, number) for number in (1, 2) for name in ("fused all", "full")]
     assert [job.snapshot_path and job.snapshot_path.removeprefix(f"{tmp_path}/") for job in jobs] == [
         "memory-fused-all.pickle",
         "memory-full.pickle",

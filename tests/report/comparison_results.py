@@ -1,10 +1,13 @@
 """A small comparison with every kind of row, by hand: what a report shows of it can be computed by hand too."""
 
+from dataclasses import replace
+
 from megaselect.comparison.result import (
     Agreement,
     Comparison,
     Context,
     FailedSetting,
+    ModelFacts,
     PeakBytes,
     SavedBytes,
     Speed,
@@ -126,3 +129,35 @@ FAILED = FailedSetting(
     failure="out of memory",
 )
 COMPARISON = Comparison(CONTEXT, (NONE, FULL, FUSED_NONE, FAILED), "full saves 3072 bytes.")
+
+
+def _of_a_model(setting, name, is_peer=False):
+    """The same row, of a model of anybody's."""
+    return replace(
+        setting,
+        name=name,
+        attention=None,
+        attention_dropout_p=None,
+        recompute={"mode": name},
+        note="around each layer" if is_peer else None,
+        is_peer=is_peer,
+        model_flops=None,
+        hardware_flops=None,
+        predicted_peak_bytes=None,
+        speed=replace(setting.speed, tokens_per_s=None),
+        saved=replace(setting.saved, measured_per_layer={"": 24, "layers.0": setting.saved.measured - 24}),
+    )
+
+
+MODEL_COMPARISON = Comparison(
+    replace(
+        CONTEXT,
+        config_name="models:net",
+        config={"model": {"model": "models:net", "device": "cpu"}},
+        tokens_per_step=None,
+        model=ModelFacts("Net", 2, "4x16x32 float32", None, False, "torch.optim.AdamW, lr 0.0001"),
+        notes=("HF checkpointing is left out: Net has no gradient_checkpointing_enable",),
+    ),
+    (_of_a_model(NONE, "none"), _of_a_model(FULL, "full"), _of_a_model(FUSED_NONE, "torch SAC", is_peer=True)),
+    "full saves 3072 bytes.",
+)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 
 import pytest
-from comparison_results import COMPARISON, CONTEXT
+from comparison_results import COMPARISON, CONTEXT, MODEL_COMPARISON
 
 from megaselect.comparison.result import TimelinePoint
 from megaselect.config import Config
@@ -102,16 +102,20 @@ def browser():
 @pytest.fixture(scope="module", params=[1440, 390])
 def seen(request, browser, tmp_path_factory):
     """What the page looks like from inside at this width, and what the browser's console says."""
-    home = tmp_path_factory.mktemp("page")
-    (home / "compare.html").write_text(make_html(full_comparison()) + LOOK)
-    (home / "frame.html").write_text(FRAME.replace("WIDTH", str(request.param)))
+    return request.param, *look(browser, tmp_path_factory.mktemp("page"), full_comparison(), request.param)
+
+
+def look(browser, home, comparison, width):
+    """(what the comparison's page looks like from inside, what the browser's console says)."""
+    (home / "compare.html").write_text(make_html(comparison) + LOOK)
+    (home / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
     command = [browser, *flags, "--virtual-time-budget=20000", "--window-size=1600,2000", "--dump-dom"]
     command += [f"--user-data-dir={home / 'profile'}", (home / "frame.html").as_uri()]
     child = subprocess.run(command, capture_output=True, text=True, timeout=600)
     found = re.search(r'<pre id="facts">(.*)</pre>', child.stdout)
     assert found, child.stderr
-    return request.param, json.loads(found[1]), child.stderr
+    return json.loads(found[1]), child.stderr
 
 
 def test_every_figure_is_drawn_without_an_error(seen):
@@ -146,6 +150,33 @@ def test_an_entry_of_a_legend_hides_its_lines(seen):
 def test_nothing_is_fetched(seen):
     _, facts, _ = seen
     assert facts["resources"] == []
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_the_page_of_any_model_is_drawn_as_wide_as_the_window(width, browser, tmp_path):
+    settings = [dataclasses.replace(setting, timeline=TIMELINE) for setting in MODEL_COMPARISON.trained]
+    facts, log = look(browser, tmp_path, dataclasses.replace(MODEL_COMPARISON, settings=tuple(settings)), width)
+    drawn = {figure["key"]: figure["traces"] for figure in facts["figures"]}
+    # Settings 3; parameters, optimizer, gradients, in and outside the layers; phases 5; losses 3 and differences 2.
+    assert drawn == {"throughput": 3, "memory": 6, "timeline": 3, "time": 5, "loss": 5}
+    assert all(figure["drawn"] and figure["right"] <= width for figure in facts["figures"])
+    assert facts["width"] == facts["scrollWidth"] == width
+    assert (facts["resources"], "CONSOLE" in log) == ([], False)
+
+
+def test_the_page_of_any_model_says_what_it_is_of():
+    page = make_html(MODEL_COMPARISON)
+    assert "Net, 2,587,392 parameters (2 layers, batch 4x16x32 float32), float32 on cpu, 2 threads" in page
+    assert "<li>torch SAC: around each layer</li><li>HF checkpointing is left out: Net has no" in page
+    assert "over the same batch, with torch.optim.AdamW, lr 0.0001; the order" in page
+    head = page.partition("<tbody>")[0].rpartition("<thead>")[2]
+    assert "tokens/s" not in head
+    throughput, memory, *_ = make_figures(MODEL_COMPARISON)
+    assert [trace.x[0] for trace in throughput.figure.data] == pytest.approx([1 / 0.256, 1 / 0.320, 1 / 0.128])
+    assert [trace.marker.symbol for trace in throughput.figure.data] == ["circle", "circle", "diamond"]
+    held = {trace.name: [round(value * 2**20) for value in trace.x] for trace in memory.figure.data}
+    assert held["in the layers"] == [4096 - 24, 1024 - 24, 2048 - 24]
+    assert held["outside the layers"] == [24, 24, 24]
 
 
 def test_what_is_not_known_is_a_dash_or_left_out():

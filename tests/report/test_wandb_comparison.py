@@ -5,7 +5,7 @@ import os
 
 import pytest
 from comparison_results import CONTEXT
-from wandb_records import logged, of_kind, summary
+from wandb_records import inspect_all, logged, of_kind, summary
 
 LOG = f"""
 import sys
@@ -165,3 +165,26 @@ def test_a_training_run_of_the_group_overlays_the_comparison(recorded):
     headline = {"perf/median_step_ms", "perf/median_tokens_per_s", "mem/predicted_bytes", "mem/measured_bytes"}
     assert headline <= summary(recorded.training).keys()
     assert headline <= summary(recorded.runs["full"]).keys()
+
+
+def test_a_comparison_of_any_model_is_drawn_over_steps_where_it_has_no_tokens(tmp_path, run_python):
+    code = LOG.replace("COMPARISON", "MODEL_COMPARISON")
+    code += "import dataclasses\ncontext = dataclasses.replace(MODEL_COMPARISON.context, config_name='m' * 70)\n"
+    code += "comparison = dataclasses.replace(MODEL_COMPARISON, context=context)\n"
+    output = run_python(code + "log_comparison(comparison, 'offline', 'p', 'g', 'out', print)")
+    assert (output.returncode, output.stderr) == (0, "")
+    runs = inspect_all(run_python, list((tmp_path / "out/wandb").glob("offline-run-*")))
+    named = {of_kind(records, "run")[0]["display_name"]: records for records in runs}
+    assert set(named) == {"none", "full", "torch SAC", "comparison"}
+    head = of_kind(named["torch SAC"], "run")[0]
+    assert head["tags"] == ["torch SAC", "cpu", "float32", "m" * 64]  # no more than the SDK takes
+    assert head["notes"] == "around each layer"
+    config = head["config"]["update"]
+    assert (config["model"]["model"], config["recompute"]) == ("models:net", {"mode": "torch SAC"})
+    assert (config["resolved"]["kind"], config["resolved"]["batch"]) == ("Net", "4x16x32 float32")
+    assert {metric["step_metric"] for metric in of_kind(named["full"], "metric")} == {"step"}
+    assert [row["step"] for row in logged(named["full"])] == [1, 2, 3]
+    assert not any({"tokens", "perf/tokens_per_s"} & row.keys() for row in logged(named["full"]))
+    values = summary(named["full"])
+    assert (values["mem/measured_bytes"], values["train/equal"], values["perf/slowdown"]) == (1024, True, 1.875)
+    assert not {"tokens", "perf/hardware_flops", "mem/predicted_peak_bytes"} & values.keys()
