@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megaselect.batches import called_with, loss_of
+from megaselect.batches import arguments_of, called_with, loss_of
 from megaselect.comparison import memory
 from megaselect.comparison.measurement import Answer, ModelChoices, ModelJob, TrainMeasurement
 from megaselect.comparison.model_rows import NONE, PEERS
@@ -21,9 +21,9 @@ from megaselect.comparison.peers import PeerAbsentError, apply_peer
 from megaselect.comparison.result import ModelFacts, SavedBytes, StepSample
 from megaselect.compatibility import fake_copy
 from megaselect.devices import DTYPES, device_name, resolve_device
-from megaselect.errors import MegaselectError, VerificationError
+from megaselect.errors import MegaselectError, VerificationError, as_line
 from megaselect.estimation.any_model import Optimizer, describe_batch, static_bytes
-from megaselect.factories import arguments_of, as_line, batch_for, default_dtype, find_factory
+from megaselect.factories import batch_for, default_dtype, find_factory
 from megaselect.ledger import Ledger, record
 from megaselect.ledger.layer_paths import layer_paths
 from megaselect.planning.any_model import recompute

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from megaselect.comparison.model_rows import HUGGING_FACE, SAC, TORCH_REMAT
 from megaselect.devices import is_out_of_memory
-from megaselect.factories import as_line
+from megaselect.errors import as_line
 from megaselect.ledger.layer_paths import layer_paths
 
 Function = Callable[..., Any]

@@ -207,7 +207,7 @@ class AnyModelPlan:
         self.followed += 1
         current.stack.enter_context(torch.autograd.graph.saved_tensors_hooks(follower.pack, unpack))
         leave_compiled_alone(current.stack, self.model)
-        # current.stack.callback(follower.let_go)
+        current.stack.callback(follower.let_go)
         current.stack.enter_context(follower)
 
     def _finish(self, current: Pass, kind: Kind, recording: Recording) -> None:
