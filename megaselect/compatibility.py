@@ -248,6 +248,12 @@ _observers: list[Callable[[Tensor], Any]] = []
 _top_hooks = _found("torch._C", "_autograd._top_saved_tensors_default_hooks")
 
 
+def outer_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
+    """The saved-tensor hooks that are on, pack and unpack. None: there are none, or torch cannot say."""
+    top = _top_hooks(False) if _top_hooks else None
+    return (top[0], top[1]) if top else None
+
+
 def _only_observed() -> bool:
     """Whether the saved-tensor hooks that are on are an observer's. True where torch cannot say."""
     top = _top_hooks(False) if _top_hooks else None

@@ -119,8 +119,10 @@ class Recorder:
         """Somebody's own saved-tensor hooks keep `kept` for `tensor`; ours are not asked."""
         if isinstance(kept, Remade):
             for part in _parts(list(kept.read_tensors())):
-                self._add(part)
-            self.would_keep(tensor)
+                if not self._is_saved(part):
+                    self._add(part)
+            if not all(map(self._is_saved, plain_tensors(tensor))):
+                self.would_keep(tensor)
             return
         for part in list(_parts(kept)) or plain_tensors(tensor):
             self._add(part, held_by="hook")
@@ -169,6 +171,10 @@ class Recorder:
         self._add_place(key, part)
         self.calls[-1].names.append(self.rows[key].name)
         return is_new
+
+    def _is_saved(self, part: Tensor) -> bool:
+        row = self.rows.get(self.key_of(part))
+        return row is not None and row.status == "saved"
 
     def _forget(self, key: int) -> None:
         """Drop what would have been recomputed: it is saved after all."""

@@ -1,6 +1,6 @@
 """What the model asks about storage. It never asks which mode is on; megaselect.recompute answers.
 
-A layer asks its LayerPolicy what each op may save for backward, and hands it the parts that may be computed again. The
+Attention's core asks its LayerPolicy what each op may save for backward, and hands it what may be computed again. The
 model hands its StackPolicy the whole stack of layers.
 """
 
@@ -27,19 +27,9 @@ class LayerPolicy:
         """run(*tensors). module: which recompute module it is; place: where it is in the layer, for the ledger."""
         return run(*tensors)
 
-    def linear(self, module: str, linear: nn.Module, made: Tensor, recompute: Region, source: Tensor) -> Tensor:
-        """linear(made), where made = recompute(source).
 
-        module: which recompute module made it. A policy may have it made again in backward instead of saved.
-        """
-        return linear(made)
-
-
-@dataclass(frozen=True)
 class StackPolicy:
     """Runs the layers one after the other and keeps what each of them keeps."""
-
-    save_embedding_mask: bool = True
 
     def run(self, layers: Sequence[nn.Module], x: Tensor, sample_index: Tensor) -> Tensor:
         """The last layer's output [s, b, h]."""

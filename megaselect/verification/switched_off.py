@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils import checkpoint
 
 from megaselect.compatibility import regions_run_by, replaced
+from megaselect.models.gpt.apply_plan import keeping_all
 from megaselect.models.gpt.model import GPT
-from megaselect.recomputation.policy import LayerPolicy, StackPolicy
 
 
 class Regions:
@@ -43,19 +43,5 @@ def switched_off(model: nn.Module, regions: Regions) -> Iterator[None]:
         stack.enter_context(replaced(checkpoint, "CheckpointFunction", lambda _: regions))
         for module in model.modules():
             if isinstance(module, GPT):
-                stack.enter_context(_keeping_all(module))
+                stack.enter_context(keeping_all(module))
         yield
-
-
-@contextlib.contextmanager
-def _keeping_all(model: GPT) -> Iterator[None]:
-    stack, layers = model.policy, [block.attention.policy for block in model.blocks]
-    model.policy = StackPolicy()
-    for block in model.blocks:
-        block.set_policy(LayerPolicy())
-    try:
-        yield
-    finally:
-        model.policy = stack
-        for block, policy in zip(model.blocks, layers, strict=True):
-            block.set_policy(policy)

@@ -12,6 +12,7 @@ from turns import in_turns
 
 from megaselect.errors import RecomputeError
 from megaselect.ledger import record
+from megaselect.models.gpt.layers import run_fused
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*draws random numbers")
 
@@ -144,10 +145,10 @@ def test_the_ledger_s_own_hooks_change_nothing(mode):
     model, with_hooks = build_unchecked(config), build_unchecked(config)
     with_hooks.layers[0].ln2.register_forward_hook(lambda module, inputs, out: None)
     with record(model) as ledger:
-        assert all(block.fuses_layernorm() for block in model.layers)
+        assert all(run_fused(block.attention_dropout, block.ln2) for block in model.layers)
         model(*make_batch(config))
     with record(with_hooks) as same:
-        assert [block.fuses_layernorm() for block in with_hooks.layers] == [False, True]
+        assert [run_fused(block.attention_dropout, block.ln2) for block in with_hooks.layers] == [False, True]
         with_hooks(*make_batch(config))
     assert ledger.by_name() == same.by_name()
 

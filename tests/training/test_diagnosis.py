@@ -11,6 +11,7 @@ import torch
 from megaselect.build import build_model
 from megaselect.data.sampler import TokenSource
 from megaselect.models.gpt.compiled import is_compiled
+from megaselect.models.gpt.layers import run_fused
 from megaselect.training.diagnosis import Finding, diagnose
 from megaselect.training.optimizer import MixedPrecisionAdamW
 from megaselect.training.state import RunState
@@ -90,12 +91,12 @@ def test_the_first_tensor_is_found_in_16_bit(make_trial, dtype, name):
 
 def test_the_layernorm_that_is_fused_with_what_comes_before_is_seen_too(make_trial):
     trial = make_trial()
-    assert trial.model.layers[0].fuses_layernorm()
+    assert run_fused(trial.model.layers[0].attention_dropout, trial.model.layers[0].ln2)
     with torch.no_grad():
         trial.model.layers[0].ln2.weight[3] = 3e38
         trial.model.layers[0].ln2.bias[3] = 3e38
     assert str(found_in(trial)).startswith("output of layers.0.ln2, ")
-    assert trial.model.layers[0].fuses_layernorm()
+    assert run_fused(trial.model.layers[0].attention_dropout, trial.model.layers[0].ln2)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -188,10 +188,10 @@ def test_batches_and_losses_of_every_form():
 def test_our_own_model_is_compared_with_itself_without_recomputation(recompute):
     config = make_config(recompute, num_layers=2)
     model = build_unchecked(config)
-    policies = [block.attention.policy for block in model.layers]
+    policies = [block.attention.core.policy for block in model.layers]
     report = megaselect.verify(model, make_batch(config))
     assert set(outcomes(report).values()) == {"passed"}, str(report)
-    assert [block.attention.policy for block in model.layers] == policies
+    assert [block.attention.core.policy for block in model.layers] == policies
 
 
 @functools.cache

@@ -2,92 +2,100 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from megaselect.models.gpt.compiled import compile_layer, uncompile_layer
+from megaselect.models.gpt.compiled import compile_layer, is_compiled, uncompile_layer
+from megaselect.models.gpt.layer_policy import (
+    INSIDE_FULL,
+    give_policy,
+    layer_policy,
+    outputs_remade_in,
+    policy_of,
+    without_regions,
+)
+from megaselect.models.gpt.layers import HiddenDropout
 from megaselect.models.gpt.model import GPT
-from megaselect.recomputation.checkpoint import checkpointed, linear_of_recomputed
+from megaselect.recomputation.checkpoint import checkpointed
 from megaselect.recomputation.plan import Chunk, RecomputePlan, no_recompute
-from megaselect.recomputation.policy import LayerPolicy, Region, StackPolicy
+from megaselect.recomputation.policy import LayerPolicy, StackPolicy
 
 
 def apply_recompute(model: GPT, plan: RecomputePlan, compiled: bool = False) -> None:
     """Set the policies of the stack and of every layer; may be called again with another plan."""
-    inside_full = {layer for chunk in plan.chunks if chunk.checkpointed for layer in _numbers(chunk)}
-    for layer, block in enumerate(model.blocks):
+    for layer, (block, policy) in enumerate(zip(model.blocks, _policies(plan), strict=True)):
         modules = plan.modules[layer]
-        policy = INSIDE_FULL if layer in inside_full else layer_policy(modules, layer)
         if compiled:
-            compile_layer(block, _without_regions(policy, modules), modules)
+            compile_layer(block, without_regions(policy, modules), modules)
         else:
             uncompile_layer(block)
-            block.set_policy(policy)
-    model.policy = ChunkedStack(not plan.recompute_embedding_mask, plan.chunks, plan)
+            give_policy(block, policy)
+    _save_embedding_mask(model, not plan.recompute_embedding_mask)
+    model.policy = ChunkedStack(plan)
+
+
+def _policies(plan: RecomputePlan) -> list[LayerPolicy]:
+    inside_full = {layer for chunk in plan.chunks if chunk.checkpointed for layer in _numbers(chunk)}
+    return [
+        INSIDE_FULL if layer in inside_full else layer_policy(modules, layer)
+        for layer, modules in enumerate(plan.modules)
+    ]
 
 
 def applied_plan(model: GPT) -> RecomputePlan:
     """What apply_recompute last applied; everything kept where it has not been at the model."""
     policy = model.policy
-    if isinstance(policy, ChunkedStack) and policy.plan:
-        return policy.plan
-    return no_recompute(len(model.layers))
+    return policy.plan if isinstance(policy, ChunkedStack) else no_recompute(len(model.layers))
 
 
-@dataclass(frozen=True)
-class SelectiveLayer(LayerPolicy):
-    """Recomputes `modules` of layer number `layer` in backward; softmax and dropout by the flags of their ops alone."""
-
-    modules: frozenset[str] = frozenset()
-    layer: int = 0
-
-    def region(self, module: str, place: str, run: Region, *tensors: Tensor) -> Tensor:
-        """run(*tensors); where the module is recomputed, without saving what is inside."""
-        if module not in self.modules:
-            return run(*tensors)
-        return checkpointed(f"layers.{self.layer}.{place}", run, *tensors)
-
-    def linear(self, module: str, linear: nn.Module, made: Tensor, recompute: Region, source: Tensor) -> Tensor:
-        """linear(made); where the module is recomputed, without saving `made`."""
-        if module not in self.modules:
-            return linear(made)
-        return linear_of_recomputed(f"layers.{self.layer}", linear, made, recompute, source)
+@contextlib.contextmanager
+def keeping_all(model: GPT) -> Iterator[None]:
+    """Inside, the model recomputes nothing."""
+    stack, before = model.policy, [policy_of(block) for block in model.blocks]
+    model.policy = StackPolicy()
+    _save_embedding_mask(model, True)
+    for block in model.blocks:
+        give_policy(block, LayerPolicy())
+    try:
+        yield
+    finally:
+        model.policy = stack
+        _save_embedding_mask(model, not applied_plan(model).recompute_embedding_mask)
+        for block, policy in zip(model.blocks, before, strict=True):
+            give_policy(block, policy)
 
 
-def layer_policy(modules: frozenset[str], layer: int) -> LayerPolicy:
-    """What layer number `layer` keeps when selective recomputes `modules`."""
-    save_masks = "dropout" not in modules
-    if "core_attn" in modules:  # what the op keeps lives inside its region only: the least is best
-        return SelectiveLayer(False, False, save_masks, modules=modules, layer=layer)
-    return SelectiveLayer("softmax" not in modules, save_masks, save_masks, modules=modules, layer=layer)
+def _save_embedding_mask(model: GPT, save: bool) -> None:
+    for module in model.embedding_dropout.modules():
+        if isinstance(module, HiddenDropout):
+            module.save_mask = save
 
 
-def _without_regions(policy: LayerPolicy, modules: frozenset[str]) -> LayerPolicy:
-    """What the policy's ops keep, for a compiled layer: a recomputed layernorm needs an op of its own there."""
-    flags = (policy.save_probs, policy.save_attention_mask, policy.save_hidden_masks)
-    return LayerPolicy(*flags, fuse_layernorm="layernorm" not in modules)
-
-
-# Inside a chunk that runs again, what an op keeps lives for one chunk's backward only. Scores instead of probs, mask
-# and dropped probs make that working set 2as²b instead of 5as²b, and the first run writes less.
-INSIDE_FULL = LayerPolicy(save_probs=False, save_attention_mask=False, save_hidden_masks=False)
-
-
-@dataclass(frozen=True)
 class ChunkedStack(StackPolicy):
     """Runs the stack chunk by chunk; of a checkpointed chunk only the input is kept."""
 
-    chunks: tuple[Chunk, ...] = ()
-    plan: RecomputePlan | None = None
+    def __init__(self, plan: RecomputePlan) -> None:
+        self.plan = plan
 
     def run(self, layers: Sequence[nn.Module], x: Tensor, sample_index: Tensor) -> Tensor:
         """The last layer's output [s, b, h]."""
-        for chunk in self.chunks:
-            run = _ChunkRun([layers[layer] for layer in _numbers(chunk)], chunk.first)
-            x = checkpointed(chunk.name, run, x, sample_index) if chunk.checkpointed else run(x, sample_index)
+        for chunk in self.plan.chunks:
+            if chunk.checkpointed:
+                run = _ChunkRun([layers[layer] for layer in _numbers(chunk)], chunk.first)
+                x = checkpointed(chunk.name, run, x, sample_index)
+            else:
+                for layer in _numbers(chunk):
+                    x = self._run_layer(layer, layers[layer], x, sample_index)
         return x
+
+    def _run_layer(self, number: int, layer: nn.Module, x: Tensor, sample_index: Tensor) -> Tensor:
+        modules = self.plan.modules[number]
+        if not modules or is_compiled(layer):  # what a compiled layer makes again is in its graph
+            return layer(x, sample_index)
+        with outputs_remade_in(layer, number, modules):
+            return layer(x, sample_index)
 
 
 class _ChunkRun:

@@ -120,9 +120,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.core = CORE_ATTENTION[config.attention](config, seed, layer)
         self.projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.policy = LayerPolicy()
 
-    def forward(self, normed: Tensor, sample_index: Tensor, layernorm: nn.Module, source: Tensor) -> Tensor:
-        """[s, b, h] from normed = layernorm(source), [s, b, h] both."""
-        qkv = self.policy.linear("layernorm", self.qkv, normed, layernorm, source)
-        return self.projection(self.core(qkv, sample_index))
+    def forward(self, x: Tensor, sample_index: Tensor) -> Tensor:
+        """[s, b, h] to [s, b, h]; sample_index int64 [b]."""
+        return self.projection(self.core(self.qkv(x), sample_index))

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from megaselect.compatibility import quieten_region_warnings, share_compiled_graphs
 from megaselect.models.gpt.block import Block
+from megaselect.models.gpt.layer_policy import give_policy
 from megaselect.recomputation.policy import LayerPolicy
 from megaselect.recompute_modules import RECOMPUTE_MODULES, declared
 
@@ -31,7 +32,7 @@ def compile_layer(block: Block, policy: LayerPolicy, modules: frozenset[str]) ->
     """Have the block run compiled where it trains. policy: its flags, without regions; modules: what it recomputes."""
     # Layers differ in their dropout sites alone, integers on modules: as symbols they let all layers share a graph.
     share_compiled_graphs(GRAPHS_PER_FUNCTION)
-    block.set_policy(policy)
+    give_policy(block, policy)
     used = declared(modules, getattr(block.attention.core, "kind", "somebody else's"))
     recomputed = frozenset(module.name for module in used if module.compiled_op)
     block.__dict__["forward"] = _CompiledForward(block, _compiled(recomputed))  # before the class's

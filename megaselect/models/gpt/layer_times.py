@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from megaselect.devices import synchronise
-from megaselect.models.gpt.apply_plan import INSIDE_FULL, layer_policy
 from megaselect.models.gpt.block import Block
+from megaselect.models.gpt.layer_policy import INSIDE_FULL, give_policy, layer_policy, outputs_remade_in
 from megaselect.planning.auto import ATTENTION_SETS, Costs
 from megaselect.prediction.assumed_time import PICOSECONDS
 from megaselect.recomputation.checkpoint import checkpointed
@@ -54,14 +55,21 @@ def _in_use(settings: ModelConfig, modules: frozenset[str]) -> frozenset[str]:
 
 def _runs(block: Block) -> dict[LayerModules, tuple[LayerPolicy, Run]]:
     """The policy of the layer and how it runs, for each set of modules."""
+
+    def run(modules: frozenset[str], x: Tensor, samples: Tensor) -> Tensor:
+        with outputs_remade_in(block, 0, modules):
+            return block(x, samples)
+
     sets = [*ATTENTION_SETS, *(frozenset({name}) for name in OTHER_MODULES)]
-    runs: dict[LayerModules, tuple[LayerPolicy, Run]] = {modules: (layer_policy(modules, 0), block) for modules in sets}
+    runs: dict[LayerModules, tuple[LayerPolicy, Run]] = {
+        modules: (layer_policy(modules, 0), functools.partial(run, modules)) for modules in sets
+    }
     return {**runs, None: (INSIDE_FULL, lambda x, samples: checkpointed("layers.0", block, x, samples))}
 
 
 def _timed(block: Block, policy: LayerPolicy, run: Run, x: Tensor, samples: Tensor) -> Callable[[], float]:
     def once() -> float:
-        block.set_policy(policy)
+        give_policy(block, policy)
         started = _now(x.device)
         out = run(x, samples)
         torch.autograd.backward(out, torch.ones_like(out))

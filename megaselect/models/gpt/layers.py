@@ -1,4 +1,4 @@
-"""Layernorm, and dropout at the hidden sites, over our own ops.
+"""Layernorm, GELU, and dropout at the hidden sites, over our own ops.
 
 Shapes: s sequence, b micro-batch, h hidden.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from megaselect.compatibility import has_hooks
 from megaselect.kernels.bias_dropout_residual import bias_dropout_residual
 from megaselect.kernels.bias_dropout_residual_layer_norm import bias_dropout_residual_layer_norm
 from megaselect.kernels.dropout_mask import Plane, drop_threshold
+from megaselect.kernels.gelu import gelu
 from megaselect.kernels.layer_norm import layer_norm
+from megaselect.recomputation.remade_outputs import made_by
 
 
 class HiddenDropout(nn.Module):
@@ -26,19 +29,21 @@ class HiddenDropout(nn.Module):
         self.bias = nn.Parameter(torch.zeros(hidden_size)) if bias else None
         self.plane = Plane(seed, site, drop_threshold(dropout_p))
         self.backend = backend
+        self.save_mask = True  # for backward, instead of computing it again
+        self.fuse_layernorm = True
 
-    def forward(self, x: Tensor, residual: Tensor | None, sample_index: Tensor, save_mask: bool) -> Tensor:
-        """[s, b, h]; save_mask keeps the mask for backward instead of computing it again."""
+    def forward(self, x: Tensor, residual: Tensor | None, sample_index: Tensor) -> Tensor:
+        """[s, b, h]."""
         return bias_dropout_residual(
-            x, self.bias, residual, sample_index, self._plane(), save_mask=save_mask, backend=self.backend
+            x, self.bias, residual, sample_index, self._plane(), save_mask=self.save_mask, backend=self.backend
         )
 
     def then_layernorm(
-        self, x: Tensor, residual: Tensor, layernorm: LayerNorm, sample_index: Tensor, save_mask: bool
+        self, x: Tensor, residual: Tensor, layernorm: LayerNorm, sample_index: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(out, layernorm(out)) in one op, with the bits of the two ops. For a dropout with a bias."""
         assert self.bias is not None
-        return bias_dropout_residual_layer_norm(
+        out, normed = bias_dropout_residual_layer_norm(
             x,
             self.bias,
             residual,
@@ -47,9 +52,11 @@ class HiddenDropout(nn.Module):
             sample_index,
             self._plane(),
             epsilon=layernorm.epsilon,
-            save_mask=save_mask,
+            save_mask=self.save_mask,
             backend=self.backend,
         )
+        made_by(layernorm, out, normed)
+        return out, normed
 
     def _plane(self) -> Plane:
         return self.plane if self.training else self.plane._replace(threshold=0)
@@ -68,3 +75,30 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., h] in x's dtype."""
         return layer_norm(x, self.weight, self.bias, self.epsilon, self.backend)
+
+
+class GELU(nn.Module):
+    """By its tanh form, as GPT-2 has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise, in x's dtype."""
+        return gelu(x)
+
+
+def run_fused(dropout: nn.Module, layernorm: nn.Module) -> bool:
+    """Whether the two run in one op, past both modules' calls.
+
+    Not where somebody has replaced, sharded or hooked one of them: then the calls are theirs to see.
+    """
+    is_ours = type(dropout) is HiddenDropout and type(layernorm) is LayerNorm and dropout.fuse_layernorm
+    return is_ours and not has_hooks(dropout) and not has_hooks(layernorm)
+
+
+def add_then_normalise(
+    dropout: nn.Module, layernorm: nn.Module, x: Tensor, residual: Tensor, sample_index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """out = residual + dropout(x), and layernorm(out), [s, b, h] both."""
+    if isinstance(dropout, HiddenDropout) and isinstance(layernorm, LayerNorm) and run_fused(dropout, layernorm):
+        return dropout.then_layernorm(x, residual, layernorm, sample_index)
+    out = dropout(x, residual, sample_index)
+    return out, layernorm(out)

@@ -87,7 +87,7 @@ class GPT(nn.Module):
         """Embeddings through the stack of layers: [s, b, h] from tokens [b, s]."""
         positions = self.position_embedding.weight[: tokens.shape[1], None]  # a slice: nothing is saved for backward
         x = self.token_embedding(tokens.t()) + positions
-        x = self.embedding_dropout(x, None, sample_index, self.policy.save_embedding_mask)
+        x = self.embedding_dropout(x, None, sample_index)
         return self.policy.run(self.blocks, x, sample_index)
 
     def _checked_sample_index(self, tokens: Tensor, sample_index: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from megaselect.ledger.families import SHARED
 from megaselect.models.gpt.attention import CoreAttention, FusedCoreAttention, SdpaCoreAttention, UnfusedCoreAttention
 from megaselect.models.gpt.block import Block
 from megaselect.models.gpt.compiled import is_compiled
+from megaselect.models.gpt.layers import run_fused
 from megaselect.models.gpt.model import GPT
 
 # What a module of our model keeps when it keeps one activation. The name is the place that made it.
@@ -19,7 +20,7 @@ INPUTS = {
     "attention.qkv": "ln1 output",
     "attention.projection": "context",
     "mlp.fc1": "ln2 output",
-    "mlp": "fc1 output",
+    "mlp.gelu": "fc1 output",
     "mlp.fc2": "gelu output",
     "ln1": "block input",
     "ln2": "ln2 input",
@@ -65,7 +66,7 @@ class GptFamily:
         """All that a compiled layer holds would be compiled anew; a fused pair would run as two ops."""
         if is_compiled(module):
             return [name for name, _ in module.named_children()]
-        if isinstance(module, Block) and module.fuses_layernorm():
+        if isinstance(module, Block) and run_fused(module.attention_dropout, module.ln2):
             return ["attention_dropout", "ln2"]
         return []
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import MethodWrapperType
 from typing import Any
@@ -70,6 +72,18 @@ def autocast_dtypes() -> Autocast:
         torch.get_autocast_dtype("cpu") if on_cpu else None,
         torch.get_autocast_dtype("cuda") if on_cuda else None,
     )
+
+
+@contextlib.contextmanager
+def autocast_as(dtypes: Autocast) -> Iterator[None]:
+    """Inside, autocast is as it was when `autocast_dtypes` said so."""
+    if dtypes == autocast_dtypes():
+        yield
+        return
+    with ExitStack() as stack:
+        for device, dtype in zip(AUTOCAST_DEVICES, dtypes, strict=True):
+            stack.enter_context(torch.autocast(device, dtype, enabled=dtype is not None))
+        yield
 
 
 Origin = tuple[int, Path]  # number of a call, and which of its results

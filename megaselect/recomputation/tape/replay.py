@@ -54,7 +54,7 @@ class Saved:
         """The tensor alone."""
         return [self.tensor]
 
-    def unchanged(self) -> Tensor:
+    def make(self) -> Tensor:
         """The tensor. Raises RuntimeError, as autograd does, where it was changed in place."""
         if version_of(self.tensor) != self.version:
             raise changed_in_place(self.tensor.dtype, self.tensor.size())
@@ -176,4 +176,5 @@ def changed_in_place(dtype: torch.dtype, size: torch.Size) -> RuntimeError:
 
 def unpack(packed: Any) -> Tensor:
     """The saved-tensor hook of backward."""
-    return packed.make() if isinstance(packed, Recipe) else packed.unchanged()
+    made: Tensor = packed.make()
+    return made
