@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,12 @@ def summary(milliseconds: Sequence[float]) -> dict[str, float]:
     """As JSON has it."""
     low, median, high = quantiles(milliseconds)
     return {"q20": low, "median": median, "q80": high, "count": len(milliseconds)}
+
+
+def by_round(milliseconds: Sequence[float], rounds: int) -> list[float]:
+    """The median of each round, of a contender's times as `take_turns` gives them."""
+    calls = len(milliseconds) // rounds
+    return [statistics.median(milliseconds[first : first + calls]) for first in range(0, calls * rounds, calls)]
 
 
 class Stopwatch:
