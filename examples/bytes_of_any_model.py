@@ -28,8 +28,13 @@ class Encoder(nn.Module):
         return x.square().mean()
 
 
+def encoder():
+    """A model and a batch, which is what `megaselect estimate --model bytes_of_any_model:encoder` asks for."""
+    return Encoder(checkpoints=False), torch.randint(1000, (8, 128))
+
+
 def main():
-    tokens = torch.randint(1000, (8, 128))
+    _, tokens = encoder()
     for checkpoints in (False, True):
         model = Encoder(checkpoints)
         with ledger.record(model) as record:

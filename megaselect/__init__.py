@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from megaselect.build import build_model
     from megaselect.config import Config
     from megaselect.estimation.estimate import estimate
-    from megaselect.recomputation.any_model import recompute
+    from megaselect.planning.any_model import recompute
     from megaselect.training.callbacks import Callback
     from megaselect.verification import verify
 
@@ -25,7 +25,7 @@ _HOMES = {
     "Config": "megaselect.config",
     "build_model": "megaselect.build",
     "estimate": "megaselect.estimation.estimate",
-    "recompute": "megaselect.recomputation.any_model",
+    "recompute": "megaselect.planning.any_model",
     "train": "megaselect.api",
     "verify": "megaselect.verification",
 }

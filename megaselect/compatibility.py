@@ -115,21 +115,71 @@ _FakeCopyMode = _found("torch._subclasses.fake_tensor", "FakeCopyMode")
 def fake_copy(tree: Any) -> Iterator[Any]:
     """A copy of `tree`, modules too, with tensors of shapes alone; operators on them inside need no memory.
 
-    Raises UnsupportedTorchError where torch cannot make one.
+    Samples of transformers count as not packed. Raises UnsupportedTorchError where torch cannot make one.
     """
     if _FakeTensorMode is None or _FakeCopyMode is None:
         raise unsupported("has no tensors without values where they were")
     mode = _FakeTensorMode()
     with _FakeCopyMode(mode):
         copied = copy.deepcopy(tree)
+    with _refusals_untold(), _samples_not_packed(), mode:
+        yield copied
+
+
+@contextlib.contextmanager
+def fake_tensors() -> Iterator[None]:
+    """Inside, what is made has a shape and no values, and takes no memory: a model of any size can be built.
+
+    Raises UnsupportedTorchError where torch cannot do so.
+    """
+    if _FakeTensorMode is None:
+        raise unsupported("has no tensors without values where they were")
+    with _refusals_untold(), _FakeTensorMode():
+        yield
+
+
+@contextlib.contextmanager
+def _refusals_untold() -> Iterator[None]:
+    """Where an operator refuses fake tensors torch prints a stack, and raises too."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
-    log.setLevel(logging.CRITICAL)  # it prints a stack where an operator refuses, and raises too
+    log.setLevel(logging.CRITICAL)
     try:
-        with mode:
-            yield copied
+        yield
     finally:
         log.setLevel(level)
+
+
+@contextlib.contextmanager
+def _samples_not_packed() -> Iterator[None]:
+    """transformers reads from positions whether samples are packed; where these have no values it makes masks for such
+    as are, in every layer, which it does not for those that are not."""
+    masks, name = sys.modules.get("transformers.masking_utils"), "find_packed_sequence_indices"
+    with contextlib.ExitStack() as stack:
+        if hasattr(masks, name):
+            stack.enter_context(replaced(masks, name, lambda _: lambda *args, **kwargs: None))
+        yield
+
+
+_NEEDS_VALUES = tuple(
+    filter(
+        None,
+        (
+            _found("torch._subclasses.fake_tensor", name)
+            for name in (
+                "DataDependentOutputException",
+                "DynamicOutputShapeException",
+                "UnsupportedFakeTensorException",
+                "UnsupportedOperatorException",
+            )
+        ),
+    )
+)
+
+
+def needs_values(error: BaseException) -> bool:
+    """Whether an operator refused since tensors had no values. False where torch cannot say."""
+    return isinstance(error, _NEEDS_VALUES)
 
 
 _without_functions = _found("torch._C", "DisableTorchFunction")
@@ -226,7 +276,8 @@ def other_hooks_watched(packed: Callable[[Tensor, Any], None]) -> Iterator[None]
 
             def watched_pack(tensor: Tensor) -> Any:
                 kept = pack(tensor)
-                packed(tensor, kept)
+                with _without_functions() if _without_functions else contextlib.nullcontext():
+                    packed(tensor, kept)  # what the observer asks of tensors is no call of the model's
                 return kept
 
             self.pack_hook = watched_pack

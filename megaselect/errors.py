@@ -40,6 +40,10 @@ class ComparisonError(MegaselectError):
     """A comparison cannot run, or its result cannot be read or written."""
 
 
+class ModelError(MegaselectError):
+    """A model of the user's own cannot be found or made, or does not run on its batch."""
+
+
 class VerificationError(MegaselectError):
     """A module and a batch give nothing that can be verified, such as no loss."""
 

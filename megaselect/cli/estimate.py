@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 from collections.abc import Sequence
 
@@ -18,6 +19,12 @@ FLOPs and the largest micro-batch that fits. Nothing is run."""
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("estimate")
+    group.add_argument(
+        "--model",
+        metavar="FACTORY",
+        help="another model, without a config of ours: package.module:function, or a directory with a config.json of "
+        "transformers; `megaselect estimate --model FACTORY --help` lists its flags",
+    )
     group.add_argument(
         "--device",
         metavar="NAME",
@@ -48,6 +55,8 @@ def _at_least_one(text: str) -> int:
 
 def main(argv: Sequence[str], prog: str) -> int:
     """Print the estimate; 0."""
+    if any(argument == "--model" or argument.startswith("--model=") for argument in argv):
+        return importlib.import_module("megaselect.cli.estimate_model").main(argv, prog)  # by name: it loads torch
     usage = "%(prog)s [--config FILE] [--device NAME] [flags]"
     flags = CommandFlags(prog, usage, _DESCRIPTION, SETTINGS_OF_COMMAND["estimate"], _add_options)
     command = parse_run_args(argv, flags)

@@ -1,1 +1,1 @@
-"""What each setting costs: from a config alone, before anything runs. Imports no torch."""
+"""What each setting costs, before anything runs. Imports no torch but for models of other people's (any_model.py)."""

@@ -6,16 +6,20 @@ and modes) is recorded, later ones follow the recording; where one is otherwise,
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
 from megaselect.compatibility import compiled_parts, fake_copy, is_observed, modes_suspended
-from megaselect.errors import RecomputeError
+from megaselect.errors import MegaselectError, RecomputeError
 from megaselect.ledger import Ledger, record
 from megaselect.ledger.layer_paths import layer_paths
 from megaselect.recomputation.tape.follower import Follower
@@ -23,24 +27,61 @@ from megaselect.recomputation.tape.program import Compiler, Program, uses_of
 from megaselect.recomputation.tape.recorder import Calls, Operators, Recording
 from megaselect.recomputation.tape.replay import unpack
 from megaselect.recomputation.tape.settings import FULL, NONE, Setting, saves, settings_of
+from megaselect.recomputation.tape.values import Place
 from megaselect.trees import tensors_in
 
 KINDS = 64  # of forward passes that are remembered
+PLANNED = "planned"  # in place of a setting where operators are chosen one by one
+_MODULE_FILE = inspect.getsourcefile(nn.Module)
+_ATTRIBUTE = "megaselect_plan"  # of a model that has one
 PATIENCE = 3  # forward passes in a row that are not as the one before, after which each is recorded
 
 
-def recompute(model: nn.Module, setting: Setting = "selective") -> AnyModelPlan:
-    """Have `model` save less for backward and make the rest again there: the same losses and gradients, bit for bit.
+def has_plan(model: nn.Module) -> bool:
+    """Whether the model or a part of it has a plan."""
+    return any(_plan_of(module) is not None for module in model.modules())
 
-    setting: "none", "selective" (no matrix product runs again), "attention" (attention's two may), "full" (only the
-    layers' inputs are saved); or settings by paths of modules: {"model.layers.*": "full", "lm_head": "none"}, where *
-    stands for anything and the first that fits counts. The model stays what it is: its class, its forward, its state.
 
-    Raises RecomputeError for a setting or a path that is not there, and for a model that has a plan already.
-    """
-    if any(isinstance(hook, _Hook) for module in model.modules() for hook in module._forward_pre_hooks.values()):
-        raise RecomputeError("recompute: the model, or a part of it, has a plan already: plan.undo() takes it away")
-    return AnyModelPlan(model, setting)
+def _plan_of(module: nn.Module) -> AnyModelPlan | None:
+    plan: AnyModelPlan | None = getattr(module, _ATTRIBUTE, None)
+    return plan
+
+
+@contextlib.contextmanager
+def modules_told(model: nn.Module, recording: Recording) -> Iterator[None]:
+    """Inside, the recording is told which module runs."""
+
+    def begins(path: str, *_: Any) -> None:
+        recording.enter_module(path)
+
+    def ends(*_: Any) -> None:
+        recording.leave_module()
+
+    handles = []
+    for path, module in model.named_modules():
+        if path:
+            handles.append(module.register_forward_pre_hook(functools.partial(begins, path)))
+            handles.append(module.register_forward_hook(ends, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def without_values(model: nn.Module) -> Iterator[None]:
+    """Raises RecomputeError for whatever is raised inside, where the model runs on tensors without values."""
+    try:
+        yield
+    except MegaselectError:
+        raise
+    except Exception as error:
+        said = str(error).partition("\n")[0]
+        raise RecomputeError(
+            f"{type(model).__name__} does not run without values ({type(error).__name__}: {said}): "
+            "give a setting; plan.bytes has what is saved after one forward pass"
+        ) from error
 
 
 class _Kind:
@@ -52,10 +93,10 @@ class _Kind:
 
 
 class _Pass:
-    """A forward pass that runs: contexts to leave, and who notes it."""
+    """A forward pass that runs: contexts to leave, and who notes it. caller: the frame that runs it."""
 
-    def __init__(self, kind: _Kind) -> None:
-        self.kind = kind
+    def __init__(self, kind: _Kind, caller: FrameType) -> None:
+        self.kind, self.caller = kind, caller
         self.stack = ExitStack()
         self.recording: Recording | None = None
         self.follower: Follower | None = None
@@ -86,9 +127,13 @@ class AnyModelPlan:
     others, with how often.
     """
 
-    def __init__(self, model: nn.Module, setting: Setting) -> None:
-        self.model, self.setting = model, setting
-        self.settings = settings_of(model, setting)
+    def __init__(self, model: nn.Module, setting: Setting, rerun: Mapping[Place, str] | None = None) -> None:
+        """rerun: place of each operator of a forward pass that runs again, and its name; `setting` says so in words.
+
+        Raises RecomputeError for a setting or a path that is not there.
+        """
+        self.model, self.setting, self.rerun = model, setting, rerun
+        self.settings = settings_of(model, setting) if rerun is None else {"": PLANNED}
         self.recorded = self.followed = self.departed = 0
         self.unproved: dict[str, int] = {}
         self._last: Program | None = None
@@ -98,6 +143,7 @@ class AnyModelPlan:
             model.register_forward_pre_hook(_Hook(self, "_begin"), with_kwargs=True),
             model.register_forward_hook(_Hook(self, "_end"), always_call=True),
         ]
+        setattr(model, _ATTRIBUTE, self)
 
     @property
     def bytes(self) -> int | None:
@@ -108,6 +154,7 @@ class AnyModelPlan:
         """Take the hooks away: the model is as it was. What has been made for a backward pass stays right."""
         for handle in self._handles:
             handle.remove()
+        self.model.__dict__.pop(_ATTRIBUTE, None)
 
     def predict(self, *args: Any, **kwargs: Any) -> int:
         """Bytes that model(*args, **kwargs) will save for backward, as `ledger` counts them."""
@@ -145,6 +192,8 @@ class AnyModelPlan:
             lines.append(
                 f"  {self.recorded} forward passes recorded, {self.followed} followed, {self.departed} departed"
             )
+        else:
+            lines.append("  no forward pass has been recorded yet; of a model that is compiled as a whole none is")
         if any(kind.departures > PATIENCE for kind in self._kinds.values()):
             lines.append("  its forward passes differ from step to step: each is recorded, which takes longer")
         for name, count in self.unproved.items():
@@ -153,11 +202,11 @@ class AnyModelPlan:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to this process: a copy records for itself."""
-        return {"model": self.model, "setting": self.setting, "settings": self.settings, "handles": self._handles}
+        names = ("model", "setting", "rerun", "settings", "_handles")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.model, self.setting, self.settings = state["model"], state["setting"], state["settings"]
-        self._handles = state["handles"]
+        vars(self).update(state)
         self.recorded = self.followed = self.departed = 0
         self.unproved, self._kinds, self._last, self._running = {}, {}, None, _Running()
 
@@ -167,15 +216,23 @@ class AnyModelPlan:
         if torch.compiler.is_compiling():
             return
         passes = self._running.passes
+        self._drop_interrupted(passes)
         if passes or not torch.is_grad_enabled() or set(self.settings.values()) == {NONE}:
             passes.append(None)
             return
-        current = _Pass(self._kind(model, args, kwargs))
+        current = _Pass(self._kind(model, args, kwargs), _callers()[0])
         passes.append(current)
         if current.kind.program is None:
             self._record(current)
         else:
             self._follow(current, current.kind.program)
+
+    @staticmethod
+    def _drop_interrupted(passes: list[_Pass | None]) -> None:
+        """A KeyboardInterrupt, no Exception, ends a forward pass without its hooks: torch runs them for Exceptions."""
+        if passes and passes[0] is not None and all(passes[0].caller is not one for one in _callers()):
+            passes[0].stack.close()
+            passes.clear()
 
     def _end(self, _: nn.Module, __: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not self._running.passes:
@@ -201,13 +258,22 @@ class AnyModelPlan:
 
     def _record(self, current: _Pass) -> Recording:
         """Begin, or go on with, recording the pass."""
-        recording = current.recording = Recording(self.model, saves(self.settings[""]), FULL in self.settings.values())
+        recording = current.recording = self._recording(current)
         self._enter_modules(current.stack, recording)
         if current.follower is None:
             self.recorded += 1
             current.stack.enter_context(torch.autograd.graph.saved_tensors_hooks(recording.pack, unpack))
             current.stack.enter_context(Calls(recording))
         current.stack.enter_context(Operators(recording))
+        return recording
+
+    def _recording(self, current: _Pass) -> Recording:
+        if self.rerun is None:
+            has_long_recipes = FULL in self.settings.values()
+            return Recording(self.model, saves(self.settings[""]), has_long_recipes=has_long_recipes)
+        rerun = self.rerun
+        recording = Recording(self.model, lambda one, place: rerun.get(place) != one.name, is_exact=True)
+        current.stack.enter_context(modules_told(self.model, recording))
         return recording
 
     def _follow(self, current: _Pass, program: Program) -> None:
@@ -272,6 +338,16 @@ class AnyModelPlan:
     def _step_aside(self, stack: ExitStack) -> None:
         """Compiled modules run as they would without us; what they save is saved."""
         stack.enter_context(compiled_parts(self.model, _Aside))
+
+
+def _callers() -> list[FrameType]:
+    """The frames that run modules, the innermost first."""
+    found, frame = [], inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_filename == _MODULE_FILE:
+            found.append(frame)
+        frame = frame.f_back
+    return found
 
 
 class _Aside:

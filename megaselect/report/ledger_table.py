@@ -40,7 +40,7 @@ def ledger_table(ledger: Ledger) -> Table:
     First what is saved, which the total counts, then what checkpointed regions will make again.
     """
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column("tensor", overflow="fold", min_width=28)
+    table.add_column("tensor", overflow="fold", min_width=20)
     table.add_column("shape", overflow="fold")
     table.add_column("dtype", no_wrap=True)
     table.add_column("bytes", justify="right", no_wrap=True)

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megaselect.batches import LossFunction, loss_of
 from megaselect.trees import map_tensors
-from megaselect.verification.module_run import LossFunction, call, loss_of
+from megaselect.verification.module_run import call
 from megaselect.verification.module_state import Snapshot
 from megaselect.verification.report import Check, Outcome, check
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from megaselect import ledger
-from megaselect.errors import VerificationError
+from megaselect.batches import LossFunction, called_with, loss_of
 from megaselect.ledger.rerun import Rerun
 from megaselect.verification.attributes import values_on
 from megaselect.verification.differences import LOSS
 from megaselect.verification.module_state import Snapshot, leaves_of, own_copy
 from megaselect.verification.step_watch import StepWatch
 from megaselect.verification.switched_off import Regions, switched_off
-
-LossFunction = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def run_module(
         # Entered twice: what a ledger and this replace in torch must be put back in the order of a stack.
         off = contextlib.nullcontext if checkpointing else functools.partial(switched_off, model, regions)
         with ledger.record(model) as saved, off():
-            loss = loss_of(_called_with(model, batch), loss_fn)
+            loss = loss_of(called_with(model, batch), loss_fn)
         with off():
             error = _backward(loss)
     gradients = {name: leaf.grad for name, leaf in leaves.items()}
@@ -149,24 +147,4 @@ def runs_compiled(model: nn.Module, batch: Any, loss_fn: LossFunction | None, st
 
 def call(model: nn.Module, batch: Any) -> Any:
     """model(batch) for a tensor, model(*batch) for a tuple or list, model(**batch) for a mapping; of a copy of it."""
-    return _called_with(model, own_copy(batch, model))
-
-
-def _called_with(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
-
-
-def loss_of(output: Any, loss_fn: LossFunction | None) -> Tensor:
-    """A scalar: by loss_fn, or the output itself, its `.loss`, or its "loss". Raises VerificationError."""
-    loss = loss_fn(output) if loss_fn else output
-    if isinstance(loss, Mapping) and "loss" in loss:
-        loss = loss["loss"]
-    if not isinstance(loss, Tensor):
-        loss = getattr(loss, "loss", loss)
-    if isinstance(loss, Tensor) and loss.numel() == 1:
-        return loss.reshape(())
-    found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-    source = "loss_fn returns" if loss_fn else "the model returns"
-    raise VerificationError(f"{source} {found} and no scalar loss: give loss_fn, such as lambda output: output.sum()")
+    return called_with(model, own_copy(batch, model))

@@ -76,8 +76,9 @@ def check_start(start, kill, lines, met):
     assert {code for rank, code in enumerate(codes) if rank != kill["rank"]} <= {0, 2, 143, -15}, codes
     assert start["seconds"] < END_SECONDS
     if 2 in codes:
-        told = LINE.fullmatch(lines.pop(0))
-        assert told
+        line = lines.pop(0)
+        told = LINE.fullmatch(line)
+        assert told, line
         assert int(told["gone"] or told["absent"]) == kill["rank"]
         met["told"] += 1
     else:

@@ -9,7 +9,7 @@ from megaselect.config import Config
 from megaselect.estimation.target import Target, resolve_target
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests/models"))
+sys.path[:0] = [str(ROOT / "tests/models"), str(ROOT / "tests/estimation")]
 
 
 @pytest.fixture

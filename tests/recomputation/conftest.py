@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "models")]  # importlib mode leaves test folders off it
+# importlib mode leaves test folders off it
+sys.path[:0] = [str(HERE), str(HERE / "any_model"), str(HERE.parent / "models")]
 
 from recompute_settings import SETTINGS  # noqa: E402
 

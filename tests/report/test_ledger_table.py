@@ -97,3 +97,8 @@ def test_long_names_are_folded_not_cut():
 
 def test_an_empty_ledger_is_a_total_of_nothing():
     assert lines() == ["saved in all 0 0 bytes"]
+
+
+def test_a_full_width_cuts_no_note():
+    wide = row("h.0", "input_layernorm: to_copy output", (1, 1, 2048, 2048), torch.bfloat16, 536_870_912, 268_435_456)
+    assert "input_layernorm: to_copy 1x1x2048x2048 bfloat16 536,870,912 view, pins 2x" in lines(wide)

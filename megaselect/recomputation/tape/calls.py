@@ -67,7 +67,7 @@ Origin = tuple[int, Path]  # number of a call, and which of its results
 class Call:
     """One call. constants: what is no tensor, by path. origins: which call's result came in; None: not known.
 
-    layouts: of the tensors that came in. operators: how many ran in it that may draw random numbers.
+    layouts, versions: of the tensors that came in. draws: how many operators in it draw random numbers.
     """
 
     number: int
@@ -75,5 +75,6 @@ class Call:
     constants: dict[Path, Any] = field(default_factory=dict)
     origins: dict[Path, Origin | None] = field(default_factory=dict)
     layouts: dict[Path, Layout] = field(default_factory=dict)
+    versions: dict[Path, int] = field(default_factory=dict)
     draws: int = 0
     only_views: bool = True

@@ -12,7 +12,7 @@ from megaselect.compatibility import storage_address, version_of
 from megaselect.recomputation.tape.calls import METADATA, at, is_same_constant
 from megaselect.recomputation.tape.program import CallStep, PackStep, Program
 from megaselect.recomputation.tape.random_states import random_state
-from megaselect.recomputation.tape.replay import Frame, Recipe
+from megaselect.recomputation.tape.replay import Frame, Recipe, Saved
 from megaselect.recomputation.tape.values import Layout, Leaf, is_plain, layout_of
 
 
@@ -25,12 +25,13 @@ class Follower(TorchFunctionMode):
     def __init__(self, program: Program, departed: Callable[[], Any]) -> None:
         super().__init__()
         self.program = program
-        self.frame = Frame(program.uses)
+        self.frame = Frame(program.uses, program.changed)
         self._calls, self._packs = program.calls, program.packs
         self._call, self._pack = 0, 0
         self._slots: list[Any] = [None] * program.slots
         self._registers: list[Any] = [None] * program.registers
         self._states: dict[int, Tensor] = {}
+        self._copied: dict[int, Tensor] = {}  # slot with a copy -> what it is a copy of
         self._depart = departed
         self._heir: Any = None
         self.is_busy = False
@@ -79,6 +80,9 @@ class Follower(TorchFunctionMode):
             for path, slot, layout in step.captured:
                 if not self._capture(at(given, path), slot, layout):
                     return False
+            for path, slot, layout in step.copied:
+                if not self._copy(at(given, path), slot, layout):
+                    return False
             for path, slot, layout in step.again:
                 if not self._is_again(at(given, path), slot, layout):
                     return False
@@ -92,12 +96,22 @@ class Follower(TorchFunctionMode):
         self._slots[slot] = (tensor, version_of(tensor))
         return True
 
+    def _copy(self, tensor: Any, slot: int, layout: Layout) -> bool:
+        """Of a parameter that is freed when its module has run."""
+        if not _reads_as(tensor, layout):
+            return False
+        self._copied[slot] = tensor
+        self._slots[slot] = Leaf(tensor.detach().clone(), 0)
+        return True
+
     def _is_again(self, tensor: Any, slot: int, layout: Layout) -> bool:
         held = self._slots[slot]
         if held is None or not _reads_as(tensor, layout):
             return False
+        if slot in self._copied:
+            return tensor is self._copied[slot]
         leaf, version = (held.tensor, held.version) if type(held) is Leaf else held
-        same = tensor is leaf or isinstance(leaf, nn.Parameter) or storage_address(tensor) == storage_address(leaf)
+        same = tensor is leaf or storage_address(tensor) == storage_address(leaf)
         return same and version_of(tensor) == version
 
     def _file(self, step: CallStep, result: Any) -> None:
@@ -127,13 +141,13 @@ class Follower(TorchFunctionMode):
             return self._heir.pack(tensor)
         return self._recipe(step, tensor)
 
-    def _saved(self, step: PackStep | None, tensor: Tensor) -> Tensor:
-        kept = tensor.detach() if tensor.requires_grad else tensor
+    def _saved(self, step: PackStep | None, tensor: Tensor) -> Saved:
+        kept = Saved(tensor)
         if step is not None and step.slot is not None:
             if step.layout is None or not _reads_as(tensor, step.layout) or step.call != self._call:
                 self._take_over()
             else:
-                self._slots[step.slot] = Leaf(kept, version_of(tensor))
+                self._slots[step.slot] = Leaf(kept.tensor, kept.version)
         return kept
 
     def _recipe(self, step: PackStep, tensor: Tensor) -> Any:

@@ -49,7 +49,8 @@ ATTENTION = frozenset(
         "fused_attention",
     ]
 )
-# Dear for what they are, dependent on the order of threads, or read by Python: their results are saved.
+# Dear for what they are, dependent on the order of threads or on whether gradients are on, written into more than
+# their schemas say, or read by Python: their results are saved.
 NEVER = frozenset(
     [
         "sort",
@@ -88,8 +89,18 @@ NEVER = frozenset(
         "resize_",
         "resize_as_",
         "copy_to",
+        "mkldnn_rnn_layer",
+        "_cudnn_rnn",
+        "miopen_rnn",
+        "batch_norm_gather_stats",
+        "batch_norm_gather_stats_with_counts",
+        "batch_norm_update_stats",
     ]
 )
+# In training they update their running statistics, of which their schemas say nothing and which they do not read; else
+# they read them, as some later pass may have left them. The place of the two arguments, and of "training".
+BATCH_NORMS = frozenset(["native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"])
+STATISTICS, TRAINING = slice(3, 5), 5
 # They read the shape of their first argument and not its values.
 SHAPE_ONLY = frozenset(
     [
@@ -106,6 +117,8 @@ SHAPE_ONLY = frozenset(
         "new_empty_strided",
     ]
 )
+# They write random numbers over all of their first argument and read nothing of it.
+DRAWS = frozenset(["bernoulli_", "uniform_", "normal_", "exponential_"])
 # Their results are not what they made: somebody writes into these, perhaps past the dispatcher.
 ALLOCATIONS = frozenset(["empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"])
 _ALIASES = frozenset(["detach", "_unsafe_view", "alias", "lift_fresh", "_reshape_alias"])

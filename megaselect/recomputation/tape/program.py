@@ -23,8 +23,9 @@ class CallStep:
     """What a follower does at a call. is_checked: whether recipes depend on it; if not, its function alone is compared.
 
     constants: (path, value). same: (path, register): this very object came. captured: (path, slot, layout): what came
-    is put into the slot. again: the same, where the slot has been filled: over the same storage. results: (path,
-    register). state: slot of the random state before the call, and its device. last: registers not read after it.
+    is put into the slot. copied: a copy of it is. again: the same, where the slot has been filled: over the same
+    storage. results: (path, register). state: slot of the random state before the call, and its device. last: registers
+    not read after it.
     """
 
     func: Any
@@ -32,6 +33,7 @@ class CallStep:
     constants: list[tuple[Path, Any]] = field(default_factory=list)
     same: list[tuple[Path, int]] = field(default_factory=list)
     captured: list[tuple[Path, int, Layout]] = field(default_factory=list)
+    copied: list[tuple[Path, int, Layout]] = field(default_factory=list)
     again: list[tuple[Path, int, Layout]] = field(default_factory=list)
     results: list[tuple[Path, int]] = field(default_factory=list)
     state: tuple[int, torch.device] | None = None
@@ -58,11 +60,12 @@ class PackStep:
 
 @dataclass(eq=False)
 class Program:
-    """Of one recording. uses: as a Frame counts them. saved: bytes of each storage that is saved for backward."""
+    """Of one recording. uses, changed: as a Frame has them. saved: bytes of each storage that is saved for backward."""
 
     calls: list[CallStep]
     packs: list[PackStep]
     uses: dict[int, int]
+    changed: set[int]
     slots: int = 0
     registers: int = 0
     operators: int = 0
@@ -192,8 +195,8 @@ class Compiler:
         """The program."""
         followed: list[tuple[int, _Places]] = []
         for number, packed in enumerate(self.recording.packs):
-            if packed.value is None:
-                self._save(packed.saved)
+            if packed.value is None or packed.value.is_leaf:  # or saved later on, where a layer began with it
+                self._save(packed.saved or packed.value)
                 continue
             try:
                 followed.append((number, _Places(self.recording, number, packed)))
@@ -210,8 +213,15 @@ class Compiler:
         packs = [places.packed for _, places in followed]
         states = sum(self.recording.states[state].nbytes for state in self.state_slots)
         return Program(
-            *(self.calls, self.packs, uses_of(packs), len(self.slots), len(self.registers)),
-            *(self.recording.operators, self.saved, states),
+            calls=self.calls,
+            packs=self.packs,
+            uses=uses_of(packs),
+            changed=self.recording.frame.changed,
+            slots=len(self.slots),
+            registers=len(self.registers),
+            operators=self.recording.operators,
+            saved=self.saved,
+            states=states,
         )
 
     def _save(self, value: Value | None) -> None:
@@ -267,5 +277,6 @@ class Compiler:
             if (call, path) not in self.seen:
                 self.seen.add((call, path))
                 step = self.calls[call]
-                (step.again if is_filled else step.captured).append((path, slot, layout))
+                first = step.copied if leaf.is_gathered else step.captured
+                (step.again if is_filled else first).append((path, slot, layout))
                 is_filled = True

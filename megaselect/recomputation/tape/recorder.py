@@ -21,13 +21,22 @@ from torch.overrides import TorchFunctionMode
 
 from megaselect.compatibility import TorchDispatchMode, is_fake, real_tensors, storage_address, version_of
 from megaselect.recomputation.tape.calls import METADATA, Call, Origin, Path, flat
-from megaselect.recomputation.tape.operators import ALLOCATIONS, SHAPE_ONLY, Operator, operator
+from megaselect.recomputation.tape.operators import (
+    ALLOCATIONS,
+    BATCH_NORMS,
+    DRAWS,
+    SHAPE_ONLY,
+    STATISTICS,
+    TRAINING,
+    Operator,
+    operator,
+)
 from megaselect.recomputation.tape.random_states import random_state
-from megaselect.recomputation.tape.replay import Frame, Recipe, make
-from megaselect.recomputation.tape.values import Leaf, Node, Read, Value, is_plain, layout_of, whole_storage
+from megaselect.recomputation.tape.replay import Frame, Recipe, Saved, make, unpack
+from megaselect.recomputation.tape.values import Leaf, Node, Place, Read, Value, is_plain, layout_of, whole_storage
 
 SMALL = 1 << 16  # bytes: of a parameter that is only there while its module runs, a copy is made
-_ALWAYS: dict[int, int] = defaultdict(lambda: 1 << 30)  # uses of a result: it is kept
+Keep = Callable[[Operator, Place], bool]
 _SWEEP = 64  # operators between two looks for storages that are gone
 
 
@@ -52,10 +61,14 @@ class _Entry:
 
 
 class Recording:
-    """keep(operator): whether the results of an operator are saved where backward reads them."""
+    """keep(operator, place): whether the results of an operator are saved if backward reads them.
 
-    def __init__(self, model: nn.Module, keep: Callable[[Operator], bool], has_long_recipes: bool = False) -> None:
-        self.keep = keep
+    place: the path of the module that it runs in, its name, and how many of that name ran there before it. is_exact:
+    all others are made again, whatever that needs; else only what costs fewer bytes than it saves.
+    """
+
+    def __init__(self, model: nn.Module, keep: Keep, *, has_long_recipes: bool = False, is_exact: bool = False) -> None:
+        self.keep, self.is_exact = keep, is_exact
         self.frame = Frame()
         self.calls: list[Call] = []
         self.packs: list[Packed] = []
@@ -64,13 +77,24 @@ class Recording:
         self.states: list[Tensor] = []
         self.operators = 0
         self._values = 0
-        self.proofs = Frame(_ALWAYS if has_long_recipes else {})  # long ones share what they make, up to the next layer
+        self.proofs = Frame(keeps_all=has_long_recipes)  # long ones share what they make, up to the next layer
         self._table: dict[int, _Entry] = {}
         self._owned = {storage_address(part) for part in (*model.parameters(), *model.buffers()) if is_plain(part)}
         self._made: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}  # id of a tensor -> the call that made it
         self._call: Call | None = None
         self._arguments: dict[int, tuple[Path, Tensor]] = {}  # id of a tensor that came into the call -> its path
         self._is_busy = False
+        self._modules = [""]
+        self._ran_in: dict[tuple[str, str], int] = defaultdict(int)
+        self._place: Place = ("", "", 0)
+
+    def enter_module(self, path: str) -> None:
+        """What runs from here on runs in the module of this path."""
+        self._modules.append(path)
+
+    def leave_module(self) -> None:
+        """The module's forward has ended."""
+        self._modules.pop()
 
     # Calls of torch's interface
 
@@ -94,7 +118,7 @@ class Recording:
                 self._arguments.setdefault(id(part), (path, part))
                 call.origins[path] = self._origin(part)
                 if is_plain(part):
-                    call.layouts[path] = layout_of(part)
+                    call.layouts[path], call.versions[path] = layout_of(part), version_of(part)
             else:
                 call.constants[path] = part
         try:
@@ -103,9 +127,17 @@ class Recording:
             came_in = self._arguments
             self._call, self._arguments = outside
         for path, part in flat(result):
-            if isinstance(part, Tensor) and id(part) not in came_in:
+            if isinstance(part, Tensor) and not self._is_unchanged(part, call, came_in):
                 self._made[id(part)] = (weakref.ref(part), (call.number, path))
         return result
+
+    @staticmethod
+    def _is_unchanged(part: Tensor, call: Call, came_in: dict[int, tuple[Path, Tensor]]) -> bool:
+        """Whether a result is an argument as it was: what a call writes into and returns is made by that call."""
+        if id(part) not in came_in:
+            return False
+        version = call.versions.get(came_in[id(part)][0])
+        return version is None or version == version_of(part)
 
     def _origin(self, tensor: Tensor) -> Origin | None:
         found = self._made.get(id(tensor))
@@ -118,16 +150,19 @@ class Recording:
         if self._is_busy:
             return func(*args, **kwargs)
         known = operator(func)
-        if known.is_view:
+        if known.is_view or func.namespace == "prim":  # tensors without values are asked for their device so
             return func(*args, **kwargs)
         self.operators += 1
+        kind = (self._modules[-1], known.name)
+        self._place = (*kind, self._ran_in[kind])
+        self._ran_in[kind] += 1
         if self.operators % _SWEEP == 0:
             self._sweep()
         if self._call is not None:
             self._call.only_views = False
         if known.written:
             return self._write(known, func, args, kwargs)
-        if not known.may_run_again or self.keep(known):
+        if not known.may_run_again or self.keep(known, self._place):
             self._count_draws(known)
             return func(*args, **kwargs)
         return self._run(known, func, args, kwargs)
@@ -145,11 +180,14 @@ class Recording:
         made = [part for part in results if isinstance(part, Tensor)]
         if not made or not _can_be_read(tensors, made[0].device) or kwargs.get("generator") is not None:
             return result
+        if known.name in BATCH_NORMS:
+            if not args[TRAINING]:
+                return result
+            args = (*args[: STATISTICS.start], None, None, *args[STATISTICS.stop :])
         if known.name in SHAPE_ONLY:
             args = (self._blank(args[0]), *args[1:])
-        node = self._node(known, func, args, kwargs, state, device)
-        if node is None:
-            return result
+        number = -1 if self._call is None else self._call.number
+        node = Node(func, self._reads(args), self._reads(kwargs), number, False, state, device, self._place)
         came_in = {storage_address(part) for part in tensors}
         for index, part in enumerate(results):
             if isinstance(part, Tensor) and is_plain(part) and storage_address(part) not in came_in:
@@ -157,10 +195,6 @@ class Recording:
                 node.results[index] = value.number
                 self._enter(part, value)
         return result
-
-    def _node(self, known: Operator, func: Any, args: Any, kwargs: Any, state: int | None, device: Any) -> Node | None:
-        number = -1 if self._call is None else self._call.number
-        return Node(func, self._reads(args), self._reads(kwargs), number, False, state, device)
 
     def _state(self, known: Operator, device: torch.device, kwargs: dict[str, Any]) -> int | None:
         if not known.is_random:
@@ -175,13 +209,23 @@ class Recording:
         targets = [part for part in self._targets(known, args, kwargs) if is_plain(part)]
         old = [self._known(target) for target in targets]
         node = None
-        if known.may_run_again and not self.keep(known) and len(targets) == 1 and old[0] is not None and old[0].node:
+        if (
+            known.may_run_again
+            and not self.keep(known, self._place)
+            and len(targets) == 1
+            and old[0] is not None
+            and old[0].node
+        ):
             tensors = [part for _, part in flat((args, kwargs)) if isinstance(part, Tensor)]
             if _can_be_read(tensors, targets[0].device) and kwargs.get("generator") is None:
                 state = self._state(known, targets[0].device, kwargs)
                 number = -1 if self._call is None else self._call.number
-                reads = self._reads(args), self._reads(kwargs)
-                node = Node(func, *reads, number, True, state, targets[0].device)
+                if known.name in DRAWS and _is_whole(targets[0]):
+                    args_read = (self._blank(args[0]), *args[1:])  # also where it is an allocation, as for dropout
+                else:
+                    args_read = args
+                reads = self._reads(args_read), self._reads(kwargs)
+                node = Node(func, *reads, number, True, state, targets[0].device, self._place)
         if node is None:
             self._count_draws(known)
         for target, value in zip(targets, old, strict=True):
@@ -239,11 +283,19 @@ class Recording:
 
     def _read(self, tensor: Tensor) -> Read:
         path, argument = self._argument_of(tensor)
+        if (
+            self._call is not None
+            and path is not None
+            and argument is not None
+            and version_of(argument) != self._call.versions.get(path)
+        ):
+            path = None  # the call has changed it since it came in
         value = self._known(tensor)
         if value is None or _is_allocation(value):
             value = self._leaf_of(tensor, argument)
         elif value.node is None and value.leaf is None and argument is not None:
             value.leaf = self._leaf(argument)
+            value.is_gathered = isinstance(argument, nn.Parameter)
         return Read(value, layout_of(tensor), path)
 
     def _argument_of(self, tensor: Tensor) -> tuple[Path | None, Tensor | None]:
@@ -265,6 +317,7 @@ class Recording:
             value.leaf = Leaf(tensor if argument is None else argument, version_of(tensor))
         elif argument is not None:
             value.leaf = self._leaf(argument)
+            value.is_gathered = isinstance(argument, nn.Parameter)
         self._enter(tensor, value)
         return value
 
@@ -299,8 +352,8 @@ class Recording:
     def _pack(self, tensor: Tensor) -> Any:
         packed = Packed(len(self.calls), None, version_of(tensor))
         self.packs.append(packed)
-        if not is_plain(tensor) or storage_address(tensor) in self._owned:
-            return tensor.detach() if tensor.requires_grad else tensor
+        if not is_plain(tensor) or storage_address(tensor) in self._owned or self._is_gathered(tensor):
+            return Saved(tensor)
         packed.tensor_layout = layout_of(tensor)
         value = self._known(tensor)
         if value is None:
@@ -311,13 +364,17 @@ class Recording:
             return self._recipe(value, tensor)
         return self._saved(value, tensor, packed)
 
-    def _saved(self, value: Value, tensor: Tensor, packed: Packed) -> Tensor:
-        detached = _detached(tensor)
+    def _is_gathered(self, tensor: Tensor) -> bool:
+        """Whether it is over a parameter that is not the model's own: no recipe may count on it."""
+        return isinstance(self._argument_of(tensor)[1], nn.Parameter)
+
+    def _saved(self, value: Value, tensor: Tensor, packed: Packed) -> Saved:
+        kept = Saved(tensor)
         packed.saved = value
         if value.saved_by is None:
             value.saved_by = len(self.packs) - 1
-        self._save(value, detached)
-        return detached
+        self._save(value, kept.tensor)
+        return kept
 
     def _save(self, value: Value, tensor: Tensor) -> None:
         """Recipes read it from here on. How it was made is forgotten, so that what it was made of can be let go."""
@@ -347,7 +404,7 @@ class Recording:
             self._save_inputs(tensors)
 
     def _save_inputs(self, tensors: list[Tensor]) -> None:
-        self.proofs = Frame(self.proofs.uses)
+        self.proofs = Frame(keeps_all=self.proofs.keeps_all)
         for tensor in tensors:
             if not is_plain(tensor) or not tensor.requires_grad or storage_address(tensor) in self._owned:
                 continue
@@ -373,6 +430,8 @@ class Recording:
         leaves, states = needed(value)
         if any(leaf.leaf is None for leaf in leaves) or _is_allocation(value):
             return False
+        if self.is_exact:
+            return True
         dear = sum(leaf.nbytes for leaf in leaves if not leaf.is_saved and not leaf.is_owned)
         return dear + sum(self.states[state].nbytes for state in states) < value.nbytes
 
@@ -448,6 +507,11 @@ def _maker(value: Value) -> str:
     return operator(value.node.func).name if value.node else ""
 
 
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether `tensor` is all of its storage."""
+    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+
+
 def _is_allocation(value: Value) -> bool:
     return _maker(value) in ALLOCATIONS
 
@@ -485,3 +549,11 @@ class Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.recording.operator(func, args, kwargs or {})
+
+
+@contextlib.contextmanager
+def recorded_by(recording: Recording) -> Iterator[None]:
+    """Inside, a forward pass is recorded."""
+    hooks = torch.autograd.graph.saved_tensors_hooks(recording.pack, unpack)
+    with hooks, Calls(recording), Operators(recording):
+        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from typing import Any
 
@@ -19,13 +18,18 @@ Made = dict[int, Tensor]
 class Frame:
     """What the recipes of one forward pass share: results that more than one of them needs, while they need them.
 
-    uses: number of a value -> how many recipes and operators will still ask for it.
+    uses: number of a value -> how many recipes and operators will still ask for it. changed: numbers of the values
+    that are written into after autograd asked for them. keeps_all: whether every result stays, since it is not known
+    who will ask.
     """
 
-    def __init__(self, uses: dict[int, int] | None = None) -> None:
-        self.uses: dict[int, int] = copy.copy(uses or {})
+    def __init__(
+        self, uses: dict[int, int] | None = None, changed: set[int] | None = None, keeps_all: bool = False
+    ) -> None:
+        self.uses: dict[int, int] = dict(uses or {})
+        self.keeps_all = keeps_all
         self.made: Made = {}
-        self.changed: set[int] = set()  # values that were written into after autograd asked for them
+        self.changed: set[int] = set() if changed is None else changed
 
     def used(self, number: int, made: Made) -> None:
         """One use less; after the last one the result is let go."""
@@ -33,7 +37,24 @@ class Frame:
         self.uses[number] = left
         if left <= 0:
             made.pop(number, None)
-            self.made.pop(number, None)
+            if not self.keeps_all:
+                self.made.pop(number, None)
+
+
+class Saved:
+    """A tensor that is kept as it is: autograd compares no versions of what hooks keep."""
+
+    __slots__ = ("tensor", "version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach() if tensor.requires_grad else tensor
+        self.version = version_of(tensor)
+
+    def unchanged(self) -> Tensor:
+        """The tensor. Raises RuntimeError, as autograd does, where it was changed in place."""
+        if version_of(self.tensor) != self.version:
+            raise changed_in_place(self.tensor.dtype, self.tensor.size())
+        return self.tensor
 
 
 class Recipe:
@@ -71,7 +92,7 @@ class Recipe:
         tensor = self.alive()
         is_changed = tensor is not None and version_of(tensor) != self.version
         if is_changed or self.value.number in self.frame.changed:
-            raise changed_in_place(self.layout)
+            raise changed_in_place(self.layout.dtype, self.layout.size)
 
 
 def make(value: Value, frame: Frame, leaves: dict[int, Leaf], states: dict[int, Tensor]) -> Tensor:
@@ -89,15 +110,16 @@ def _make(value: Value, frame: Frame, leaves: dict[int, Leaf], states: dict[int,
     made: Made = {}
     todo = [value]
     while todo:
+        if _is_there(todo[-1], made, frame, leaves):  # first of all: what it was made of may be gone again
+            todo.pop()
+            continue
         node = todo[-1].node
         assert node is not None
         missing = [read.value for read in node.reads() if not _is_there(read.value, made, frame, leaves)]
         if missing:
             todo += missing
-            continue
-        if _is_there(todo.pop(), made, frame, leaves):
-            continue
-        _run(node, made, frame, leaves, states)
+        else:
+            _run(node, made, frame, leaves, states)
     result = made.get(value.number)
     return frame.made[value.number] if result is None else result
 
@@ -115,7 +137,7 @@ def _run(node: Node, made: Made, frame: Frame, leaves: dict[int, Leaf], states: 
         if leaf is None:
             return read.layout.of(made[number] if number in made else frame.made[number])
         if version_of(leaf.tensor) != leaf.version:
-            raise changed_in_place(read.layout)
+            raise changed_in_place(read.layout.dtype, read.layout.size)
         return read.layout.of(leaf.tensor)
 
     args, kwargs = with_tensors(node.args, tensor_of), with_tensors(node.kwargs, tensor_of)
@@ -133,21 +155,21 @@ def _run(node: Node, made: Made, frame: Frame, leaves: dict[int, Leaf], states: 
     results = results if isinstance(results, tuple | list) else (results,)
     for index, number in node.results.items():
         made[number] = results[index]
-        if frame.uses.get(number, 0) > 0:
+        if frame.keeps_all or frame.uses.get(number, 0) > 0:
             frame.made[number] = results[index]
     for read in node.reads():
         if read.value.number not in leaves:
             frame.used(read.value.number, made)
 
 
-def changed_in_place(layout: Layout) -> RuntimeError:
+def changed_in_place(dtype: torch.dtype, size: torch.Size) -> RuntimeError:
     """Autograd's own error, of its type and beginning, so that whoever looks for it finds it."""
     return RuntimeError(
         "one of the variables needed for gradient computation has been modified by an inplace operation: a tensor of "
-        f"shape {list(layout.size)} and {layout.dtype}, or what it would be made of again"
+        f"shape {list(size)} and {dtype}, or what it would be made of again"
     )
 
 
 def unpack(packed: Any) -> Tensor:
     """The saved-tensor hook of backward."""
-    return packed.make() if isinstance(packed, Recipe) else packed
+    return packed.make() if isinstance(packed, Recipe) else packed.unchanged()

@@ -11,6 +11,7 @@ from torch import nn
 
 from megaselect.errors import RecomputeError
 from megaselect.recomputation.tape.operators import ATTENTION, PRODUCTS, SCORES, Operator
+from megaselect.recomputation.tape.values import Place
 
 NONE, FULL = "none", "full"
 # What each setting saves of the operators that could run again; `none` saves all.
@@ -19,12 +20,12 @@ SETTINGS = (NONE, *_SAVED)
 Setting = str | Mapping[str, str]
 
 
-def saves(setting: str) -> Callable[[Operator], bool]:
+def saves(setting: str) -> Callable[[Operator, Place], bool]:
     """Whether the results of an operator are saved where backward reads them."""
     if setting == NONE:
-        return lambda _: True
+        return lambda *_: True
     saved = _SAVED[setting]
-    return lambda operator: operator.name in saved
+    return lambda operator, _: operator.name in saved
 
 
 def settings_of(model: nn.Module, setting: Setting) -> dict[str, str]:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from megaselect.compatibility import is_made_of_tensors, is_transformed
 
+Place = tuple[str, str, int]
+
 
 class Layout(NamedTuple):
     """How a tensor reads its storage."""
@@ -54,6 +56,7 @@ class Value:
     """The content of a storage at one version. Without a node, only `leaf` has it.
 
     number: its own in a recording. is_owned: a parameter or buffer, in memory whether anybody reads it or not.
+    is_gathered: a parameter that is only there while its module runs, of which `leaf` has a copy.
     is_saved: its bytes are counted among what is saved for backward. changed: written into after recipes read it.
     in_recipe: a recipe makes it again. saved_by: number of the first request of autograd's that saved it.
     """
@@ -64,6 +67,7 @@ class Value:
     index: int = 0
     leaf: Leaf | None = None
     is_owned: bool = False
+    is_gathered: bool = False
     is_saved: bool = False
     changed: bool = False
     in_recipe: bool = False
@@ -80,6 +84,7 @@ class Node:
     """An operator that can run again. Tensors among the arguments are `Read`s.
 
     call: the number of the call of torch's interface that it ran in. state: number of the random state it drew from.
+    place: see Recording; None for what no pass ran.
     """
 
     func: Any
@@ -89,6 +94,7 @@ class Node:
     written: bool = False
     state: int | None = None
     device: torch.device | None = None
+    place: Place | None = None
     results: dict[int, int] = field(default_factory=dict)  # which result -> number of its value
 
     def reads(self) -> Iterator[Read]:
