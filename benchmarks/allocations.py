@@ -1,4 +1,4 @@
-"""What torch's CPU allocator gives out during a step: knows nothing of autograd, hooks, modes or compilers."""
+"""What torch's allocator gives out during a step: knows nothing of autograd, hooks, modes or compilers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
+
+from benchmarks.device import allocated_bytes, peak_bytes, reset_peak
 
 BACKWARD = "backward begins"
 
@@ -22,18 +25,31 @@ class Allocated(NamedTuple):
     peak: int
 
 
-def allocated(forward: Callable[[], Tensor]) -> Allocated:
+def allocated(forward: Callable[[], Tensor], device: torch.device) -> Allocated:
     """Of a step: `forward` gives the loss, whose backward runs then. Gradients should be there already."""
     gc.collect()
     gc.disable()  # what earlier calls left in cycles must not be freed meanwhile
     try:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-            loss = forward()
-            with record_function(BACKWARD):
-                loss.backward()
-            del loss
+        return _on_gpu(forward, device) if device.type == "cuda" else _on_cpu(forward)
     finally:
         gc.enable()
+
+
+def _on_gpu(forward: Callable[[], Tensor], device: torch.device) -> Allocated:
+    before = allocated_bytes(device) or 0
+    reset_peak(device)
+    loss = forward()
+    held = (allocated_bytes(device) or 0) - before
+    loss.backward()
+    return Allocated(held, (peak_bytes(device) or 0) - before)
+
+
+def _on_cpu(forward: Callable[[], Tensor]) -> Allocated:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        loss = forward()
+        with record_function(BACKWARD):
+            loss.backward()
+        del loss
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
