@@ -60,7 +60,7 @@ def _cost_table(case: str, rows: Sequence[Row]) -> Table:
         + [part for way in ("forward_us", "step_us") for part in _microseconds(row[way])]
         for row in rows
     ]
-    return Table(f"{case}: us beyond none an operator of forward", header, lines)
+    return Table(f"{case}: processor us beyond none, an operator of forward", header, lines)
 
 
 def _microseconds(found: Row) -> tuple[str, str]:
