@@ -26,17 +26,15 @@ def cases(arguments: argparse.Namespace, bench: Bench, _: torch.dtype) -> list[C
     """Steps of each shape, what an operator costs, then compiled steps; with --budgets, last, equal bytes."""
     shapes = arguments.shape or tuple(SHAPES)
     sizes = _sizes(arguments)
-    known = Known()
-    steps = [_case(shape, "", sizes, eager_ways(known), bench, INSPECTION_SECONDS, known) for shape in shapes]
-    costs = [cost_case(shape, COST_SECONDS + bench.seconds) for shape in shapes]
-    made = steps + costs
+    made = [_case(shape, "", sizes, eager_ways, INSPECTION_SECONDS + bench.seconds) for shape in shapes]
+    made += [cost_case(shape, COST_SECONDS + bench.seconds) for shape in shapes]
     for shape in shapes:
         if shape in COMPILED_SHAPES:
-            ways = compiled_ways(SHAPES[shape].judged)
-            made.append(_case(shape, " compiled", sizes, ways, bench, COMPILE_SECONDS, known))
+            ways = functools.partial(compiled_ways, SHAPES[shape].judged)
+            made.append(_case(shape, " compiled", sizes, ways, COMPILE_SECONDS + bench.seconds))
     if arguments.budgets:
-        for shape in shapes if arguments.shape else (BUDGETS_SHAPE,):
-            made.append(_case(shape, " budgets", sizes, budget_ways(known), bench, BUDGETS_SECONDS, known))
+        for shape in arguments.shape or (BUDGETS_SHAPE,):
+            made.append(_case(shape, " budgets", sizes, budget_ways, BUDGETS_SECONDS + bench.seconds))
     return made
 
 
@@ -46,7 +44,9 @@ def _sizes(arguments: argparse.Namespace) -> Sizes:
     return dataclasses.replace(sizes, **{name: value for name, value in given.items() if value is not None})
 
 
-def _case(shape: str, kind: str, sizes: Sizes, ways: dict[str, Way], bench: Bench, before: float, known: Known) -> Case:
+def _case(shape: str, kind: str, sizes: Sizes, ways_of: Callable[[Known], dict[str, Way]], seconds: float) -> Case:
+    known = Known()
+    ways = ways_of(known)
     run: Callable[[Bench], list[Row]] = functools.partial(compare_steps, shape, sizes, ways, counted=known.counted)
     key = f"{shape} L={sizes.layers} h={sizes.hidden} s={sizes.sequence} b={sizes.batch}{kind}"
-    return Case(key, run, before + bench.seconds, repr((sizes, list(ways))))
+    return Case(key, run, seconds, repr((sizes, list(ways))))

@@ -40,11 +40,11 @@ def compiled_name(share: float) -> str:
 
 
 def eager_ways(known: Known) -> dict[str, Way]:
-    """Those that compile nothing. `known` learns of the first what ckptplan is to halve."""
+    """Those that compile nothing; ckptplan is to halve what the first saves."""
     return {**EAGER, f"{CKPTPLAN} {SHARE:g}": functools.partial(_ckptplan, known, SHARE)}
 
 
-def compiled_ways(judged: str) -> dict[str, Way]:
+def compiled_ways(judged: str, _: Known) -> dict[str, Way]:
     """Those beside torch's budget, and it."""
     return {NONE: EAGER[NONE], judged: EAGER[judged], compiled_name(SHARE): functools.partial(compiled, SHARE)}
 

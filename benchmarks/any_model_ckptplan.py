@@ -8,9 +8,9 @@ checkpoint of torch's.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from benchmarks.any_model_shapes import Batch
@@ -33,16 +33,42 @@ class _Link(nn.Module):
         return output[0] if isinstance(output, tuple) else output
 
 
+class _Pass(NamedTuple):
+    """A forward pass of the model. calls: what each layer got, by path; saved: bytes by layer; outside: of none."""
+
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
+    saved: dict[str, int]
+    outside: int
+
+
 def planned(saved: int, model: nn.Module, batch: Batch) -> Forward:
     """A plan that is to save so many bytes. Raises ModuleNotFoundError without the package, and its own errors."""
     import ckptplan
 
-    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     layers = layers_of(model)
+    seen = _observed(model, layers, batch)
+    links = nn.ModuleList(_Link(layer, seen.calls[path][0][1:], seen.calls[path][1]) for path, layer in layers.items())
+    blocks = ckptplan.declare_blocks(links, list(zip(layers, links, strict=True)))
+    plan = ckptplan.plan_checkpoints(
+        _profiles(blocks, seen),
+        blocks,
+        target_kind="activation_budget_bytes",
+        target_value=max(saved - seen.outside, 0),
+    )
+    checkpointed(model, batch)
+    for decision in plan.decisions:
+        layers[decision.block_id].gradient_checkpointing = decision.checkpointed
+    return model
+
+
+def _observed(model: nn.Module, layers: dict[str, nn.Module], batch: Batch) -> _Pass:
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def note(path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls[path] = args, kwargs
+
     handles = [
-        layer.register_forward_pre_hook(
-            lambda _, args, kwargs, path=path: calls.__setitem__(path, (args, kwargs)), with_kwargs=True
-        )
+        layer.register_forward_pre_hook(functools.partial(note, path), with_kwargs=True)
         for path, layer in layers.items()
     ]
     with ledger.record(model) as rows:
@@ -50,26 +76,21 @@ def planned(saved: int, model: nn.Module, batch: Batch) -> Forward:
     for handle in handles:
         handle.remove()
     by_layer = rows.by_layer()
-    outside = rows.total - sum(by_layer[path] for path in layers)
-    first = calls[next(iter(layers))][0][0].detach()
-    links = nn.ModuleList(_Link(layer, calls[path][0][1:], calls[path][1]) for path, layer in layers.items())
-    blocks = ckptplan.declare_blocks(links, list(zip(layers, links, strict=True)))
-    profiles = ckptplan.profile_blocks(
-        blocks, (first,), device=first.device, dtype=torch.float32, num_warmup=1, num_trials=TRIALS
-    )
-    known = [
+    return _Pass(calls, by_layer, rows.total - sum(by_layer[path] for path in layers))
+
+
+def _profiles(blocks: Any, seen: _Pass) -> list[Any]:
+    """ckptplan's times, and our bytes."""
+    import ckptplan
+
+    x = seen.calls[blocks[0].block_id][0][0].detach()
+    timed = ckptplan.profile_blocks(blocks, (x,), device=x.device, dtype=x.dtype, num_warmup=1, num_trials=TRIALS)
+    return [
         dataclasses.replace(
             profile,
             timing_only=False,
-            activation_bytes_estimate=by_layer[profile.block_id],
+            activation_bytes_estimate=seen.saved[profile.block_id],
             activation_bytes_method="isolated_forward_delta",
         )
-        for profile in profiles
+        for profile in timed
     ]
-    plan = ckptplan.plan_checkpoints(
-        known, blocks, target_kind="activation_budget_bytes", target_value=max(saved - outside, 0)
-    )
-    checkpointed(model, batch)
-    for decision in plan.decisions:
-        layers[decision.block_id].gradient_checkpointing = decision.checkpointed
-    return model

@@ -131,7 +131,7 @@ class _Comparison:
             pair for mine, right in zip(found, self.expected, strict=True) for pair in zip(mine, right, strict=True)
         ]
         is_same = all(torch.equal(mine, right) for mine, right in pairs)
-        error = max(((mine - right).norm() / right.norm()).item() for mine, right in pairs)
+        error = 0.0 if is_same else max(((mine - right).norm() / right.norm()).item() for mine, right in pairs)
         row: Row = {"gradients": SAME if is_same else ROUNDING if error < MOST_ROUNDING else WRONG}
         if is_ours(contender.name):
             row["same_bits"] = is_same
