@@ -74,3 +74,9 @@ class ToldByAnotherRank(MegaselectError):
 
 class CallbackError(MegaselectError):
     """A callback raised an exception, which is the cause, or is none."""
+
+
+def as_line(error: BaseException) -> str:
+    """Of an error of anybody's: its kind, and the first line of its text."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

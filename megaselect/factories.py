@@ -7,7 +7,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from megaselect.errors import ModelError
+from megaselect.errors import ModelError, as_line
 
 DEFAULT_SEQ_LENGTH = 2048  # where the model's config allows as many positions
 FORMS = "give package.module:function, or a directory with a config.json of transformers"
@@ -144,13 +144,6 @@ def _text_setting(model: nn.Module, setting: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def arguments_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """model(batch) for a tensor, model(*batch) for a tuple or list, model(**batch) for a mapping."""
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return (tuple(batch), {}) if isinstance(batch, tuple | list) else ((batch,), {})
-
-
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
     """Inside, tensors of floating point are made in `dtype` where nobody says otherwise; None: as before."""
@@ -160,9 +153,3 @@ def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def as_line(error: BaseException) -> str:
-    """Its kind, and the first line of its text."""
-    first = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__

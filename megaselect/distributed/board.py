@@ -9,9 +9,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megaselect.errors import RankError
-
 _PAUSE_SECONDS = 0.02
+
+
+class LostRank(Exception):
+    """Another rank was not there in time, or has ended."""
 
 
 class Board:
@@ -29,12 +31,12 @@ class Board:
         return json.loads(self._store.get(key)) if self._store.check([key]) else None
 
     def read(self, key: str, goes_on: Callable[[], bool]) -> Any:
-        """The note, when it is there. Raises RankError where it does not come in time, or goes_on() says no."""
+        """The note, when it is there. Raises LostRank where it does not come in time, or goes_on() says no."""
         deadline = time.monotonic() + self._seconds
         while not self._store.check([key]):
             gives_up = time.monotonic() >= deadline or not goes_on()
             if gives_up and not self._store.check([key]):  # it may have come before its rank ended
-                raise RankError(f"no rank has left {key} in time")
+                raise LostRank(f"no rank has left {key} in time")
             time.sleep(_PAUSE_SECONDS)
         return json.loads(self._store.get(key))
 

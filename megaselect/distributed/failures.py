@@ -14,6 +14,7 @@ from dataclasses import asdict
 
 import torch.distributed as dist
 
+from megaselect.distributed.board import LostRank
 from megaselect.distributed.members import Member
 from megaselect.distributed.together import BeginAgain
 from megaselect.errors import MegaselectError, RankError, ToldByAnotherRank
@@ -30,10 +31,6 @@ _BEGIN_AGAIN = "begin-again"
 _START_AGAIN = "start the ranks again, and the run goes on from its last checkpoint"
 
 
-class NeverCame(Exception):
-    """A rank was not there in time."""
-
-
 class Failures:
     """What the ranks of one start leave for each other in `store`. keeper: the process that keeps the store."""
 
@@ -41,7 +38,7 @@ class Failures:
         self._store, self._rank, self._size, self._keeper = store, rank, size, keeper
 
     def arrive(self, seconds: float) -> list[Member]:
-        """Say where this rank runs, and wait for the others. Raises NeverCame.
+        """Say where this rank runs, and wait for the others. Raises LostRank.
 
         Python waits, not the store: there a signal would have to wait too.
         """
@@ -49,7 +46,7 @@ class Failures:
         deadline = time.monotonic() + seconds
         for rank in range(self._size):
             if not self._has(self._member_key(rank), deadline - time.monotonic()):
-                raise NeverCame
+                raise LostRank
         return [self._member(rank) for rank in range(self._size)]
 
     def leave(self, how: bytes = _DONE) -> None:
@@ -67,7 +64,7 @@ class Failures:
 
     def raised_for(self, error: Exception) -> Exception:
         """What this rank raises in place of `error`, which has ended its part of the run."""
-        is_lost = isinstance(error, NeverCame) or lost_a_rank(error)
+        is_lost = lost_a_rank(error)
         try:
             if is_lost:
                 return self._raised_for_lost(error)
@@ -176,7 +173,7 @@ class Failures:
 
 def lost_a_rank(error: BaseException) -> bool:
     """Whether an error says that another rank did not come to a collective."""
-    if isinstance(error, dist.DistError):
+    if isinstance(error, LostRank | dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
 

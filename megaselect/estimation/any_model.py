@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from megaselect.batches import arguments_of
 from megaselect.compatibility import fake_tensors, needs_values
-from megaselect.errors import ModelError, RecomputeError
-from megaselect.factories import Factory, arguments_of, as_line, batch_for, default_dtype, find_factory, positions_of
+from megaselect.errors import ModelError, RecomputeError, as_line
+from megaselect.factories import Factory, batch_for, default_dtype, find_factory, positions_of
 from megaselect.ledger import Ledger, record
 from megaselect.ledger.layer_paths import layer_paths
 from megaselect.planning.any_model import recompute

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,15 +16,18 @@ from megaselect.ledger import record
 from megaselect.ledger.live_bytes import LiveBytes
 from megaselect.planning.cut import Cut, fastest, saved_bytes
 from megaselect.planning.operator_times import operator_seconds
-from megaselect.recomputation.any_model import AnyModelPlan, has_plan, modules_told, without_values
+from megaselect.recomputation.any_model import AnyModelPlan, has_plan
 from megaselect.recomputation.tape.graph import Graph, GraphRecording
+from megaselect.recomputation.tape.modes import recorded_by
+from megaselect.recomputation.tape.module_hooks import modules_told
 from megaselect.recomputation.tape.operators import operator
-from megaselect.recomputation.tape.recorder import recorded_by
 from megaselect.recomputation.tape.settings import Setting
 from megaselect.recomputation.tape.values import Place
+from megaselect.recomputation.without_values import without_values
 from megaselect.units import parse_size, size
 
 OPTIMIZER_COPIES = 2  # moments of AdamW, of each parameter that is trained
+GIVE_A_SETTING = "give a setting; plan.bytes has what is saved after one forward pass"
 TRIES = 12  # of a budget for what is saved, until a step's peak fits as well
 
 
@@ -54,6 +59,8 @@ def recompute(
     if has_plan(model):
         raise RecomputeError("recompute: the model, or a part of it, has a plan already: plan.undo() takes it away")
     if memory is None and saved is None:
+        if batch is not None or loss_fn is not None:
+            raise RecomputeError("recompute: batch and loss_fn are for a budget: give memory or saved with them")
         return AnyModelPlan(model, "selective" if setting is None else setting)
     if setting is not None or batch is None or (memory is not None and saved is not None):
         raise RecomputeError("recompute: give a setting, or one of memory and saved with a batch")
@@ -96,7 +103,7 @@ class _Planner:
             names = self._names(cut)
             saved = self._step(names, with_backward=False).saved
             if saved <= budget:
-                return self._plan(names, cut, f"{size(budget)} saved")
+                return AnyModelPlan(self.model, f"{size(budget)} saved", rerun=names)
             limit = min(limit, cut.saved) - (saved - budget)
         raise self._too_little(budget, "saved", self._least(with_backward=False).saved)
 
@@ -112,7 +119,8 @@ class _Planner:
             names = self._names(cut)
             needed = there + self._step(names, with_backward=True).peak
             if needed <= budget:
-                return self._plan(names, cut, f"{size(budget)} of memory, of which it takes {size(needed)}")
+                said = f"{size(budget)} of memory, of which it takes {size(needed)}"
+                return AnyModelPlan(self.model, said, rerun=names)
             limit = min(limit, cut.saved) - max(needed - budget, 1)
         raise self._too_little(budget, "memory", there + self._least(with_backward=True).peak)
 
@@ -125,7 +133,7 @@ class _Planner:
         return self._step(every, with_backward)
 
     def _graph(self) -> Graph:
-        with without_values(self.model), fake_copy((self.model, self.batch)) as (model, batch), torch.enable_grad():
+        with self._copied_without_values() as (model, batch):
             recording = GraphRecording(model)
             with recorded_by(recording), modules_told(model, recording):
                 called_with(model, batch)
@@ -134,12 +142,9 @@ class _Planner:
     def _names(self, cut: Cut) -> dict[Place, str]:
         return {place: operator(self.graph.operators[place].node.func).name for place in cut.rerun}
 
-    def _plan(self, names: dict[Place, str], cut: Cut, said: str) -> AnyModelPlan:
-        return AnyModelPlan(self.model, said, rerun=names)
-
     def _step(self, names: dict[Place, str], with_backward: bool) -> _Step:
         """A step of a copy without values, by this plan."""
-        with without_values(self.model), fake_copy((self.model, self.batch)) as (model, batch), torch.enable_grad():
+        with self._copied_without_values() as (model, batch):
             plan = AnyModelPlan(model, "", rerun=names)
             model.zero_grad(set_to_none=True)
             live = LiveBytes()
@@ -150,6 +155,16 @@ class _Planner:
                     loss_of(output, self.loss_fn).backward()
             followed = plan.bytes or 0  # a pass that follows may find less of what it could make again
             return _Step(max(ledger.total, followed), live.peak + max(followed - ledger.total, 0))
+
+    @contextlib.contextmanager
+    def _copied_without_values(self) -> Iterator[tuple[nn.Module, Any]]:
+        """The model and its batch."""
+        with (
+            without_values(self.model, GIVE_A_SETTING),
+            fake_copy((self.model, self.batch)) as copied,
+            torch.enable_grad(),
+        ):
+            yield copied
 
     def _there_anyway(self) -> int:
         trained = sum(part.nbytes for part in self.model.parameters() if part.requires_grad)

@@ -5,7 +5,6 @@ What they tell each other goes over their board, since this runs in a thread bes
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
-from megaselect.distributed.board import Board
+from megaselect.distributed.board import Board, LostRank
 from megaselect.distributed.ranks import Ranks
-from megaselect.errors import RankError
 from megaselect.training.checkpoint_files import (
     Rows,
     abandon_checkpoint,
@@ -54,7 +52,7 @@ class SharedWriter:
         self._deadline = time.monotonic() + LAST_SECONDS
 
     def write(self, home: Path, take_part: TakePart, saved: SavedState) -> None:
-        """Bring `home` to disk. Raises OSError, on the first rank for all of them.
+        """Bring `home` to disk. Raises OSError, on the first rank for all of them, and LostRank where another is gone.
 
         take_part: what this rank writes; it may raise OSError, of which the others hear too.
         """
@@ -68,8 +66,8 @@ class SharedWriter:
                 self._write_first(board, home, take_part, saved)
             else:
                 self._write_other(board, home, take_part)
-        except (RankError, dist.DistError) as error:
-            raise OSError(errno.EIO, f"another rank did not write its part ({error})", str(home)) from error
+        except dist.DistError as error:
+            raise LostRank(str(error)) from error
 
     def _write_first(self, board: Board, home: Path, take_part: TakePart, saved: SavedState) -> None:
         try:

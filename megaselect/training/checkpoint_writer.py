@@ -14,6 +14,7 @@ import torch
 
 from megaselect.config import Config, TrainingConfig
 from megaselect.devices import is_out_of_memory
+from megaselect.distributed.board import LostRank
 from megaselect.distributed.pieces import Piece, pieces_to_write
 from megaselect.distributed.ranks import Ranks
 from megaselect.errors import CheckpointError
@@ -122,18 +123,21 @@ class CheckpointSaver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        """Wait for the save in flight. Raises CheckpointError where the run's last save failed."""
+        """Wait for the save in flight. Raises CheckpointError where the run's last save failed, and as `wait` does."""
         if kind is not None:
             self._shared.give_up_soon()
         try:
             self.wait()
+        except LostRank:
+            if kind is None:  # else the error that comes through here tells
+                raise
         finally:
             self._thread.shutdown()
         if self._failure and kind is None:
             raise CheckpointError(f"{self._failure}, then continue with --resume auto")
 
     def wait(self) -> None:
-        """Until nothing is in flight; a failure becomes a note."""
+        """Until nothing is in flight; a failure becomes a note. Raises LostRank where another rank is gone."""
         if self._in_flight is None:
             return
         in_flight, self._in_flight = self._in_flight, None

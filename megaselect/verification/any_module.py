@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from megaselect.batches import LossFunction
+from megaselect.errors import as_line
 from megaselect.trees import map_tensors
 from megaselect.verification import directional, module_checks
 from megaselect.verification.differences import Values, differ_by_rounding, differences, distance, unlike
 from megaselect.verification.module_checks import BITS, present
-from megaselect.verification.module_run import ModuleRun, as_line, run_module, runs_compiled
+from megaselect.verification.module_run import ModuleRun, run_module, runs_compiled
 from megaselect.verification.module_state import Snapshot, preserved
 from megaselect.verification.report import Check, Outcome, Report, Subject, check
 

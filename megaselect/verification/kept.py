@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from megaselect.verification.tensor_bits import put_into
+from megaselect.tensor_bits import put_into
 
 PutBack = Callable[[], object]
 

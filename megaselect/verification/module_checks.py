@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from megaselect.compatibility import CHECKPOINT_WRAPPER_MODULE
+from megaselect.errors import as_line
 from megaselect.verification.differences import LOSS, differences
-from megaselect.verification.module_run import ModuleRun, as_line, is_flagged
+from megaselect.verification.module_run import ModuleRun, is_flagged
 from megaselect.verification.module_state import Snapshot
 from megaselect.verification.report import Check, Outcome, check
 from megaselect.verification.step_watch import StepWatch

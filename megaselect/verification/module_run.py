@@ -124,12 +124,6 @@ def _backward(loss: Tensor) -> Exception | None:
     return None
 
 
-def as_line(error: Exception) -> str:
-    """Its kind, and the first line of its text."""
-    first = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first}"
-
-
 def runs_compiled(model: nn.Module, batch: Any, loss_fn: LossFunction | None, start: Snapshot) -> bool:
     """Whether a compiler's graph is part of a step. While operators are watched none is: it runs uncompiled then."""
     start.put_back()

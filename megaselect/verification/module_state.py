@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from megaselect.errors import VerificationError
+from megaselect.tensor_bits import put_into
 from megaselect.trees import map_tensors, tensors_in
 from megaselect.verification.attributes import Attributes
 from megaselect.verification.kept import PutBack, keep, reachable
-from megaselect.verification.tensor_bits import put_into
 
 
 class Snapshot:

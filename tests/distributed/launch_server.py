@@ -5,14 +5,15 @@ does, it keeps the ranks' store in a process of its own that outlives them, ends
 ended, by SIGKILL `patience` seconds later, and starts all of them again up to `restarts` times.
 
 kills: for each start a rank and what it waits for before it gets SIGKILL, {"rank": r, "seconds": s} or {"rank": r,
-"collective": n}, in which it then is: the others wait for it; or {"signals": names, "seconds": s}, which all ranks get,
-one after the other, as torchrun passes on its own. Seconds may be {"file": name, "bytes": n}: when it is there
-with so many.
+"collective": n} or {"rank": r, "save": n}, in which it then is: the others wait for it; or {"signals": names,
+"seconds": s}, which all ranks get, one after the other, as torchrun passes on its own. Seconds may be {"file": name,
+"bytes": n}: when it is there with so many.
 troubles: rank -> what happens there instead of, say, its 10th collective, {"collective": 10, "what": a name of
 TROUBLES}, or from the beginning, {"what": "full disk"}.
 places: rank -> the directory that it starts in, where that is not the others'.
 """
 
+import itertools
 import json
 import os
 import resource
@@ -31,6 +32,7 @@ import torch.distributed.fsdp
 
 import megaselect.kernels.preloaded
 from megaselect.cli.main import main
+from megaselect.training import checkpoint_shared
 from megaselect.training.run import train
 
 IMPORTED = train, torch.distributed.fsdp, megaselect.kernels.preloaded  # `main` would import it in every copy
@@ -129,8 +131,8 @@ class Agent:
             redirect(1, self.job["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             redirect(2, self.job["err"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.chdir(self.job["places"].get(str(rank), self.job["directory"]))
-            if kill and "collective" in kill and kill["rank"] == rank:
-                in_collective(kill["collective"], be_killed)
+            if kill and kill.get("rank") == rank:
+                meet_kill(kill)
             meet_trouble(self.job["troubles"].get(str(rank)))
             code = main([*self.job["arguments"], *self.job["own_arguments"].get(str(rank), [])])
         except SystemExit as stop:
@@ -208,6 +210,18 @@ def in_collective(number, trouble):
             setattr(dist, name, counted(getattr(dist, name)))
 
 
+def in_save(number, trouble):
+    """Call trouble() in place of writing this rank's part of that save, counted from 1."""
+    saves, write_files = itertools.count(1), checkpoint_shared.write_files
+
+    def write(*arguments):
+        if next(saves) == number:
+            trouble()
+        return write_files(*arguments)
+
+    checkpoint_shared.write_files = write
+
+
 def be_killed():
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -235,6 +249,14 @@ TROUBLES = {
     "out of memory": run_out_of_memory,
     "ctrl-c": press_ctrl_c,
 }
+
+
+def meet_kill(kill):
+    """Where the rank itself knows the moment."""
+    if "collective" in kill:
+        in_collective(kill["collective"], be_killed)
+    elif "save" in kill:
+        in_save(kill["save"], be_killed)
 
 
 def meet_trouble(trouble):

@@ -134,6 +134,16 @@ def test_killed_at_random_moments(launcher, arguments, whole, tmp_path, start_ag
     kill_at_random(launcher, arguments, whole, tmp_path, "two ranks", 2, start_again)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_in_the_last_save_which_nothing_follows(launcher, arguments, whole, tmp_path, rank):
+    """The rank that is left waits for the other's part, and in no collective."""
+    met = Counter()
+    start_again_by_torchrun(launcher, arguments, tmp_path, "two ranks", [{"rank": rank, "save": STEPS}], met)
+    assert met == {"told": 1}
+    (metrics,) = tmp_path.glob("**/metrics.jsonl")
+    assert_same_run(metrics.parent, whole("two ranks").run_dir)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_killed_at_many_random_moments(launcher, arguments, whole, tmp_path, setting):

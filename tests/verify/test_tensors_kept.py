@@ -8,7 +8,7 @@ from torch import nn
 
 import megaselect
 from megaselect.errors import VerificationError
-from megaselect.verification.tensor_bits import put_into, same_bits
+from megaselect.tensor_bits import put_into, same_bits
 
 RUN = torch_checkpoint(use_reentrant=False)
 NAN = float("nan")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import MethodWrapperType
 from typing import Any
 
 import torch
@@ -13,9 +14,8 @@ from megaselect.recomputation.tape.values import Layout
 
 Path = tuple[Any, ...]
 LENGTH, KEYS, SLICE = object(), object(), object()  # steps of a path that no argument's name can be
-METADATA = type(
-    vars(torch.Tensor.__mro__[1])["shape"].__get__
-)  # the type of tensor.shape's getter and its like: seldom a tensor's maker
+METADATA = MethodWrapperType  # the type of tensor.shape's getter and its like: seldom a tensor's maker
+AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 def flat(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -60,18 +60,32 @@ def is_same_constant(one: Any, other: Any) -> bool:
         return False
 
 
+Autocast = tuple[torch.dtype | None, torch.dtype | None]
+
+
+def autocast_dtypes() -> Autocast:
+    """Into what autocast turns the arguments of products, on CPUs and on GPUs; None: it is off."""
+    on_cpu, on_cuda = map(torch.is_autocast_enabled, AUTOCAST_DEVICES)
+    return (
+        torch.get_autocast_dtype("cpu") if on_cpu else None,
+        torch.get_autocast_dtype("cuda") if on_cuda else None,
+    )
+
+
 Origin = tuple[int, Path]  # number of a call, and which of its results
 
 
 @dataclass(eq=False)
 class Call:
-    """One call. constants: what is no tensor, by path. origins: which call's result came in; None: not known.
+    """One call. autocast: what held when it began. constants: what is no tensor, by path.
 
-    layouts, versions: of the tensors that came in. draws: how many operators in it draw random numbers.
+    origins: which call's result came in; None: not known. layouts, versions: of the tensors that came in. draws: how
+    many operators in it draw random numbers. only_views: whether none made anything.
     """
 
     number: int
     func: Any
+    autocast: Autocast
     constants: dict[Path, Any] = field(default_factory=dict)
     origins: dict[Path, Origin | None] = field(default_factory=dict)
     layouts: dict[Path, Layout] = field(default_factory=dict)

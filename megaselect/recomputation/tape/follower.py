@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from megaselect.compatibility import storage_address, version_of
-from megaselect.recomputation.tape.calls import METADATA, at, is_same_constant
+from megaselect.recomputation.tape.calls import METADATA, at, autocast_dtypes, is_same_constant
 from megaselect.recomputation.tape.program import CallStep, PackStep, Program
 from megaselect.recomputation.tape.random_states import random_state
 from megaselect.recomputation.tape.replay import Frame, Recipe, Saved
@@ -60,7 +60,7 @@ class Follower(TorchFunctionMode):
     def _checked(self, step: CallStep, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that recipes depend on."""
         given = (args, kwargs)
-        if not self._is_as_recorded(step, given):
+        if step.autocast != autocast_dtypes() or not self._is_as_recorded(step, given):
             return self._departed(func, args, kwargs)
         if step.state is not None:
             self._states[step.state[0]] = random_state(step.state[1])
@@ -115,6 +115,8 @@ class Follower(TorchFunctionMode):
         return same and version_of(tensor) == version
 
     def _file(self, step: CallStep, result: Any) -> None:
+        if self._heir is not None:  # autograd asked for something else while the call ran
+            return
         for path, register in step.results:
             self._registers[register] = at(result, path)
         for register in step.last:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from megaselect.recomputation.tape.recorder import Recording
+from megaselect.recomputation.tape.saving import Saving
 from megaselect.recomputation.tape.values import Node, Place, Value
 
 
@@ -48,26 +49,24 @@ class Graph:
     operators: dict[Place, GraphOperator]
 
 
+class _SavingAll(Saving):
+    def is_worth_it(self, value: Value) -> bool:
+        """Never; and its maker is not forgotten."""
+        value.in_recipe = True
+        return False
+
+
 class GraphRecording(Recording):
     """Notes a pass whose tensors have no values, and saves all: what could be made again is read off afterwards."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, lambda *_: False)
-
-    def _pack(self, tensor: Tensor) -> Any:
-        packed = super()._pack(tensor)
-        value = self.packs[-1].saved
-        if value is not None:
-            value.in_recipe = True
-        return packed
-
-    def _is_worth_it(self, value: Value) -> bool:
-        value.in_recipe = True  # its maker is not forgotten
-        return False
+        self.saving = _SavingAll(self.contents, self.log, has_long_recipes=False, is_exact=False)
 
     def graph(self) -> Graph:
         """Everything that what autograd saves is made of."""
-        needed = {id(packed.saved): packed.saved for packed in self.packs if packed.saved and not packed.saved.is_owned}
+        saved = [packed.saved for packed in self.saving.packs if packed.saved and not packed.saved.is_owned]
+        needed = {id(value): value for value in saved}
         values: dict[int, GraphValue] = {}
         operators: dict[Place, GraphOperator] = {}
         comes_in = self._that_come_in(needed.values())
@@ -83,7 +82,7 @@ class GraphRecording(Recording):
 
     def _operator(self, node: Node, place: Place) -> GraphOperator:
         reads = {read.value.number: None for read in node.reads() if _counts(read.value)}
-        state = self.states[node.state].nbytes if node.state is not None else 0
+        state = self.saving.states[node.state].nbytes if node.state is not None else 0
         return GraphOperator(place, tuple(reads), tuple(node.results.values()), state, node)
 
     @staticmethod

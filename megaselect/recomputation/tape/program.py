@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from megaselect.recomputation.tape.calls import Origin, Path
-from megaselect.recomputation.tape.recorder import Packed, Recording
+from megaselect.recomputation.tape.calls import Autocast, Origin, Path
+from megaselect.recomputation.tape.recorder import Recording
+from megaselect.recomputation.tape.saving import Packed
 from megaselect.recomputation.tape.values import Layout, Node, Read, Value
 
 
@@ -22,13 +23,14 @@ from megaselect.recomputation.tape.values import Layout, Node, Read, Value
 class CallStep:
     """What a follower does at a call. is_checked: whether recipes depend on it; if not, its function alone is compared.
 
-    constants: (path, value). same: (path, register): this very object came. captured: (path, slot, layout): what came
-    is put into the slot. copied: a copy of it is. again: the same, where the slot has been filled: over the same
-    storage. results: (path, register). state: slot of the random state before the call, and its device. last: registers
-    not read after it.
+    autocast: what held when it began. constants: (path, value). same: (path, register): this very object came.
+    captured: (path, slot, layout): what came is put into the slot. copied: a copy of it is. again: the same, where the
+    slot has been filled: over the same storage. results: (path, register). state: slot of the random state before the
+    call, and its device. last: registers not read after it.
     """
 
     func: Any
+    autocast: Autocast
     is_checked: bool = False
     constants: list[tuple[Path, Any]] = field(default_factory=list)
     same: list[tuple[Path, int]] = field(default_factory=list)
@@ -68,7 +70,6 @@ class Program:
     changed: set[int]
     slots: int = 0
     registers: int = 0
-    operators: int = 0
     saved: dict[int, int] = field(default_factory=dict)
     states: int = 0
 
@@ -130,7 +131,7 @@ class _Places:
         if node.call == -1:
             raise NotFollowed
         if node.state is not None:
-            if self.recording.calls[node.call].draws != 1:
+            if self.recording.log.calls[node.call].draws != 1:
                 raise NotFollowed
             self.states[node.state] = node
         for read in node.reads():
@@ -153,19 +154,19 @@ class _Places:
             raise NotFollowed
 
     def _layout(self, call: int, path: Path) -> Layout:
-        layout = self.recording.calls[call].layouts.get(path)
+        layout = self.recording.log.calls[call].layouts.get(path)
         if layout is None:
             raise NotFollowed
         return layout
 
     def _add_origin(self, call: int, path: Path) -> None:
-        origin = self.recording.calls[call].origins.get(path)
+        origin = self.recording.log.calls[call].origins.get(path)
         if origin is None:
             raise NotFollowed
         if (call, path) in self.same:
             return
         self.same[call, path] = origin
-        maker = self.recording.calls[origin[0]]
+        maker = self.recording.log.calls[origin[0]]
         if maker.number in self.checked:
             return
         if not maker.only_views:
@@ -180,13 +181,13 @@ class Compiler:
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
-        self.calls = [CallStep(call.func) for call in recording.calls]
-        self.packs = [PackStep(packed.call, packed.tensor_layout, packed.version) for packed in recording.packs]
+        self.calls = [CallStep(call.func, call.autocast) for call in recording.log.calls]
+        self.packs = [PackStep(packed.call, packed.tensor_layout, packed.version) for packed in recording.saving.packs]
         self.slots: dict[int, int] = {}  # number of a leaf -> its slot
         self.registers: dict[Origin, int] = {}
         self.last_reader: dict[int, int] = {}  # register -> call
         self.last_recipe: dict[int, int] = {}  # slot -> request
-        self.state_slots: dict[int, int] = {}
+        self.states: set[int] = set()
         self.saved: dict[int, int] = {}
         self.seen: set[tuple[int, Path]] = set()
         self.reads: dict[Value, list[tuple[int, Path, Layout]]] = {}
@@ -194,7 +195,7 @@ class Compiler:
     def program(self) -> Program:
         """The program."""
         followed: list[tuple[int, _Places]] = []
-        for number, packed in enumerate(self.recording.packs):
+        for number, packed in enumerate(self.recording.saving.packs):
             if packed.value is None or packed.value.is_leaf:  # or saved later on, where a layer began with it
                 self._save(packed.saved or packed.value)
                 continue
@@ -211,15 +212,14 @@ class Compiler:
         for slot, number in self.last_recipe.items():
             self.packs[number].last.append(slot)
         packs = [places.packed for _, places in followed]
-        states = sum(self.recording.states[state].nbytes for state in self.state_slots)
+        states = sum(self.recording.saving.states[state].nbytes for state in self.states)
         return Program(
             calls=self.calls,
             packs=self.packs,
             uses=uses_of(packs),
-            changed=self.recording.frame.changed,
+            changed=self.recording.saving.frame.changed,
             slots=len(self.slots),
             registers=len(self.registers),
-            operators=self.recording.operators,
             saved=self.saved,
             states=states,
         )
@@ -245,7 +245,7 @@ class Compiler:
         step.leaves = tuple(leaves)
         for state, node in places.states.items():
             assert node.device is not None
-            self.state_slots.setdefault(state, state)
+            self.states.add(state)
             self.calls[node.call].state = (state, node.device)
         step.states = tuple(places.states)
 
@@ -253,7 +253,7 @@ class Compiler:
         step = self.calls[number]
         if not step.is_checked:
             step.is_checked = True
-            step.constants = list(self.recording.calls[number].constants.items())
+            step.constants = list(self.recording.log.calls[number].constants.items())
 
     def _must_be(self, call: int, path: Path, origin: Origin) -> None:
         if origin not in self.registers:

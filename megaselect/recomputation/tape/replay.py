@@ -50,6 +50,10 @@ class Saved:
         self.tensor = tensor.detach() if tensor.requires_grad else tensor
         self.version = version_of(tensor)
 
+    def read_tensors(self) -> list[Tensor]:
+        """The tensor alone."""
+        return [self.tensor]
+
     def unchanged(self) -> Tensor:
         """The tensor. Raises RuntimeError, as autograd does, where it was changed in place."""
         if version_of(self.tensor) != self.version:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from megaselect.compatibility import is_made_of_tensors, is_transformed
+from megaselect.recomputation.tape.operators import ALLOCATIONS, operator
 
 Place = tuple[str, str, int]
 
@@ -135,3 +136,38 @@ def with_tensors(tree: Any, tensor_of: Any) -> Any:
     if isinstance(tree, dict):
         return {key: with_tensors(part, tensor_of) for key, part in tree.items()}
     return tree
+
+
+def needed(value: Value, visit: Callable[[Value], None] = lambda _: None) -> tuple[list[Value], list[int]]:
+    """What a recipe of `value` reads: values that are not made again, and numbers of random states.
+
+    visit is called for each value that is made again.
+    """
+    leaves: dict[int, Value] = {}
+    states: dict[int, None] = {}
+    seen: set[int] = set()
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if one.number in seen:
+            continue
+        seen.add(one.number)
+        if one.is_leaf:
+            leaves[one.number] = one
+            continue
+        assert one.node is not None
+        visit(one)
+        if one.node.state is not None:
+            states[one.node.state] = None
+        todo += [read.value for read in one.node.reads()]
+    return list(leaves.values()), list(states)
+
+
+def maker(value: Value) -> str:
+    """Name of the operator that made it; "" where none is known."""
+    return operator(value.node.func).name if value.node else ""
+
+
+def is_allocation(value: Value) -> bool:
+    """Whether nobody is known to have written into it since it was allocated."""
+    return maker(value) in ALLOCATIONS

@@ -44,3 +44,16 @@ def test_the_pass_after_an_interrupt_is_recomputed_with_the_same_bits(passes_bef
     assert all(map(torch.equal, step(model, x), wanted))
     assert plan.recorded + plan.followed == known + 2  # the interrupted one, and the one after it
     assert not plan._running.passes
+
+
+def test_a_pass_without_gradients_that_is_interrupted_leaves_nothing_behind():
+    torch.manual_seed(1)
+    model, x = Net(), torch.randn(8, 16)
+    wanted = step(model, x)
+    plan = recompute(model, "selective")
+    model.interrupt = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt), torch.no_grad():
+        model(x)
+    model.interrupt = None
+    assert all(map(torch.equal, step(model, x), wanted))
+    assert plan.recorded == 1
