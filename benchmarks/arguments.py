@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-from benchmarks.settings import ATTENTIONS, BASELINES, KERNELS, RECOMPUTE
+from benchmarks.settings import ATTENTIONS, BASELINES, KERNELS, RECOMPUTE, SHAPES
 
 PARTS = {
     "headline": "bits of the modes, then K1 and K2, then whole steps; at the end each target",
@@ -14,6 +14,7 @@ PARTS = {
     "step": "step time, memory and bits of every recompute setting",
     "sweep": "step time and peak over sequence lengths and micro-batches",
     "baselines": "other GPTs with the same shapes, data and optimizer beside ours",
+    "any-model": "megaselect.recompute on models of transformers beside what others have",
     "scale": "several ranks: ours beside a plain GPT under FSDP2, and bytes sent",
 }
 MINUTES = 7.5
@@ -36,6 +37,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         _add_common(part)
         if name == "kernels":
             _add_kernels(part)
+        elif name == "any-model":
+            _add_any_model(part)
         elif name == "scale":
             _add_scale(part)
         elif name != "headline":
@@ -61,6 +64,15 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seq", metavar="N", type=_count, nargs="+", help="sequence lengths")
     parser.add_argument("--head-size", metavar="N", type=_count, nargs="+", help="of K2 (default 64 128)")
     parser.add_argument("--dropout", metavar="X", type=_probability, nargs="+", help="default 0 0.1 0.125")
+
+
+def _add_any_model(parser: argparse.ArgumentParser) -> None:
+    _add_choices(parser, "--shape", SHAPES, "default: all")
+    parser.add_argument("--layers", metavar="N", type=_count, help="of the model")
+    parser.add_argument("--seq", metavar="N", type=_count, help="sequence length")
+    parser.add_argument("--micro-batch", metavar="N", type=_count, help="size")
+    parser.add_argument("--budgets", action="store_true", help="also plans for the bytes that torch's budgets save")
+    parser.add_argument("--quick", action="store_true", help="tiny models, one round: says nothing about time")
 
 
 def _add_scale(parser: argparse.ArgumentParser) -> None:

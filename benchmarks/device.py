@@ -108,7 +108,7 @@ def allocation_retries(device: torch.device) -> int | None:
 
 def _versions() -> dict[str, str | None]:
     versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
-    for package in ("triton", "numpy", "transformers", "megatron-core"):
+    for package in ("triton", "numpy", "transformers", "megatron-core", "torch_remat", "ckptplan"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

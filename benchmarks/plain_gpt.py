@@ -108,7 +108,7 @@ def checkpointed(layer: nn.Module, x: Tensor, future: Tensor) -> Tensor:
 
 def saving_products(layer: nn.Module, x: Tensor, future: Tensor) -> Tensor:
     """torch's selective checkpoint: matrix products and fused attention are kept, the rest runs again."""
-    contexts = functools.partial(create_selective_checkpoint_contexts, _keep_products)
+    contexts = functools.partial(create_selective_checkpoint_contexts, keep_products)
     return checkpoint(layer, x, future, use_reentrant=False, context_fn=contexts)
 
 
@@ -144,5 +144,6 @@ _PRODUCTS = {
 }
 
 
-def _keep_products(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+def keep_products(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+    """A policy of torch's selective checkpoint: matrix products and fused attention are kept."""
     return CheckpointPolicy.MUST_SAVE if operation in _PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE

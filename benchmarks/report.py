@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.any_model_tables import any_model_tables
 from benchmarks.device import describe
 from benchmarks.runner import Row
 from benchmarks.scale_tables import scale_tables
 from benchmarks.tables import Table, sweep_tables, tables, target_table
 
 WIDTH = 80
-TABLES = {"sweep": sweep_tables, "scale": scale_tables}
+TABLES = {"sweep": sweep_tables, "scale": scale_tables, "any-model": any_model_tables}
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""One runner for all figures: `python benchmarks/run.py headline|kernels|step|sweep|baselines|scale`.
+"""One runner for all figures: `python benchmarks/run.py headline|kernels|step|sweep|baselines|scale|any-model`.
 
 Needs torch, triton, NumPy, PyYAML and pydantic. Every figure is a median with its 20 % and 80 % quantiles; what is
 compared takes turns in one run. With --out, finished cases are remembered beside the file, and a second start skips

@@ -11,7 +11,18 @@ from typing import Any
 
 import torch
 
-from benchmarks import attention_cases, headline, hidden_cases, parts, scale, scale_targets, scores_cases, targets
+from benchmarks import (
+    any_model,
+    any_model_targets,
+    attention_cases,
+    headline,
+    hidden_cases,
+    parts,
+    scale,
+    scale_targets,
+    scores_cases,
+    targets,
+)
 from benchmarks.arguments import MINUTES
 from benchmarks.device import environment, fingerprint
 from benchmarks.report import Report
@@ -25,12 +36,14 @@ CASES = {
     "step": parts.step,
     "sweep": parts.sweep,
     "baselines": parts.baselines,
+    "any-model": any_model.cases,
     "scale": scale.cases,
 }
 SECONDS = {"kernels": (3.0, 1.0), "scale": (20.0, 240.0)}  # of measuring a case, on a GPU and on a CPU
 MODEL_SECONDS = (8.0, 5.0)
 HEADLINE_SECONDS = (5.0, 2.0)
 ROUNDS = (10, 5)
+QUICK_ROUNDS, QUICK_SECONDS = 1, 0.01
 DEVICE_LOST = 3  # exit status
 OURS = (scores_cases.OURS, attention_cases.OURS, hidden_cases.OURS)
 WRONG_ERROR = 0.05  # of a kernel: far beyond rounding in any dtype
@@ -73,6 +86,8 @@ def _judged(part: str, rows: list[Row], on_gpu: bool) -> tuple[list[Row], list[s
     if part == "scale":
         elsewhere = f"not measured on GPUs: `{scale_targets.COMMAND}` measures it where there are some"
         return scale_targets.judge(rows, on_gpu), [] if on_gpu else [elsewhere]
+    if part == "any-model":
+        return any_model_targets.judge(rows), []
     judged = targets.judge(rows, on_gpu)
     if part != "headline":
         judged = [target for target in judged if target["value"] is not None]
@@ -113,7 +128,8 @@ def command(arguments: argparse.Namespace, case: Case) -> str:
         if name in NOT_REPEATED or value in (None, False, "auto"):
             continue
         words.append("--" + name.replace("_", "-"))
-        words += [str(part) for part in (value if isinstance(value, list | tuple) else [value])]
+        if value is not True:
+            words += [str(part) for part in (value if isinstance(value, list | tuple) else [value])]
     if case.seconds > 60 * MINUTES:
         words += ["--minutes", f"{case.seconds / 60:.0f}"]
     return shlex.join([*words, "--case", case.key])
@@ -148,8 +164,11 @@ def wrong_rows(rows: list[Row]) -> list[tuple[Row, str]]:
 def _bench(arguments: argparse.Namespace, device: torch.device) -> Bench:
     on_cpu = int(device.type != "cuda")
     defaults = {**SECONDS, "headline": HEADLINE_SECONDS}.get(arguments.part, MODEL_SECONDS)
-    seconds = arguments.seconds or defaults[on_cpu]
-    return Bench(device, arguments.rounds or ROUNDS[on_cpu], seconds, lambda line: print(line, file=sys.stderr))
+    rounds, seconds = ROUNDS[on_cpu], defaults[on_cpu]
+    if getattr(arguments, "quick", False):
+        rounds, seconds = QUICK_ROUNDS, QUICK_SECONDS
+    rounds, seconds = arguments.rounds or rounds, arguments.seconds or seconds
+    return Bench(device, rounds, seconds, lambda line: print(line, file=sys.stderr))
 
 
 def _wanted(case: Case, arguments: argparse.Namespace) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 ATTENTIONS = ("unfused", "fused", "sdpa")
 KERNELS = ("k1", "k2", "bdrl", "layernorm")
+SHAPES = ("gpt2", "gpt2-sdpa", "llama")  # of the part any-model
 BASELINES = ("plain", "plain-compiled", "huggingface", "megatron")
 
 # Name -> a config's section `recompute`.

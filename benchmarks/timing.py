@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +26,12 @@ def summary(milliseconds: Sequence[float]) -> dict[str, float]:
     return {"q20": low, "median": median, "q80": high, "count": len(milliseconds)}
 
 
+def by_round(milliseconds: Sequence[float], rounds: int) -> list[float]:
+    """The median of each round, of a contender's times as `take_turns` gives them."""
+    calls = len(milliseconds) // rounds
+    return [statistics.median(milliseconds[first : first + calls]) for first in range(0, calls * rounds, calls)]
+
+
 class Stopwatch:
     """Times calls one by one, with a cold second-level cache on a GPU as do_bench has it."""
 
@@ -42,6 +50,19 @@ class Stopwatch:
             run()
             self._clock.mark()
         return self._clock.milliseconds()[::2]
+
+
+class ProcessorStopwatch:
+    """Times calls one by one by what this process's threads have computed: others that run meanwhile do not count."""
+
+    def time(self, run: Callable[[], Any], calls: int) -> list[float]:
+        """Milliseconds of each call."""
+        milliseconds = []
+        for _ in range(calls):
+            begins = time.process_time_ns()
+            run()
+            milliseconds.append((time.process_time_ns() - begins) / 1e6)
+        return milliseconds
 
 
 @dataclass
@@ -73,7 +94,7 @@ def attempt(_: str, work: Callable[[], Any]) -> tuple[str, str]:
 
 def take_turns(
     runs: dict[str, Callable[[], Any]],
-    stopwatch: Stopwatch,
+    stopwatch: Stopwatch | ProcessorStopwatch,
     rounds: int,
     seconds: float,
     attempt: Callable[[str, Callable[[], Any]], tuple[str, str]] = attempt,
