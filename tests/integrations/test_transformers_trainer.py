@@ -1,6 +1,5 @@
 """RecomputeCallback in the real Trainer: losses and weights of training without it by the bit, bytes in the log."""
 
-import importlib.util
 import json
 import warnings
 
@@ -13,28 +12,12 @@ from megaselect.ledger import record
 from megaselect.units import parse_size
 
 transformers = pytest.importorskip("transformers")
-if importlib.util.find_spec("accelerate") is None:
-    pytest.skip("transformers' Trainer needs accelerate", allow_module_level=True)
+pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
+
+from small_training import BATCH, LENGTH, SETTINGS, Samples, assert_same, copies, gpt2
 
 integration = pytest.importorskip("megaselect.integrations.transformers")
 RecomputeCallback, SAVED_BYTES = integration.RecomputeCallback, integration.SAVED_BYTES
-LENGTH, VOCABULARY, BATCH = 16, 40, 2
-SETTINGS = ["selective", "attention", "full"]
-
-
-class Samples(torch.utils.data.Dataset):
-    def __len__(self):
-        return 24
-
-    def __getitem__(self, number):
-        sample = torch.randint(VOCABULARY, (LENGTH,), generator=torch.Generator().manual_seed(number))
-        return {"input_ids": sample, "labels": sample}
-
-
-def gpt2():
-    torch.manual_seed(0)
-    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": LENGTH, "vocab_size": VOCABULARY}
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
 
 
 def a_batch():
@@ -74,12 +57,7 @@ def trainer_of(folder, callback=None, model=None, **options):
 def results(trainer):
     """What training gave: every loss of the log, and the weights."""
     losses = [entry[name] for entry in trainer.state.log_history for name in ("loss", "eval_loss") if name in entry]
-    return [torch.tensor(losses), *(part.detach().clone() for part in trainer.model.parameters())]
-
-
-def assert_same(expected, found):
-    assert len(expected) == len(found)
-    assert all(map(torch.equal, expected, found))
+    return [torch.tensor(losses), *copies(trainer.model.parameters())]
 
 
 def train(folder, callback=None, model=None, resume=None, **options):
