@@ -11,13 +11,13 @@ from megaselect.errors import RecomputeError
 from megaselect.ledger import record
 from megaselect.units import parse_size
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
 
+import transformers
 from small_training import BATCH, LENGTH, SETTINGS, Samples, assert_same, copies, gpt2
 
-integration = pytest.importorskip("megaselect.integrations.transformers")
-RecomputeCallback, SAVED_BYTES = integration.RecomputeCallback, integration.SAVED_BYTES
+from megaselect.integrations.transformers import SAVED_BYTES, RecomputeCallback
 
 
 def a_batch():
