@@ -1,7 +1,10 @@
 """RecomputeCallback in the real Trainer: losses and weights of training without it by the bit, bytes in the log."""
 
 import json
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,10 +23,13 @@ from small_training import BATCH, LENGTH, SETTINGS, Samples, assert_same, copies
 from megaselect.integrations.transformers import SAVED_BYTES, RecomputeCallback
 
 
+def collated():
+    return transformers.default_data_collator([Samples()[number] for number in range(BATCH)])
+
+
 def a_batch():
-    """As the collator makes it, with what the Trainer adds."""
-    batch = transformers.default_data_collator([Samples()[number] for number in range(BATCH)])
-    return {**batch, "num_items_in_batch": torch.tensor(2.0 * BATCH * (LENGTH - 1))}
+    """With what the Trainer adds."""
+    return {**collated(), "num_items_in_batch": torch.tensor(2.0 * BATCH * (LENGTH - 1))}
 
 
 def trainer_of(folder, callback=None, model=None, **options):
@@ -129,7 +135,7 @@ def test_a_checkpoint_is_gone_on_from(tmp_path, untouched):
 
 def test_a_budget_is_held_by_a_model_that_came_in_evaluation_mode(tmp_path, untouched):
     budget = "200KiB"
-    callback = RecomputeCallback(saved=budget, batch=a_batch())
+    callback = RecomputeCallback(saved=budget, batch=collated())
     trainer = train(tmp_path, callback, model=gpt2().eval())
     assert_same(untouched(), results(trainer))
     assert len(logged(trainer)) == 4
@@ -230,9 +236,22 @@ def test_copies_in_threads_are_refused(tmp_path):
     [
         ({"setting": "selectiv"}, "selectiv"),
         ({"saved": "1MiB"}, "with a batch"),
-        ({"memory": "64KiB", "batch": a_batch()}, "too little"),
+        ({"memory": "64KiB", "batch": collated()}, "too little"),
     ],
 )
 def test_what_recompute_refuses_is_refused(tmp_path, options, said):
     with pytest.raises(RecomputeError, match=said):
         train(tmp_path, RecomputeCallback(**options))
+
+
+@pytest.mark.soak
+def test_two_processes(tmp_path):
+    script = Path(__file__).parent / "trainer_on_ranks.py"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, tmp_path]
+    subprocess.run([sys.executable, *launch], check=True, timeout=300)
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert list(found) == SETTINGS
+        for same, saved, expected in found.values():
+            assert same
+            assert saved == [expected] * 3
