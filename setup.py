@@ -14,6 +14,7 @@ TEST = [
     *("pytest>=8", "hypothesis>=6", "pytest-xdist>=3.6"),
     *("ruff>=0.9", "mypy>=1.15", "types-PyYAML", "import-linter>=2.1"),
     *("transformers>=4.50", "megatron-core>=0.14"),  # what ours is compared with
+    "accelerate>=1.1",  # transformers' Trainer needs it
     "torch_remat>=0.2.2",  # what verify is tried on
     *(*REPORT, *DASHBOARD, *TENSORBOARD),
 ]
