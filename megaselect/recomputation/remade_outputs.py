@@ -50,6 +50,7 @@ def outputs_remade(name: str, kinds: Kinds, unhooked: Collection[nn.Module] = ()
             yield
     finally:
         _running.outputs = outside
+        outputs.let_go()
 
 
 def made_by(module: nn.Module, source: Tensor, output: Tensor) -> None:
@@ -89,6 +90,11 @@ class _Outputs:
             alive, address = StorageWeakRef(output.untyped_storage()), storage_address(output)
             self._makings[address] = _Making(alive, version_of(output), module, source, layout_of(output))
             self._remakers.pop(address, None)
+
+    def let_go(self) -> None:
+        """Of tensors: autograd keeps its hooks, and they would keep its graph."""
+        self._makings.clear()
+        self._remakers.clear()
 
     def pack(self, tensor: Tensor) -> Any:
         """The saved-tensor hook of forward."""

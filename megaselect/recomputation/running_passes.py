@@ -56,7 +56,10 @@ class RunningPasses(threading.local):
     def drop_interrupted(self) -> None:
         """Of a pass that is gone, what was inside it is gone too."""
         if self.passes and self.passes[0].is_gone():
-            self.passes[0].end()
+            gone = self.passes[0]
+            gone.end()
+            if gone.recording is not None:
+                gone.recording.forget_tensors()
             self.passes.clear()
 
 

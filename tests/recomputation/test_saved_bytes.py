@@ -222,5 +222,5 @@ def test_the_rows_say_which_module_kept_what():
     assert (scores.layer, scores.shape, scores.dtype) == ("layers.2", (b, a, s, s), torch.bfloat16)
     qkv = rows["layers.2.attention.core", "q, k, v"]
     assert qkv.bytes == 3 * math.prod(qkv.shape) * 2 == 6 * s * b * h
-    assert rows["layers.2.mlp", "fc1 output"].bytes == 2 * s * b * 80
+    assert rows["layers.2.mlp.gelu", "fc1 output"].bytes == 2 * s * b * 80
     assert rows["layers.2.ln1", "ln1 statistics"].dtype == torch.float32

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
+from megaselect.compatibility import left_uncompiled
 from megaselect.models.gpt.compiled import compile_layer, is_compiled, uncompile_layer
 from megaselect.models.gpt.layer_policy import (
     INSIDE_FULL,
+    REMADE,
     give_policy,
     layer_policy,
     outputs_remade_in,
@@ -91,11 +93,17 @@ class ChunkedStack(StackPolicy):
         return x
 
     def _run_layer(self, number: int, layer: nn.Module, x: Tensor, sample_index: Tensor) -> Tensor:
-        modules = self.plan.modules[number]
+        modules = self.plan.modules[number] & REMADE
         if not modules or is_compiled(layer):  # what a compiled layer makes again is in its graph
             return layer(x, sample_index)
-        with outputs_remade_in(layer, number, modules):
-            return layer(x, sample_index)
+        return _run_remaking(number, layer, modules, x, sample_index)
+
+
+@left_uncompiled  # where somebody compiles the whole model: what is traced keeps these outputs
+def _run_remaking(number: int, layer: nn.Module, modules: frozenset[str], x: Tensor, sample_index: Tensor) -> Tensor:
+    with outputs_remade_in(layer, number, modules):
+        out: Tensor = layer(x, sample_index)
+    return out
 
 
 class _ChunkRun:

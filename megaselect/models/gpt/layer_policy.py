@@ -30,6 +30,8 @@ class SelectiveLayer(LayerPolicy):
         return checkpointed(f"layers.{self.layer}.{place}", run, *tensors)
 
 
+REMADE = frozenset({"layernorm", "gelu"})  # recompute modules that are modules of the layer too
+
 # Inside a chunk that runs again, what an op keeps lives for one chunk's backward only. Scores instead of probs, mask
 # and dropped probs make that working set 2as²b instead of 5as²b, and the first run writes less.
 INSIDE_FULL = LayerPolicy(save_probs=False, save_attention_mask=False, save_hidden_masks=False)
