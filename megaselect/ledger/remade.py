@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable
+from types import CodeType, FunctionType
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., object])
+SECOND_RUNS: set[CodeType] = set()
+
+
+def second_run(function: Function) -> Function:
+    """Operators that the function calls in backward are forward's, which run again."""
+    assert isinstance(function, FunctionType)
+    SECOND_RUNS.add(function.__code__)
+    return function
 
 
 @runtime_checkable

@@ -5,6 +5,7 @@ Python stack between the call and the autograd engine:
 
 - the second run of a region of torch's checkpoint, reentrant or not, selective or not (then the policy's cached
   results are no calls), and of everything that is built on it: ours is;
+- what says so of itself, by `second_run` of remade.py: a recipe that makes one tensor again;
 - a module, or any operator with gradients switched on: checkpoints that people write themselves, as autograd functions
   or with saved-tensor hooks.
 
@@ -31,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from megaselect.compatibility import TorchDispatchMode, is_in_backward
+from megaselect.ledger.remade import SECOND_RUNS
 
 MODULE_CALL = nn.Module.__call__.__code__
 _ENGINE = {torch.autograd.backward.__code__, torch.autograd.grad.__code__}
@@ -99,7 +101,7 @@ def runs_forward_code(frame: FrameType | None) -> bool:
         return True
     second_run = _second_run()
     for code in _codes(frame):
-        if code is MODULE_CALL or code in second_run:
+        if code is MODULE_CALL or code in second_run or code in SECOND_RUNS:
             return True
         if code in _ENGINE:
             return False

@@ -6,7 +6,8 @@ and modes) is recorded, later ones follow the recording; where one is otherwise,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -37,7 +38,12 @@ PATIENCE = 3  # forward passes in a row that are not as the one before, after wh
 
 def has_plan(model: nn.Module) -> bool:
     """Whether the model or a part of it has a plan."""
-    return any(_plan_of(module) is not None for module in model.modules())
+    return bool(plans_of(model))
+
+
+def plans_of(model: nn.Module) -> list[AnyModelPlan]:
+    """Of the model and of its parts."""
+    return [plan for module in model.modules() if (plan := _plan_of(module)) is not None]
 
 
 def _plan_of(module: nn.Module) -> AnyModelPlan | None:
@@ -75,6 +81,7 @@ class AnyModelPlan:
         self._last: Program | None = None
         self._kinds: dict[Any, Kind] = {}
         self._running = RunningPasses()
+        self._is_off = False
         self._handles = [
             model.register_forward_pre_hook(_Hook(self, "_begin"), with_kwargs=True),
             model.register_forward_hook(_Hook(self, "_end"), always_call=True),
@@ -91,6 +98,20 @@ class AnyModelPlan:
         for handle in self._handles:
             handle.remove()
         self.model.__dict__.pop(_ATTRIBUTE, None)
+
+    @contextlib.contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Inside, the model saves what it would without a plan."""
+        before, self._is_off = self._is_off, True
+        try:
+            yield
+        finally:
+            self._is_off = before
+
+    @property
+    def remade(self) -> int:
+        """Tensors that a backward pass makes again, after a forward pass like the last one that was recorded."""
+        return sum(step.value is not None for step in self._last.packs) if self._last else 0
 
     def predict(self, *args: Any, **kwargs: Any) -> int:
         """Bytes that model(*args, **kwargs) will save for backward, as `ledger` counts them."""
@@ -118,8 +139,7 @@ class AnyModelPlan:
         )
         lines = [f"{type(self.model).__name__}: recompute {said}"]
         if self._last:
-            remade = sum(step.value is not None for step in self._last.packs)
-            lines.append(f"  {self._last.bytes:,} bytes saved for backward, {remade} tensors made again")
+            lines.append(f"  {self._last.bytes:,} bytes saved for backward, {self.remade} tensors made again")
             lines.append(
                 f"  {self.recorded} forward passes recorded, {self.followed} followed, {self.departed} departed"
             )
@@ -139,7 +159,7 @@ class AnyModelPlan:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
         self.recorded = self.followed = self.departed = 0
-        self.unproved, self._kinds, self._last, self._running = {}, {}, None, RunningPasses()
+        self.unproved, self._kinds, self._last, self._running, self._is_off = {}, {}, None, RunningPasses(), False
 
     # A forward pass
 
@@ -148,7 +168,7 @@ class AnyModelPlan:
             return
         self._running.drop_interrupted()
         passes = self._running.passes
-        if passes or not torch.is_grad_enabled() or set(self.settings.values()) == {NONE}:
+        if passes or self._is_off or not torch.is_grad_enabled() or set(self.settings.values()) == {NONE}:
             passes.append(Pass())
             return
         kind = self._kind(model, args, kwargs)

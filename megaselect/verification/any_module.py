@@ -14,6 +14,7 @@ from torch import nn
 
 from megaselect.batches import LossFunction
 from megaselect.errors import as_line
+from megaselect.recomputation.any_model import plans_of
 from megaselect.trees import map_tensors
 from megaselect.verification import directional, module_checks
 from megaselect.verification.differences import Values, differ_by_rounding, differences, distance, unlike
@@ -77,6 +78,7 @@ class _Step:
             yield check(module_checks.STATE, module_checks.state_faults(as_is, plain))
         yield module_checks.without_gradient(self.start, as_is, plain)
         yield module_checks.recomputes(self.model, as_is, plain)
+        yield from map(module_checks.recipes, plans_of(self.model))
 
     def _can_be_switched_off(self) -> bool:
         """Checkpoints of torch's can, and so nothing else may run again without them."""

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from megaselect.compatibility import CHECKPOINT_WRAPPER_MODULE
 from megaselect.errors import as_line
+from megaselect.recomputation.any_model import AnyModelPlan
 from megaselect.verification.differences import LOSS, differences
 from megaselect.verification.module_run import ModuleRun, is_flagged
 from megaselect.verification.module_state import Snapshot
 from megaselect.verification.report import Check, Outcome, check
 from megaselect.verification.step_watch import StepWatch
 
-BACKWARD, RANDOM, BITS, SECOND_RUN, STATE, GRADIENTS, SAVES = (
+BACKWARD, RANDOM, BITS, SECOND_RUN, STATE, GRADIENTS, SAVES, RECIPES = (
     "backward",
     "random numbers",
     "same bits",
@@ -25,6 +26,7 @@ BACKWARD, RANDOM, BITS, SECOND_RUN, STATE, GRADIENTS, SAVES = (
     "state",
     "gradients",
     "recomputes",
+    "recipes",
 )
 SMALL = 1e-5  # of the largest gradient: what differences no longer show
 
@@ -130,6 +132,15 @@ def recomputes(model: nn.Module, as_is: ModuleRun, plain: ModuleRun) -> Check:
         mode = "" if model.training else ", and the model is in eval mode"
         return check(SAVES, [f"it recomputes nothing: {', '.join(signs)}{mode}"])
     return Check(SAVES, Outcome.WARNING, "no checkpoint was met, and nothing ran again")
+
+
+def recipes(plan: AnyModelPlan) -> Check:
+    """Whether all that a plan would make again gave the same bits when that was tried, in forward."""
+    remade = f"{plan.remade} tensors made again, each proved"
+    if not plan.unproved:
+        return Check(RECIPES, Outcome.PASSED, remade)
+    saved = ", ".join(f"{name} ({count} times)" for name, count in plan.unproved.items())
+    return Check(RECIPES, Outcome.WARNING, f"{remade}; saved since running it again gave other bits: {saved}")
 
 
 def _signs(model: nn.Module, plain: ModuleRun) -> Iterator[str]:

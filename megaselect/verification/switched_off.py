@@ -12,6 +12,7 @@ from torch.utils import checkpoint
 from megaselect.compatibility import regions_run_by, replaced
 from megaselect.models.gpt.apply_plan import keeping_all
 from megaselect.models.gpt.model import GPT
+from megaselect.recomputation.any_model import plans_of
 
 
 class Regions:
@@ -33,14 +34,16 @@ class Regions:
 
 @contextlib.contextmanager
 def switched_off(model: nn.Module, regions: Regions) -> Iterator[None]:
-    """torch's checkpoint keeps everything inside, in all its forms, and so does a model of ours. regions: counts them.
+    """torch's checkpoint keeps everything inside, in all its forms, and so do plans and a model of ours.
 
-    Everything that ends in torch.utils.checkpoint is reached, under whatever name it was imported. Autograd functions
-    of somebody's own are not. Not for several threads at a time.
+    regions: counts torch's. Everything that ends in torch.utils.checkpoint is reached, under whatever name it was
+    imported. Autograd functions of somebody's own are not. Not for several threads at a time.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(regions_run_by(regions.around))
         stack.enter_context(replaced(checkpoint, "CheckpointFunction", lambda _: regions))
+        for plan in plans_of(model):
+            stack.enter_context(plan.switched_off())
         for module in model.modules():
             if isinstance(module, GPT):
                 stack.enter_context(keeping_all(module))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from megaselect.compatibility import version_of
+from megaselect.ledger.remade import second_run
 from megaselect.recomputation.tape.random_states import drawing_from
 from megaselect.recomputation.tape.values import Layout, Leaf, Node, Read, Value, whole_storage, with_tensors
 
@@ -132,6 +133,7 @@ def _is_there(value: Value, made: Made, frame: Frame, leaves: dict[int, Leaf]) -
     return value.number in leaves or value.number in made or value.number in frame.made
 
 
+@second_run
 def _run(node: Node, made: Made, frame: Frame, leaves: dict[int, Leaf], states: dict[int, Tensor]) -> None:
     """Run the operator again and file its results."""
 
@@ -146,7 +148,7 @@ def _run(node: Node, made: Made, frame: Frame, leaves: dict[int, Leaf], states: 
 
     args, kwargs = with_tensors(node.args, tensor_of), with_tensors(node.kwargs, tensor_of)
     if node.written:
-        base = whole_storage(args[0]).clone()
+        base = args[0] if node.args[0].is_blank else whole_storage(args[0]).clone()
         args = (node.args[0].layout.of(base), *args[1:])
     if node.state is None:
         results = node.func(*args, **kwargs)

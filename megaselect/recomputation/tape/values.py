@@ -110,6 +110,11 @@ class Read(NamedTuple):
     layout: Layout
     path: tuple[Any, ...] | None = None
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether it stands for memory that nobody has written into, made for this read alone."""
+        return self.value.node is not None and self.value.node.place is None
+
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether `tensor` has a storage of its own that is read by strides."""
