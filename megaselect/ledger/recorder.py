@@ -118,9 +118,13 @@ class Recorder:
     def packed(self, tensor: Tensor, kept: Any) -> None:
         """Somebody's own saved-tensor hooks keep `kept` for `tensor`; ours are not asked."""
         if isinstance(kept, Remade):
+            own = {self.key_of(part): part for part in plain_tensors(tensor)}  # which knows what made it
             for part in _parts(list(kept.read_tensors())):
                 if not self._is_saved(part):
-                    self._add(part)
+                    self._add(own.get(self.key_of(part), part))
+            for state in kept.random_states():
+                if not self._is_saved(state):
+                    self._add(state, is_state=True)
             if not all(map(self._is_saved, plain_tensors(tensor))):
                 self.would_keep(tensor)
             return
@@ -153,10 +157,17 @@ class Recorder:
         for part in plain_tensors(tensor):
             self._add(part, held_by="cache", op=op)
 
-    def _add(self, part: Tensor, status: Status = "saved", held_by: Holder = "autograd", op: str = "") -> bool:
+    def _add(
+        self,
+        part: Tensor,
+        status: Status = "saved",
+        held_by: Holder = "autograd",
+        op: str = "",
+        is_state: bool = False,
+    ) -> bool:
         """Write the row of the storage behind `part`, or add a view to it. Whether there was none.
 
-        op: the operator that returned `part`, where that is known.
+        op: the operator that returned `part`, where that is known. is_state: it is a random state.
         """
         key, size, module = self.key_of(part), part.untyped_storage().nbytes(), self._module()
         if not size or key in self.owned or is_unused_counter(self.model, module, part):
@@ -165,7 +176,7 @@ class Recorder:
         is_new = known is None or (known.status == "recomputed" and status == "saved")
         if is_new:
             self._forget(key)
-            name = self._name(part, key, module, op)
+            name = self._state_name(module) if is_state else self._name(part, key, module, op)
             layer = "" if name == SHARED else self._layer_of(module)
             self.rows[key] = SavedRow(layer, module, name, tuple(part.shape), part.dtype, size, 0, 0, held_by, status)
         self._add_place(key, part)
@@ -201,6 +212,9 @@ class Recorder:
             return self.layers[module]
         parts = module.split(".")  # a scope's name
         return ".".join(parts[:2]) if parts[0] == "layers" else ""
+
+    def _state_name(self, module: str) -> str:
+        return tensor_names.state_name(tensor_names.label_of(module, self._layer_of(module)))
 
     def _name(self, part: Tensor, key: int, module: str, op: str) -> str:
         """What the running call calls `part`, which it keeps."""

@@ -25,3 +25,6 @@ class Remade(Protocol):
 
     def read_tensors(self) -> Iterable[Tensor]:
         """What it keeps to make it of, parameters left out."""
+
+    def random_states(self) -> Iterable[Tensor]:
+        """Those that operators draw from when it is made."""

@@ -31,6 +31,11 @@ def op_name(keeper: str, op: str) -> str:
     return f"{keeper}: {op} output"
 
 
+def state_name(keeper: str) -> str:
+    """Name of a random state that recipes of the module `keeper` draw from."""
+    return f"{keeper}: random state"
+
+
 def number_name(keeper: str, tensor: Tensor, number: int) -> str:
     """Name of what nothing is known of; number: of tensors that the keeper kept before."""
     return f"{keeper}: {'mask' if tensor.dtype == torch.bool else 'tensor'} {number}"

@@ -135,6 +135,10 @@ class _HandedOut:
         """None: those who keep them tell."""
         return []
 
+    def random_states(self) -> list[Tensor]:
+        """None."""
+        return []
+
     def make(self) -> Tensor:
         """What they give back."""
         return self._unpack(self._kept)
@@ -184,6 +188,10 @@ class _RemadeOutput:
         """The module's input."""
         kept: list[Tensor] = self._remaker.source.read_tensors()
         return kept
+
+    def random_states(self) -> list[Tensor]:
+        """None: a module that draws random numbers is refused."""
+        return []
 
     def make(self) -> Tensor:
         """The tensor. Raises RuntimeError, as autograd does, where it or the module's input was changed in place."""

@@ -55,6 +55,10 @@ class Saved:
         """The tensor alone."""
         return [self.tensor]
 
+    def random_states(self) -> list[Tensor]:
+        """None: nothing is made again."""
+        return []
+
     def make(self) -> Tensor:
         """The tensor. Raises RuntimeError, as autograd does, where it was changed in place."""
         if version_of(self.tensor) != self.version:
@@ -83,8 +87,12 @@ class Recipe:
         self.alive, self.version = weakref.ref(tensor), version_of(tensor)
 
     def read_tensors(self) -> list[Tensor]:
-        """What is kept for it, random states with it."""
-        return [*(leaf.tensor for leaf in self.leaves.values()), *self.states.values()]
+        """What it is made of."""
+        return [leaf.tensor for leaf in self.leaves.values()]
+
+    def random_states(self) -> list[Tensor]:
+        """Those that operators drew from."""
+        return list(self.states.values())
 
     def make(self) -> Tensor:
         """The tensor. Raises RuntimeError, as autograd does, where it or what it is made of was changed in place."""
