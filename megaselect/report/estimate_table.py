@@ -14,6 +14,7 @@ from megaselect.prediction.parallel import pipeline_output_bytes
 from megaselect.prediction.saved_bytes import check_saves
 from megaselect.prediction.weights import parameter_count
 from megaselect.recomputation.plan import describe_plan
+from megaselect.report.head import print_head
 from megaselect.units import GIB_BYTES, MIB_BYTES, size
 
 TENSOR_COLUMNS = ("none", "selective", "all", "full")
@@ -22,12 +23,7 @@ TIME_UNITS = ((1, 1000, "ms", 0), (1000, 1, "s", 2), (86_400, 1 / 3600, "h", 1))
 
 def print_estimate(estimate: Estimate, console: Console, config_name: str) -> None:
     """Header, the settings of each attention choice, the tensors of a layer, and what to take."""
-    console.print(Text(f"megaselect estimate {config_name}: predicted, nothing was run", "bold"))
-    grid = Table.grid(padding=(0, 2))
-    for label, value in _facts(estimate):
-        grid.add_row(f"  {label}", Text(value, overflow="fold"))
-    console.print(grid)
-    console.print()
+    print_head(console, f"megaselect estimate {config_name}: predicted, nothing was run", _facts(estimate))
     console.print(_settings_table(estimate))
     console.print()
     console.print(_tensor_table(estimate))

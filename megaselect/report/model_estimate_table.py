@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megaselect.estimation.any_model import ModelEstimate, SettingEstimate
+from megaselect.report.head import print_head
 from megaselect.report.ledger_table import ledger_table
 from megaselect.units import GIB_BYTES, MIB_BYTES, size
 
@@ -22,12 +23,7 @@ def print_model_estimate(estimate: ModelEstimate, console: Console, rows_of: str
     """Header, settings, and where it is asked for what the setting `rows_of` saves, tensor by tensor."""
     measured = [row.setting for row in estimate.rows if row.is_measured]
     said = f"{', '.join(measured)} measured" if measured else "predicted, nothing was run"
-    console.print(Text(f"megaselect estimate {estimate.name}: {said}", "bold"))
-    grid = Table.grid(padding=(0, 2))
-    for label, value in _facts(estimate):
-        grid.add_row(f"  {label}", Text(value, overflow="fold"))
-    console.print(grid)
-    console.print()
+    print_head(console, f"megaselect estimate {estimate.name}: {said}", _facts(estimate))
     console.print(_settings_table(estimate))
     console.print()
     if rows_of is not None and (ledger := estimate.row(rows_of).ledger):
