@@ -50,6 +50,19 @@ def at(tree: Any, path: Path) -> Any:
     return tree
 
 
+Where = int | Path  # of a part of (args, kwargs): the place of a positional argument, or a path
+
+
+def where_of(path: Path) -> Where:
+    """The shorter form of a path in (args, kwargs), where it has one: it is found faster."""
+    return path[1] if len(path) == 2 and path[0] == 0 and type(path[1]) is int else path
+
+
+def part_of(given: Any, where: Where) -> Any:
+    """The part of given = (args, kwargs) there."""
+    return given[0][where] if isinstance(where, int) else at(given, where)
+
+
 def is_same_constant(one: Any, other: Any) -> bool:
     """Whether two arguments that are no tensors say the same to an operator: 1 and 1.0 do not."""
     if one is other:
@@ -67,10 +80,9 @@ Autocast = tuple[torch.dtype | None, torch.dtype | None]
 
 def autocast_dtypes() -> Autocast:
     """Into what autocast turns the arguments of products, on CPUs and on GPUs; None: it is off."""
-    on_cpu, on_cuda = map(torch.is_autocast_enabled, AUTOCAST_DEVICES)
     return (
-        torch.get_autocast_dtype("cpu") if on_cpu else None,
-        torch.get_autocast_dtype("cuda") if on_cuda else None,
+        torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
+        torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None,
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from megaselect.compatibility import storage_address, version_of
-from megaselect.recomputation.tape.calls import METADATA, at, autocast_dtypes, is_same_constant
+from megaselect.recomputation.tape.calls import METADATA, at, autocast_dtypes, is_same_constant, part_of
 from megaselect.recomputation.tape.program import CallStep, PackStep, Program
 from megaselect.recomputation.tape.random_states import random_state
 from megaselect.recomputation.tape.replay import Frame, Recipe, Saved
@@ -37,14 +37,14 @@ class Follower(TorchFunctionMode):
         self.is_busy = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._heir is not None:
-            return self._heir.call(func, args, kwargs or {})
-        if self.is_busy:
-            return func(*args, **kwargs) if kwargs else func(*args)
         if type(func) is METADATA:
             result = func(*args)
             if not isinstance(result, Tensor):
                 return result
+        if self._heir is not None:
+            return self._heir.call(func, args, kwargs or {})
+        if self.is_busy:
+            return func(*args, **kwargs) if kwargs else func(*args)
         number = self._call
         self._call = number + 1
         step = self._calls[number] if number < len(self._calls) else None
@@ -59,8 +59,7 @@ class Follower(TorchFunctionMode):
 
     def _checked(self, step: CallStep, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that recipes depend on."""
-        given = (args, kwargs)
-        if step.autocast != autocast_dtypes() or not self._is_as_recorded(step, given):
+        if step.autocast != autocast_dtypes() or not self._is_as_recorded(step, (args, kwargs)):
             return self._departed(func, args, kwargs)
         if step.state is not None:
             self._states[step.state[0]] = random_state(step.state[1])
@@ -70,21 +69,23 @@ class Follower(TorchFunctionMode):
 
     def _is_as_recorded(self, step: CallStep, given: Any) -> bool:
         try:
-            for path, constant in step.constants:
-                part = at(given, path)
+            if tuple(given[1]) != step.keywords:
+                return False
+            for where, constant in step.constants:
+                part = part_of(given, where)
                 if part is not constant and not is_same_constant(part, constant):
                     return False
-            for path, register in step.same:
-                if at(given, path) is not self._registers[register]:
+            for where, register in step.same:
+                if part_of(given, where) is not self._registers[register]:
                     return False
-            for path, slot, layout in step.captured:
-                if not self._capture(at(given, path), slot, layout):
+            for where, slot, layout in step.captured:
+                if not self._capture(part_of(given, where), slot, layout):
                     return False
-            for path, slot, layout in step.copied:
-                if not self._copy(at(given, path), slot, layout):
+            for where, slot, layout in step.copied:
+                if not self._copy(part_of(given, where), slot, layout):
                     return False
-            for path, slot, layout in step.again:
-                if not self._is_again(at(given, path), slot, layout):
+            for where, slot, layout in step.again:
+                if not self._is_again(part_of(given, where), slot, layout):
                     return False
         except (LookupError, TypeError, AttributeError):  # other arguments than were recorded
             return False
@@ -118,7 +119,7 @@ class Follower(TorchFunctionMode):
         if self._heir is not None:  # autograd asked for something else while the call ran
             return
         for path, register in step.results:
-            self._registers[register] = at(result, path)
+            self._registers[register] = at(result, path) if path else result
         for register in step.last:
             self._registers[register] = None
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from megaselect.recomputation.tape.calls import Autocast, Origin, Path
+from megaselect.recomputation.tape.calls import KEYS, LENGTH, Autocast, Origin, Path, Where, where_of
 from megaselect.recomputation.tape.recorder import Recording
 from megaselect.recomputation.tape.saving import Packed
 from megaselect.recomputation.tape.values import Layout, Node, Read, Value
@@ -23,20 +23,21 @@ from megaselect.recomputation.tape.values import Layout, Node, Read, Value
 class CallStep:
     """What a follower does at a call. is_checked: whether recipes depend on it; if not, its function alone is compared.
 
-    autocast: what held when it began. constants: (path, value). same: (path, register): this very object came.
-    captured: (path, slot, layout): what came is put into the slot. copied: a copy of it is. again: the same, where the
-    slot has been filled: over the same storage. results: (path, register). state: slot of the random state before the
-    call, and its device. last: registers not read after it.
+    autocast: what held when it began. keywords: of its arguments. constants: (where, value). same: (where, register):
+    this very object came. captured: (where, slot, layout): what came is put into the slot. copied: a copy of it is.
+    again: the same, where the slot has been filled: over the same storage. results: (path, register). state: slot of
+    the random state before the call, and its device. last: registers not read after it.
     """
 
     func: Any
     autocast: Autocast
     is_checked: bool = False
-    constants: list[tuple[Path, Any]] = field(default_factory=list)
-    same: list[tuple[Path, int]] = field(default_factory=list)
-    captured: list[tuple[Path, int, Layout]] = field(default_factory=list)
-    copied: list[tuple[Path, int, Layout]] = field(default_factory=list)
-    again: list[tuple[Path, int, Layout]] = field(default_factory=list)
+    keywords: tuple[str, ...] = ()
+    constants: list[tuple[Where, Any]] = field(default_factory=list)
+    same: list[tuple[Where, int]] = field(default_factory=list)
+    captured: list[tuple[Where, int, Layout]] = field(default_factory=list)
+    copied: list[tuple[Where, int, Layout]] = field(default_factory=list)
+    again: list[tuple[Where, int, Layout]] = field(default_factory=list)
     results: list[tuple[Path, int]] = field(default_factory=list)
     state: tuple[int, torch.device] | None = None
     last: list[int] = field(default_factory=list)
@@ -253,7 +254,10 @@ class Compiler:
         step = self.calls[number]
         if not step.is_checked:
             step.is_checked = True
-            step.constants = list(self.recording.log.calls[number].constants.items())
+            constants = dict(self.recording.log.calls[number].constants)
+            del constants[LENGTH,]  # of (args, kwargs): always two
+            step.keywords = constants.pop((1, KEYS))
+            step.constants = [(where_of(path), constant) for path, constant in constants.items()]
 
     def _must_be(self, call: int, path: Path, origin: Origin) -> None:
         if origin not in self.registers:
@@ -262,7 +266,7 @@ class Compiler:
         register = self.registers[origin]
         if (call, path) not in self.seen:
             self.seen.add((call, path))
-            self.calls[call].same.append((path, register))
+            self.calls[call].same.append((where_of(path), register))
         self.last_reader[register] = max(call, self.last_reader.get(register, -1))
 
     def _fill(self, leaf: Value, reads: list[tuple[int, Path, Layout]]) -> None:
@@ -278,5 +282,5 @@ class Compiler:
                 self.seen.add((call, path))
                 step = self.calls[call]
                 first = step.copied if leaf.is_gathered else step.captured
-                (step.again if is_filled else first).append((path, slot, layout))
+                (step.again if is_filled else first).append((where_of(path), slot, layout))
                 is_filled = True
