@@ -266,12 +266,6 @@ def is_compiled_module(module: nn.Module) -> bool:
     return module.__dict__.get("_compiled_call_impl") is not None or (wrapper and isinstance(module, wrapper)) or False
 
 
-def left_uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which runs as it is where a compiler traces what calls it. Imports no compiler before it runs."""
-    decorated: Callable[..., Any] = (_found("torch", "_disable_dynamo") or torch.compiler.disable)(function)
-    return decorated
-
-
 @contextlib.contextmanager
 def other_hooks_watched(packed: Callable[[Tensor, Any], None]) -> Iterator[None]:
     """Inside, packed(tensor, what is kept for it) is called for the saved-tensor hooks of others that are entered.

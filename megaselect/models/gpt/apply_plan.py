@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from megaselect.compatibility import left_uncompiled
+from megaselect.compatibility import without_compiler
 from megaselect.models.gpt.compiled import compile_layer, is_compiled, uncompile_layer
 from megaselect.models.gpt.layer_policy import (
     INSIDE_FULL,
@@ -99,7 +99,7 @@ class ChunkedStack(StackPolicy):
         return _run_remaking(number, layer, modules, x, sample_index)
 
 
-@left_uncompiled  # where somebody compiles the whole model: what is traced keeps these outputs
+@without_compiler  # where somebody compiles the whole model: what is traced keeps these outputs
 def _run_remaking(number: int, layer: nn.Module, modules: frozenset[str], x: Tensor, sample_index: Tensor) -> Tensor:
     with outputs_remade_in(layer, number, modules):
         out: Tensor = layer(x, sample_index)
