@@ -90,7 +90,7 @@ class AnyModelPlan:
 
     @property
     def bytes(self) -> int | None:
-        """Saved for backward by a forward pass like the last one that was recorded; None before the first."""
+        """Saved for backward by the last forward pass, one that departed left out; None before the first."""
         return self._last.bytes if self._last else None
 
     def undo(self) -> None:
@@ -110,7 +110,7 @@ class AnyModelPlan:
 
     @property
     def remade(self) -> int:
-        """Tensors that a backward pass makes again, after a forward pass like the last one that was recorded."""
+        """Tensors that the backward pass of the same forward pass makes again."""
         return sum(step.value is not None for step in self._last.packs) if self._last else 0
 
     def predict(self, *args: Any, **kwargs: Any) -> int:
@@ -188,6 +188,7 @@ class AnyModelPlan:
             self._finish(current, current.kind, current.recording)
         elif current.kind is not None:
             current.kind.departures = 0
+            self._last = current.kind.program
 
     def _kind(self, model: nn.Module, args: Any, kwargs: Any) -> Kind:
         tensors = [(part.shape, part.dtype, part.device, part.requires_grad) for part in tensors_in([args, kwargs])]

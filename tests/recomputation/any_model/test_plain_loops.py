@@ -5,6 +5,8 @@ import torch
 from steps_compared import SETTINGS, Language, assert_same, cross_entropy, plain_step, tokens
 from torch.nn import functional
 
+from megaselect import recompute
+
 ONE_KIND = (1, 3, 0)  # forward passes recorded, followed, departed, of four steps
 
 
@@ -116,3 +118,17 @@ def test_batches_of_changing_shapes(setting):
         return backward(cross_entropy(model, tokens(number, 1 + number % 3, 8 + number % 2)))
 
     assert counts(assert_same(Language, step, setting, steps=9)) == (6, 3, 0)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_bytes_are_those_of_the_last_pass(setting):
+    model = Language()
+    plan = recompute(model, setting)
+    saved = {}
+    for length in (8, 4, 8, 4):
+        cross_entropy(model, tokens(1)[:, :length]).backward()
+        if length in saved:
+            assert plan.bytes == saved[length]
+        saved[length] = plan.bytes
+    assert saved[4] < saved[8]
+    assert counts(plan) == (2, 2, 0)
