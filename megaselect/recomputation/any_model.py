@@ -249,8 +249,12 @@ class AnyModelPlan:
         modules = dict(self.model.named_modules())
         held = {modules[path]: saves(setting) for path, setting in self.settings.items() if path}
         hold_settings(stack, recording, held)
-        layers = set(layer_paths(self.model).values()) - {""}
-        layers_told(stack, recording, [modules[path] for path in layers if self._setting_of(path) == FULL])
+        layers = [path for path in dict.fromkeys(layer_paths(self.model).values()) if path]
+        last = {path.rpartition(".")[0]: path for path in layers}  # of each list of layers
+        full = [path for path in layers if self._setting_of(path) == FULL]
+        layers_told(
+            stack, recording, [modules[path] for path in full], [modules[p] for p in last.values() if p in full]
+        )
         leave_compiled_alone(stack, self.model)
 
     def _setting_of(self, path: str) -> str:

@@ -44,14 +44,22 @@ def _hold_inside(stack: ExitStack, recording: Recording, module: nn.Module, keep
     _around_forward(stack, module, begins, ends)
 
 
-def layers_told(stack: ExitStack, recording: Recording, layers: Iterable[nn.Module]) -> None:
-    """The recording is told what comes into each of these layers."""
+def layers_told(stack: ExitStack, recording: Recording, layers: Iterable[nn.Module], last: Iterable[nn.Module]) -> None:
+    """The recording is told what comes into each of these layers, and what comes out of those of `last`.
+
+    That is what comes into all that follows: without it the last layer would run again while the logits are there.
+    """
 
     def begins(_: nn.Module, args: Any, kwargs: Any) -> None:
         recording.saving.layer_begins(list(tensors_in([args, kwargs])))
 
+    def ends(_: nn.Module, __: Any, output: Any) -> None:
+        recording.saving.layer_begins(list(tensors_in(output)))
+
     for layer in layers:
         stack.callback(layer.register_forward_pre_hook(begins, with_kwargs=True).remove)
+    for layer in last:
+        stack.callback(layer.register_forward_hook(ends).remove)
 
 
 def leave_compiled_alone(stack: ExitStack, model: nn.Module) -> None:
