@@ -43,9 +43,9 @@ def recompute(
     """Have `model` save less for backward and make the rest again there: the same losses and gradients, bit for bit.
 
     setting: "none", "selective" (no matrix product runs again; the default), "attention" (attention's two may), "full"
-    (only the layers' inputs are saved, and the last one's output); or settings by paths of modules: {"model.layers.*": "full", "lm_head": "none"},
-    where * stands for anything and the first that fits counts. The model stays what it is: its class, its forward, its
-    state.
+    (only the layers' inputs are saved, and the last one's output); or settings by paths of modules:
+    {"model.layers.*": "full", "lm_head": "none"}, where * stands for anything and the first that fits counts. The model
+    stays what it is: its class, its forward, its state.
 
     Instead of a setting, a budget: the fastest plan, tensor by tensor, that stays within it. saved: bytes, or "2GiB",
     of what is saved for backward; memory: of a whole step: parameters, buffers, AdamW's moments, and the most that
