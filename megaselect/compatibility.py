@@ -254,7 +254,7 @@ def outer_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | N
     return (top[0], top[1]) if top else None
 
 
-def _only_observed() -> bool:
+def only_observed() -> bool:
     """Whether the saved-tensor hooks that are on are an observer's. True where torch cannot say."""
     top = _top_hooks(False) if _top_hooks else None
     return top is None or any(top[0] is pack for pack in _observers)
@@ -327,7 +327,7 @@ def _adapted(around: Around, original: Callable[..., Iterator[None]]) -> Callabl
             given = args[1] if len(args) > 1 else kwargs["kwargs"]
             # Selective checkpointing asks those who are inside saved-tensor hooks to choose, with a warning in 2.14 and
             # an error later. An observer's hooks are no reason to: the cache stays what it is without them.
-            if kwargs.get(_RESPECT) is None and _only_observed():
+            if kwargs.get(_RESPECT) is None and only_observed():
                 kwargs[_RESPECT] = False
         return around(functools.partial(original, function, *args, **kwargs), function, given)
 

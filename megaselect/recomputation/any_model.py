@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from megaselect.compatibility import fake_copy, is_observed
+from megaselect.compatibility import fake_copy, is_observed, only_observed
 from megaselect.ledger import Ledger, record
 from megaselect.ledger.layer_paths import layer_paths
 from megaselect.recomputation.running_passes import Kind, Pass, RunningPasses
@@ -49,6 +49,21 @@ def plans_of(model: nn.Module) -> list[AnyModelPlan]:
 def _plan_of(module: nn.Module) -> AnyModelPlan | None:
     plan: AnyModelPlan | None = getattr(module, _ATTRIBUTE, None)
     return plan
+
+
+def _what_holds() -> tuple[Any, ...]:
+    """Of torch's settings, what changes operators or how they compute."""
+    kernels = torch.backends.cuda
+    return (
+        *autocast_dtypes(),
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.mkldnn.enabled,
+        kernels.flash_sdp_enabled(),
+        kernels.mem_efficient_sdp_enabled(),
+        kernels.math_sdp_enabled(),
+    )
 
 
 class _Hook:
@@ -168,7 +183,7 @@ class AnyModelPlan:
             return
         self._running.drop_interrupted()
         passes = self._running.passes
-        if passes or self._is_off or not torch.is_grad_enabled() or set(self.settings.values()) == {NONE}:
+        if passes or self._is_off or not self._saves_less():
             passes.append(Pass())
             return
         kind = self._kind(model, args, kwargs)
@@ -190,9 +205,14 @@ class AnyModelPlan:
             current.kind.departures = 0
             self._last = current.kind.program
 
+    def _saves_less(self) -> bool:
+        """Not where gradients are off, nor inside saved-tensor hooks of others: these keep what they are there for."""
+        return torch.is_grad_enabled() and set(self.settings.values()) != {NONE} and only_observed()
+
     def _kind(self, model: nn.Module, args: Any, kwargs: Any) -> Kind:
         tensors = [(part.shape, part.dtype, part.device, part.requires_grad) for part in tensors_in([args, kwargs])]
-        key = (model.training, is_observed(), *autocast_dtypes(), *tensors)
+        trained = tuple(part.requires_grad for part in model.parameters())
+        key = (model.training, is_observed(), *_what_holds(), trained, *tensors)
         kind = self._kinds.pop(key, None) or Kind()
         self._kinds[key] = kind  # the last in the dictionary is the latest
         if len(self._kinds) > KINDS:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from megaselect.compatibility import outer_hooks, storage_address, version_of
@@ -151,6 +152,7 @@ class _Remaker:
         self.source = source
         self._module, self._layout, self._name, self._kind = making.module, making.layout, name, kind
         self._autocast = autocast_dtypes()
+        self._parameters: dict[str, Tensor] = dict(making.module.named_parameters())
         self._again: weakref.ref[Tensor] | None = None
 
     def output(self) -> Tensor:
@@ -165,13 +167,22 @@ class _Remaker:
         source = self.source.make()
         before = random_states(source.device)
         with torch.no_grad(), autocast_as(self._autocast):
-            made: Tensor = self._module(source)
+            made = self._run(source)
         if not all_equal(before, random_states(source.device)):
             raise RecomputeError(
                 f"{self._name}: {type(self._module).__name__} draws random numbers, so it cannot be recomputed from "
                 f"its input: leave {self._kind} out of --recompute-modules, or use --recompute full"
             )
         assert layout_of(made) == self._layout
+        return made
+
+    def _run(self, source: Tensor) -> Tensor:
+        """With the parameters that it had: others may have been put into their places."""
+        now = self._module.named_parameters()
+        if all(self._parameters.get(name) is parameter for name, parameter in now):
+            made: Tensor = self._module(source)
+        else:
+            made = functional_call(self._module, self._parameters, source)
         return made
 
 

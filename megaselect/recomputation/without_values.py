@@ -13,6 +13,9 @@ from megaselect.errors import MegaselectError, RecomputeError, as_line
 @contextlib.contextmanager
 def without_values(model: nn.Module, remedy: str) -> Iterator[None]:
     """Raises RecomputeError for whatever is raised inside and is no error of ours, with what to do instead."""
+    recurrent = next((type(part).__name__ for part in model.modules() if isinstance(part, nn.RNNBase)), None)
+    if recurrent is not None:  # torch takes operators apart there that it has in one with values
+        raise RecomputeError(f"{type(model).__name__} runs otherwise without values, in its {recurrent}: {remedy}")
     try:
         yield
     except MegaselectError:

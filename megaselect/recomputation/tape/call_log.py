@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from megaselect.compatibility import storage_address, version_of
-from megaselect.recomputation.tape.calls import METADATA, Call, Origin, Path, autocast_dtypes, flat
+from megaselect.recomputation.tape.calls import METADATA, SETTER, Call, Origin, Path, autocast_dtypes, flat
 from megaselect.recomputation.tape.values import is_plain, layout_of
 
 _Arguments = dict[int, tuple[Path, Tensor]]  # id of a tensor -> by which path it came in, first of all
@@ -32,7 +32,7 @@ class CallLog:
     def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the call and note it."""
         call = Call(len(self.calls), func, autocast_dtypes())
-        if type(func) is not METADATA:
+        if type(func) is not METADATA or func.__name__ == SETTER:
             return self._noted(call, func, args, kwargs)
         result = func(*args)
         return self._noted(call, lambda *_, **__: result, args, kwargs) if isinstance(result, Tensor) else result

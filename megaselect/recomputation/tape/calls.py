@@ -17,6 +17,7 @@ from megaselect.recomputation.tape.values import Layout
 Path = tuple[Any, ...]
 LENGTH, KEYS, SLICE = object(), object(), object()  # steps of a path that no argument's name can be
 METADATA = MethodWrapperType  # the type of tensor.shape's getter and its like: seldom a tensor's maker
+SETTER = "__set__"  # the name of what sets tensor.data and its like
 AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
@@ -69,8 +70,10 @@ def is_same_constant(one: Any, other: Any) -> bool:
         return True
     if type(one) is not type(other) or isinstance(one, Tensor):
         return False
+    if isinstance(one, float | complex):
+        return repr(one) == repr(other)  # zero is not minus zero
     try:
-        return bool(one == other) or (one != one and other != other)
+        return bool(one == other)
     except Exception:  # somebody's own comparison: not known to be the same
         return False
 
@@ -107,6 +110,7 @@ class Call:
 
     origins: which call's result came in; None: not known. layouts, versions: of the tensors that came in. draws: how
     many operators in it draw random numbers. only_views: whether none made anything.
+    is_opaque: what its operators do depends on more than its arguments: on values that were read, or on a graph.
     """
 
     number: int
@@ -118,3 +122,4 @@ class Call:
     versions: dict[Path, int] = field(default_factory=dict)
     draws: int = 0
     only_views: bool = True
+    is_opaque: bool = False

@@ -24,6 +24,7 @@ class Contents:
     def __init__(self, model: nn.Module) -> None:
         self._values = 0
         self._entries: dict[int, _Entry] = {}  # by the address of a storage
+        self._escaped: set[int] = set()
         self._owned = {storage_address(part) for part in (*model.parameters(), *model.buffers()) if is_plain(part)}
 
     def new_value(self, nbytes: int, node: Node | None = None, index: int = 0) -> Value:
@@ -35,6 +36,8 @@ class Contents:
 
     def enter(self, tensor: Tensor, value: Value, version: int | None = None) -> None:
         """From here on the storage behind `tensor` holds `value`, as long as its version is this one (its own)."""
+        if storage_address(tensor) in self._escaped:
+            value.node = None
         alive = StorageWeakRef(tensor.untyped_storage())
         version = version_of(tensor) if version is None else version
         self._entries[storage_address(tensor)] = _Entry(alive, version, value)
@@ -43,6 +46,16 @@ class Contents:
         """What the storage behind `tensor` holds now; None where it is not known."""
         entry = self._entries.get(storage_address(tensor))
         return entry.value if entry is not None and entry.version == version_of(tensor) else None
+
+    def value_at_any_version(self, tensor: Tensor) -> Value | None:
+        """What it held when that was last known: an alias by `.data` counts changes of its own."""
+        entry = self._entries.get(storage_address(tensor))
+        return entry.value if entry is not None else None
+
+    def escapes(self, tensor: Tensor) -> None:
+        """Somebody may write into it unseen: what it holds cannot be made again."""
+        self._escaped.add(storage_address(tensor))
+        self.forget(tensor)
 
     def value_or_new(self, tensor: Tensor) -> Value:
         """What the storage behind `tensor` holds now: a new value where it is not known."""

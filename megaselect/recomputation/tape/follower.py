@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from megaselect.compatibility import storage_address, version_of
-from megaselect.recomputation.tape.calls import METADATA, at, autocast_dtypes, is_same_constant, part_of
+from megaselect.recomputation.tape.calls import METADATA, SETTER, at, autocast_dtypes, is_same_constant, part_of
 from megaselect.recomputation.tape.program import CallStep, PackStep, Program
 from megaselect.recomputation.tape.random_states import random_state
 from megaselect.recomputation.tape.replay import Frame, Recipe, Saved
@@ -37,7 +37,7 @@ class Follower(TorchFunctionMode):
         self.is_busy = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if type(func) is METADATA:
+        if type(func) is METADATA and func.__name__ != SETTER:
             result = func(*args)
             if not isinstance(result, Tensor):
                 return result

@@ -117,6 +117,18 @@ SHAPE_ONLY = frozenset(
         "new_empty_strided",
     ]
 )
+# Their results are numbers of Python's.
+READS_VALUES = frozenset(["item", "_local_scalar_dense"])
+# Calls that give a tensor's memory to others, who may write into it unseen.
+ESCAPES = frozenset(
+    [
+        torch.Tensor.numpy,
+        torch.Tensor.__array__,
+        torch.Tensor.__dlpack__,
+        torch.Tensor.data_ptr,
+        torch.Tensor.untyped_storage,
+    ]
+)
 # They write random numbers over all of their first argument and read nothing of it.
 DRAWS = frozenset(["bernoulli_", "uniform_", "normal_", "exponential_"])
 # Their results are not what they made: somebody writes into these, perhaps past the dispatcher.

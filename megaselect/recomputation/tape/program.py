@@ -129,7 +129,7 @@ class _Places:
             self._add(node)
 
     def _add(self, node: Node) -> None:
-        if node.call == -1:
+        if node.call == -1 or (node.call >= 0 and self.recording.log.calls[node.call].is_opaque):
             raise NotFollowed
         if node.state is not None:
             if self.recording.log.calls[node.call].draws != 1:

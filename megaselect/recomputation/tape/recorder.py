@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megaselect.compatibility import real_tensors, storage_address, version_of
+from megaselect.compatibility import argument_names, is_in_backward, real_tensors, storage_address, version_of
 from megaselect.recomputation.tape.call_log import CallLog
 from megaselect.recomputation.tape.calls import flat
 from megaselect.recomputation.tape.contents import Contents
 from megaselect.recomputation.tape.operators import (
     BATCH_NORMS,
     DRAWS,
+    ESCAPES,
+    READS_VALUES,
     SHAPE_ONLY,
     STATISTICS,
     TRAINING,
@@ -59,6 +61,9 @@ class Recording:
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call of torch's interface, and note it."""
+        if func in ESCAPES:
+            for tensor in filter(is_plain, _tensors(args, kwargs)):
+                self.contents.escapes(tensor)
         return func(*args, **kwargs) if self.saving.is_busy else self.log.run(func, args, kwargs)
 
     def pack(self, tensor: Tensor) -> Any:
@@ -89,6 +94,7 @@ class Recording:
         self._ran_in[kind] += 1
         if self.log.current is not None:
             self.log.current.only_views = False
+            self.log.current.is_opaque |= known.name in READS_VALUES or is_in_backward()
 
     def _count_draws(self, known: Operator) -> None:
         if known.is_random and self.log.current is not None:
@@ -105,6 +111,8 @@ class Recording:
             return result
         args_read = self._arguments_read(known, args)
         if args_read is not None:
+            if not tensors and "dtype" in argument_names(func):
+                kwargs = kwargs | {"dtype": made[0].dtype}  # torch's default one may be another when it runs again
             node = self._node(func, args_read, kwargs, device, state)
             self._enter_results(node, results, tensors)
         return result
@@ -150,8 +158,9 @@ class Recording:
         if node is None:
             self._count_draws(known)
         for target, value in zip(targets, old, strict=True):
-            if value is not None:
-                self.saving.before_change(value, target)
+            changed = value or self.contents.value_at_any_version(target)
+            if changed is not None:
+                self.saving.before_change(changed, target)
         result = func(*args, **kwargs)
         for target in targets:
             self.contents.forget(target)

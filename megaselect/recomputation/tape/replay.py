@@ -30,7 +30,18 @@ class Frame:
         self.uses: dict[int, int] = dict(uses or {})
         self.keeps_all = keeps_all
         self.made: Made = {}
+        self._versions: dict[int, int] = {}  # of what is in `made`
         self.changed: set[int] = set() if changed is None else changed
+
+    def file(self, number: int, tensor: Tensor) -> None:
+        """For whoever asks next."""
+        self.made[number], self._versions[number] = tensor, version_of(tensor)
+
+    def has(self, number: int) -> bool:
+        """Whether it is there as it was made: backward of somebody's own may have written into what it was given."""
+        if number in self.made and version_of(self.made[number]) != self._versions[number]:
+            del self.made[number]
+        return number in self.made
 
     def used(self, number: int, made: Made) -> None:
         """One use less; after the last one the result is let go."""
@@ -110,7 +121,7 @@ class Recipe:
 
 def make(value: Value, frame: Frame, leaves: dict[int, Leaf], states: dict[int, Tensor]) -> Tensor:
     """A tensor over the storage of `value`, made from `leaves`."""
-    if value.number in frame.made:
+    if frame.has(value.number):
         return frame.made[value.number]
     autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
     if torch.is_grad_enabled() or autocast:
@@ -138,7 +149,7 @@ def _make(value: Value, frame: Frame, leaves: dict[int, Leaf], states: dict[int,
 
 
 def _is_there(value: Value, made: Made, frame: Frame, leaves: dict[int, Leaf]) -> bool:
-    return value.number in leaves or value.number in made or value.number in frame.made
+    return value.number in leaves or value.number in made or frame.has(value.number)
 
 
 @second_run
@@ -170,7 +181,7 @@ def _run(node: Node, made: Made, frame: Frame, leaves: dict[int, Leaf], states: 
     for index, number in node.results.items():
         made[number] = results[index]
         if frame.keeps_all or frame.uses.get(number, 0) > 0:
-            frame.made[number] = results[index]
+            frame.file(number, results[index])
     for read in node.reads():
         if read.value.number not in leaves:
             frame.used(read.value.number, made)

@@ -116,6 +116,7 @@ class Saving:
             with self._busy():
                 value.leaf.tensor = whole_storage(target.detach()).clone()
             value.leaf.version = version_of(value.leaf.tensor)
+            value.is_owned = False
 
     def is_worth_it(self, value: Value) -> bool:
         """Whether what the recipe would read and is not saved yet is smaller than the value."""
@@ -163,6 +164,7 @@ class Saving:
 
     def forget_tensors(self) -> None:
         """What recipes need they hold themselves."""
+        self._proofs = Frame()
         for packed in self.packs:
             for value in (packed.value, packed.saved):
                 if value is not None:
