@@ -45,16 +45,16 @@ def _hold_inside(stack: ExitStack, recording: Recording, module: nn.Module, keep
 
 
 def layers_told(stack: ExitStack, recording: Recording, layers: Iterable[nn.Module], last: Iterable[nn.Module]) -> None:
-    """The recording is told what comes into each of these layers, and what comes out of those of `last`.
+    """The recording is told what comes into each of these layers, and what comes out of those of `last`, first of all.
 
-    That is what comes into all that follows: without it the last layer would run again while the logits are there.
+    That is what goes on: without it the last layer would run again while the logits are there.
     """
 
     def begins(_: nn.Module, args: Any, kwargs: Any) -> None:
         recording.saving.layer_begins(list(tensors_in([args, kwargs])))
 
     def ends(_: nn.Module, __: Any, output: Any) -> None:
-        recording.saving.layer_begins(list(tensors_in(output)))
+        recording.saving.layer_begins(list(tensors_in(output))[:1])
 
     for layer in layers:
         stack.callback(layer.register_forward_pre_hook(begins, with_kwargs=True).remove)
