@@ -126,7 +126,6 @@ ESCAPES = frozenset(
         torch.Tensor.__array__,
         torch.Tensor.__dlpack__,
         torch.Tensor.data_ptr,
-        torch.Tensor.untyped_storage,
     ]
 )
 # They write random numbers over all of their first argument and read nothing of it.

@@ -61,10 +61,12 @@ class Recording:
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call of torch's interface, and note it."""
+        if self.saving.is_busy:
+            return func(*args, **kwargs)
         if func in ESCAPES:
             for tensor in filter(is_plain, _tensors(args, kwargs)):
                 self.contents.escapes(tensor)
-        return func(*args, **kwargs) if self.saving.is_busy else self.log.run(func, args, kwargs)
+        return self.log.run(func, args, kwargs)
 
     def pack(self, tensor: Tensor) -> Any:
         """The saved-tensor hook of forward."""
