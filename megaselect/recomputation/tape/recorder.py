@@ -162,7 +162,7 @@ class Recording:
         for target, value in zip(targets, old, strict=True):
             changed = value or self.contents.value_at_any_version(target)
             if changed is not None:
-                self.saving.before_change(changed, target)
+                self.saving.before_change(changed, target, is_told=value is not None)
         result = func(*args, **kwargs)
         for target in targets:
             self.contents.forget(target)

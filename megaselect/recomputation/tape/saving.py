@@ -108,10 +108,14 @@ class Saving:
                     if not value.is_saved:
                         self._save(value, _detached(tensor))
 
-    def before_change(self, value: Value, target: Tensor) -> None:
-        """Recipes read what is about to be written over: they get a copy. And what autograd asked for is no more."""
+    def before_change(self, value: Value, target: Tensor, is_told: bool) -> None:
+        """Recipes read what is about to be written over: they get a copy.
+
+        is_told: whether autograd is, by the version: then what it asked for is no more.
+        """
         value.changed = True
-        self.frame.changed.add(value.number)
+        if is_told:
+            self.frame.changed.add(value.number)
         if value.leaf is not None:
             with self._busy():
                 value.leaf.tensor = whole_storage(target.detach()).clone()
