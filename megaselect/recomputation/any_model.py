@@ -62,6 +62,7 @@ def _what_holds() -> tuple[Any, ...]:
         torch.backends.mkldnn.enabled,
         kernels.flash_sdp_enabled(),
         kernels.mem_efficient_sdp_enabled(),
+        kernels.cudnn_sdp_enabled(),
         kernels.math_sdp_enabled(),
     )
 
