@@ -20,6 +20,7 @@ from megaselect.cli.compare_output import (
     fresh_directory,
 )
 from megaselect.cli.flags import OneLineParser
+from megaselect.cli.model_flags import factory_parser
 from megaselect.comparison.compare import Request
 from megaselect.comparison.measurement import ModelChoices
 from megaselect.comparison.model_rows import LEAST_WARMUP_STEPS, MODEL_SETTINGS, make_model_rows
@@ -97,33 +98,15 @@ def _logging(options: argparse.Namespace) -> dict[str, str | None]:
 
 
 def _parser(prog: str) -> OneLineParser:
-    parser = OneLineParser(
-        prog=prog,
-        usage="%(prog)s --model FACTORY [flags]",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = factory_parser(prog, _DESCRIPTION)
     known = ", ".join(MODEL_SETTINGS)
-    parser.add_argument("--model", required=True, metavar="FACTORY", help="package.module:function, or a directory")
     parser.add_argument(
         "--settings", nargs="+", action="extend", metavar="NAME", help=f"which of {known} to compare (default: all)"
     )
     _add_count(parser, "--steps", "N", "timed steps in each process", DEFAULT_STEPS)
     _add_count(parser, "--warmup", "N", "steps before them, not timed", DEFAULT_WARMUP_STEPS)
     _add_count(parser, "--rounds", "R", "processes for each row", DEFAULT_ROUNDS)
-    parser.add_argument("--batch-size", type=_positive, metavar="N", help="samples of a token batch (default: 1)")
-    parser.add_argument(
-        "--seq-length",
-        type=_positive,
-        metavar="N",
-        help="tokens of a sample (default: as many as the config allows, 2048 at most)",
-    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
-    parser.add_argument(
-        "--dtype", choices=("fp32", "bf16", "fp16"), help="torch's default as the model is made (default: fp32)"
-    )
-    parser.add_argument("--autocast", choices=("bf16", "fp16"), help="run under torch.autocast in this dtype")
     text = "of the weights, of a token batch and of every step's random numbers"
     _add_count(parser, "--seed", "N", text, ModelChoices.seed)
     parser.add_argument(
@@ -144,9 +127,3 @@ def _parser(prog: str) -> OneLineParser:
 
 def _add_count(parser: OneLineParser, flag: str, metavar: str, text: str, default: int) -> None:
     parser.add_argument(flag, type=int, metavar=metavar, default=default, help=f"{text} (default: %(default)s)")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
-    return int(text)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 
 from megaselect.cli.commands import SETTINGS_OF_COMMAND
-from megaselect.cli.flags import CommandFlags, parse_run_args
+from megaselect.cli.flags import CommandFlags, at_least_one, parse_run_args
 from megaselect.prediction.parallel import Parallel
 from megaselect.units import size_notes
 
@@ -35,22 +35,16 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--gpus",
         metavar="N",
-        type=_at_least_one,
+        type=at_least_one,
         help="devices in all, which share as --parallel.sharding says (default: 1)",
     )
-    group.add_argument("--tensor-parallel", metavar="N", type=_at_least_one, help="ranks that share each layer")
+    group.add_argument("--tensor-parallel", metavar="N", type=at_least_one, help="ranks that share each layer")
     group.add_argument(
         "--sequence-parallel", action="store_true", help="those ranks share what lies between the products too"
     )
-    group.add_argument("--pipeline-parallel", metavar="N", type=_at_least_one, help="pipeline stages")
-    group.add_argument("--virtual-stages", metavar="N", type=_at_least_one, help="interleaved model chunks a stage")
+    group.add_argument("--pipeline-parallel", metavar="N", type=at_least_one, help="pipeline stages")
+    group.add_argument("--virtual-stages", metavar="N", type=at_least_one, help="interleaved model chunks a stage")
     group.add_argument("--json", action="store_true", help="print everything as JSON")
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
-    return int(text)
 
 
 def main(argv: Sequence[str], prog: str) -> int:

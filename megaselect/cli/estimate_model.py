@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 
 from megaselect.cli.flags import OneLineParser
+from megaselect.cli.model_flags import factory_parser
 
 _SETTINGS = ("none", "selective", "attention", "full")
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -57,23 +57,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 
 def _parser(prog: str) -> OneLineParser:
-    parser = OneLineParser(
-        prog=prog,
-        usage="%(prog)s --model FACTORY [flags]",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--model", required=True, metavar="FACTORY", help="package.module:function, or a directory")
-    parser.add_argument("--batch-size", type=_at_least_one, metavar="N", help="samples of a token batch (default: 1)")
-    parser.add_argument(
-        "--seq-length",
-        type=_at_least_one,
-        metavar="N",
-        help="tokens of a sample (default: as many as the config allows, 2048 at most)",
-    )
-    parser.add_argument("--dtype", choices=tuple(_DTYPES), help="torch's default as the model is made (default: fp32)")
-    parser.add_argument("--autocast", choices=("bf16", "fp16"), help="run under torch.autocast in this dtype")
+    parser = factory_parser(prog, _DESCRIPTION)
     parser.add_argument(
         "--optimizer",
         choices=("adamw", "torch-adamw", "none"),
@@ -88,9 +72,3 @@ def _parser(prog: str) -> OneLineParser:
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
-    return int(text)

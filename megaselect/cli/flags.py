@@ -89,6 +89,13 @@ class RunCommand:
     debug: bool
 
 
+def at_least_one(text: str) -> int:
+    """The type of a flag that counts. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
+    return int(text)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are ConfigErrors, without the usage text."""
 
